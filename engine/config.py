@@ -1,0 +1,112 @@
+"""The engine's configuration: one frozen dataclass, validated in one place.
+
+The CLI derives its flags, and a config file its keys, from these fields (`server.cli`), so a name, a
+default and a help text exist once. Everything that can be checked without the checkpoint is checked
+here; what needs the model's shapes is checked by `engine.model.shapes.check_layouts` and
+`engine.kv.geometry`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from engine.errors import ConfigError
+from engine.parallel.layout import Layout, Plan
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["safetensors", "dummy"]
+WeightsMode = Literal["auto", "resident", "reload"]
+Device = Literal["auto", "cpu", "cuda"]
+ExecutorName = Literal["processes", "simulated"]
+
+GIB = 1 << 30
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that the engine, its workers and `engine.LLM` need to know. Layouts are written as in `P4`, `T2P2`."""
+
+    model: str = _option("", "checkpoint folder (config.json and *.safetensors) or hub name")
+    tokenizer: str = _option("", "tokenizer folder or hub name (default: the model's)")
+    dtype: Dtype = _option("auto", "auto is the checkpoint's")
+    load_format: LoadFormat = _option("safetensors", "dummy makes random weights of the right shapes")
+    device: Device = _option("auto", "auto is cuda where there is a GPU")
+    executor: ExecutorName = _option(
+        "processes", "simulated answers from a virtual clock without a model (for tests and planning)"
+    )
+
+    prefill: str = _option("T1", "layout of the prefill phase, e.g. P4")
+    decode: str = _option("", "layout of the decode phase, e.g. T4 (default: the prefill layout, never switching)")
+    tail: str = _option("", "optional layout for the last few sequences, e.g. T4")
+    weights: WeightsMode = _option(
+        "auto", "how a transition gets its weights: both layouts resident, or reload from the host copy"
+    )
+
+    max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")
+    block_size: int = _option(16, "tokens in a KV block")
+    kv_cache_memory_bytes: int = _option(0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU)")
+    num_device_blocks: int = _option(0, "KV blocks of each device pool; overrides kv_cache_memory_bytes")
+    host_kv_bytes: int = _option(4 * GIB, "shared host KV pool, used when layouts differ")
+    num_host_blocks: int = _option(0, "KV blocks of the host pool; overrides host_kv_bytes")
+
+    max_num_seqs: int = _option(256, "most sequences decoding at once in a replica")
+    max_num_batched_tokens: int = _option(2048, "most tokens in one forward step; longer prompts are chunked")
+    max_queued_requests: int = _option(16384, "most requests waiting for their prefill; more are refused with 503")
+
+    policy: Literal["paper"] = _option("paper", "when to change layout")
+    surge_min_tokens: int = _option(
+        -1, "fewer waiting prompt tokens are prefilled in the decode layout (-1: max_num_batched_tokens; 0: none)"
+    )
+    tail_max_seqs: int = _option(8, "with nothing waiting and at most so many sequences left, use the tail layout")
+    max_stall_s: float = _option(60.0, "longest time that running sequences stand still for a prefill phase")
+    max_wait_s: float = _option(60.0, "longest time that a prompt waits for the decode phase to end by itself")
+
+    seed: int = _option(0, "seed of requests that bring none, and of dummy weights")
+    step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker")
+    start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up")
+
+    def __post_init__(self) -> None:
+        plan = self.plan  # parses the layouts
+        for f in fields(self):
+            allowed = {
+                "dtype": get_args(Dtype),
+                "load_format": get_args(LoadFormat),
+                "device": get_args(Device),
+                "weights": get_args(WeightsMode),
+                "executor": get_args(ExecutorName),
+                "policy": ("paper",),
+            }.get(f.name)
+            if allowed and getattr(self, f.name) not in allowed:
+                raise ConfigError(f"{f.name} must be one of {', '.join(allowed)}, not {getattr(self, f.name)!r}")
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_queued_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in (
+            "max_model_len",
+            "kv_cache_memory_bytes",
+            "num_device_blocks",
+            "host_kv_bytes",
+            "num_host_blocks",
+            "tail_max_seqs",
+            "max_stall_s",
+            "max_wait_s",
+            "step_timeout_s",
+            "start_timeout_s",
+        ):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        del plan
+
+    @property
+    def plan(self) -> Plan:
+        prefill = Layout.parse(self.prefill)
+        return Plan(
+            prefill=prefill,
+            decode=Layout.parse(self.decode) if self.decode else prefill,
+            tail=Layout.parse(self.tail) if self.tail else None,
+        )

@@ -1,0 +1,132 @@
+"""The few messages between the frontend and the engine process. Token ids only, never text or tensors."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from engine.sampling import SamplingParams
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; `wire` is OpenAI's word."""
+
+    STOP = 0
+    LENGTH = 1
+    ABORT = 2
+    ERROR = 3
+
+    @property
+    def wire(self) -> str:
+        return self.name.lower()
+
+
+class Add(msgspec.Struct, frozen=True, tag="add"):
+    """A new request: `sampling.n` continuations of one prompt. `id` is unique among live requests."""
+
+    id: str
+    prompt: list[int]
+    sampling: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Forget a request. No further Output follows once this is processed; its blocks are freed."""
+
+    id: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Answered by one turn of the engine's loop with a Pong: proves that the loop turns."""
+
+    nonce: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """The engine ends its workers and exits with 0."""
+
+
+ToEngine = Add | Abort | Ping | Stop
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one sequence (`index` of its request). Set `finish_reason` on the last one."""
+
+    id: str
+    index: int
+    tokens: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None  # the token id that stopped it, if one did
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """A snapshot for metrics. Counters are totals since start."""
+
+    phase: str = "prefill"
+    layout: str = ""
+    requests_running: int = 0  # sequences decoding or being prefilled
+    requests_waiting: int = 0  # sequences whose prefill has not started
+    requests_hosted: int = 0  # sequences whose KV is in (or on its way from or to) the host pool
+    device_blocks_used: int = 0  # of the fullest replica
+    device_blocks_total: int = 0
+    host_blocks_used: int = 0
+    host_blocks_total: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    transitions: dict[str, int] = {}  # by "P2->T2"
+    transition_seconds: dict[str, float] = {}  # by part: "drain", "weights"
+    swap_bytes: dict[str, int] = {}  # by "out" and "in"
+    swap_seconds: dict[str, float] = {}
+    phase_seconds: dict[str, float] = {}  # time in each phase, by phase
+    steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    outputs: list[Output]
+    stats: Stats | None = None
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    nonce: int
+    stats: Stats
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What the engine turned out to be; known once it is ready."""
+
+    model: str
+    prefill: str
+    decode: str
+    tail: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    device_blocks: int  # of each replica
+    device_block_bytes: int  # largest stride of any rank
+    host_blocks: int
+    host_block_bytes: int
+    weights: str
+    eos_token_ids: tuple[int, ...] = ()
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    info: EngineInfo
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A line for the operator while the engine starts."""
+
+    message: str
+
+
+class Dead(msgspec.Struct, frozen=True, tag="dead"):
+    """The engine's last word. `is_config`: the operator can fix it (exit code 2)."""
+
+    message: str
+    is_config: bool = False
+
+
+FromEngine = Ready | Progress | Outputs | Pong | Dead

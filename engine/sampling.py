@@ -1,0 +1,63 @@
+"""What a client may ask of the sampler. A plain value: crosses every process boundary as it is."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from engine.errors import RequestError
+
+MAX_SEED = 2**63 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16.
+
+    Stop strings are not here: they need text, which only the frontend has.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 or -1: off
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def validate(self) -> None:
+        """Raise RequestError, naming the field, if a value is out of range."""
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}.", "max_tokens")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise RequestError(f"temperature must be a finite number >= 0, got {self.temperature}.", "temperature")
+        if not 0.0 < self.top_p <= 1.0:
+            raise RequestError(f"top_p must be in (0, 1], got {self.top_p}.", "top_p")
+        if self.top_k < -1:
+            raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}.", "top_k")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise RequestError(f"min_p must be in [0, 1], got {self.min_p}.", "min_p")
+        if not 1 <= self.n <= 128:
+            raise RequestError(f"n must be between 1 and 128, got {self.n}.", "n")
+        if self.seed is not None and not -MAX_SEED <= self.seed <= MAX_SEED:
+            raise RequestError("seed must fit in 64 bits.", "seed")
+
+
+class RowSampling(msgspec.Struct, frozen=True, array_like=True):
+    """How one sequence's rows are sampled, as the workers need it (`engine.steps.SlotInit`).
+
+    Noise is a pure function of (seed, position of the sampled token), so that a seeded request gives
+    the same tokens in any batch, layout, or after any preemption.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int

@@ -1,0 +1,135 @@
+"""Commands: what the engine tells the ranks, and the reports they send back.
+
+A command is a small description, never a tensor. Every rank named by a command executes its commands in
+the order of their ids; `Forward`s run one after another, swaps run beside them. Invariants that the
+scheduler keeps, so that no rank ever has to wait for another rank's copies:
+
+- a command names a device block only if every earlier *swap* that touches it has completed on all ranks
+  of the replica (earlier forwards need no wait: they run in order on each rank);
+- a swap-in names host blocks only after the swap-out that wrote them completed on all its ranks;
+- a `Transition` is sent only when no `Forward` is in flight anywhere. Swaps may be: they carry their layout.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.sampling import RowSampling
+
+
+class SlotInit(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence takes a slot (a row of the ranks' block table and token buffer) of its replica."""
+
+    slot: int
+    sampling: RowSampling
+
+
+class TableUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """Entries `first ...` of a slot's block table become `blocks` (device block ids)."""
+
+    slot: int
+    first: int
+    blocks: list[int]
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's part of a forward: tokens at positions `start ... start + len(tokens) - 1`.
+
+    A token >= 0 is an id. A token < 0 is `~slot`: the last token sampled for that slot, which may still
+    be in flight. If `sample`, the logits of the last position are sampled, the token goes to the slot's
+    row of the token buffer (on every first-stage rank) and back to the engine.
+    """
+
+    slot: int
+    start: int
+    tokens: list[int]
+    sample: bool
+
+
+class Forward(msgspec.Struct, frozen=True, tag="forward"):
+    """Run the model over some chunks in one replica of a layout: prefill, decode or both mixed.
+
+    `inits` then `tables` are applied before the chunks. Chunks are of distinct slots.
+    """
+
+    id: int
+    layout: int
+    replica: int
+    chunks: list[Chunk]
+    tables: list[TableUpdate]
+    inits: list[SlotInit]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+class Swap(msgspec.Struct, frozen=True, tag="swap"):
+    """Copy KV blocks between a replica's device pool and the host pool.
+
+    `layout` says whose rectangles the device blocks hold, which need not be the current layout:
+    resident sequences can be swapped at any time.
+    """
+
+    id: int
+    layout: int
+    replica: int
+    to_host: bool
+    device_blocks: list[int]
+    host_blocks: list[int]
+
+
+class Transition(msgspec.Struct, frozen=True, tag="transition"):
+    """All ranks change their weights to another layout."""
+
+    id: int
+    layout: int
+
+
+class AllocatePools(msgspec.Struct, frozen=True, tag="allocate"):
+    """Start-up: the rank allocates its device pool and maps the host pool, then answers `RankReady`.
+
+    The count is the same on every rank: the least that any of them has room for.
+    """
+
+    num_device_blocks: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """The rank ends its loop and exits with 0."""
+
+
+Command = Forward | Swap | Transition | AllocatePools | Shutdown
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """A rank completed a command. Only a replica's sampling rank fills `tokens` (one per sampled chunk)."""
+
+    rank: int
+    id: int
+    tokens: list[int] = []
+    seconds: float = 0.0  # busy time of this command on this rank
+    bytes: int = 0  # bytes this rank moved, of swaps and transitions
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """A rank cannot go on. The engine ends with this message."""
+
+    rank: int
+    message: str
+    is_config: bool = False  # the operator can fix it: exit code 2
+
+
+class RankReady(msgspec.Struct, frozen=True, tag="ready"):
+    """A rank finished a stage of start-up.
+
+    `loaded`: groups are warm and weights in place, and `max_device_blocks` blocks would fit.
+    `serving`: both pools are allocated and mapped; commands may come.
+    """
+
+    rank: int
+    stage: str
+    max_device_blocks: int = 0
+
+
+FromRank = Report | Failure | RankReady
