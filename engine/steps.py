@@ -17,6 +17,11 @@ import msgspec
 from engine.sampling import RowSampling
 
 
+def num_slots(max_num_seqs: int) -> int:
+    """Slots of a replica: as many sequences may stand still as decode, beside those being prefilled."""
+    return 2 * max_num_seqs
+
+
 class SlotInit(msgspec.Struct, frozen=True, array_like=True):
     """A sequence takes a slot (a row of the ranks' block table and token buffer) of its replica."""
 

@@ -1,0 +1,20 @@
+"""Executors: real worker processes, or a simulated host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.config import EngineConfig
+from engine.executor.base import Executor
+
+
+def make_executor(config: EngineConfig, on_progress: Callable[[str], None] | None = None) -> Executor:
+    """Start the executor that the configuration asks for. Blocks until it is ready; raises ConfigError and
+    EngineDeadError. `on_progress` gets lines for the operator meanwhile."""
+    if config.executor == "simulated":
+        from engine.executor.simulated import SimulatedExecutor
+
+        return SimulatedExecutor(config, instant=True)
+    from engine.executor.processes import ProcessExecutor  # imports torch
+
+    return ProcessExecutor(config, on_progress)

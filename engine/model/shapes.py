@@ -66,7 +66,16 @@ def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
         raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        # Chat models name here the end-of-turn token that config.json leaves out.
+        raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), json.loads(generation.read_text()).get("eos_token_id"))
     return shape_from_config(raw, str(path), dtype)
+
+
+def _merged_ids(*ids: Any) -> list[int]:
+    lists = [value if isinstance(value, list) else [] if value is None else [value] for value in ids]
+    return list(dict.fromkeys(token for tokens in lists for token in tokens))
 
 
 def shape_from_config(raw: dict[str, Any], where: str, dtype: str = "auto") -> ModelShape:

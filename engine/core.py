@@ -1,0 +1,84 @@
+"""One turn of the engine's loop: collect reports, schedule, dispatch. Used by the engine process and by `engine.LLM`."""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.errors import IntegrityError
+from engine.executor.base import Executor
+from engine.messages import Add, EngineInfo, Output, Stats
+from engine.scheduler.policy import Policy
+from engine.scheduler.scheduler import Scheduler
+
+
+class Core:
+    """Joins a scheduler to an executor. Owned by one thread; `turn` never blocks."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, policy: Policy | None = None) -> None:
+        self._config = config
+        self._executor = executor
+        self._scheduler = Scheduler(config, executor.capacity, executor.now(), policy)
+        self._was_idle = True
+
+    def add(self, request: Add) -> None:
+        """Queue a request. Raises RequestError or QueueFullError; nothing has changed then."""
+        self._scheduler.add(request, self._executor.now())
+
+    def abort(self, request_id: str) -> None:
+        self._scheduler.abort(request_id)
+
+    def turn(self) -> list[Output]:
+        """Take in what the ranks report, send what can be sent, return the new tokens.
+
+        Raises EngineDeadError if a rank is gone, IntegrityError if bookkeeping is wrong or nothing can go on.
+        """
+        for report in self._executor.collect():
+            self._scheduler.update(report, self._executor.now())
+        self._dispatch()
+        if self._is_waiting_for_nothing:
+            self._dispatch()  # a move without bytes completes at once and may be what others waited for
+            if self._is_waiting_for_nothing:
+                raise IntegrityError(self._scheduler.describe_stuck())
+        idle = self._scheduler.is_idle
+        if idle and not self._was_idle:
+            self._scheduler.check_idle()
+        self._was_idle = idle
+        return self._scheduler.take_outputs()
+
+    def _dispatch(self) -> None:
+        for command in self._scheduler.schedule(self._executor.now()):
+            self._executor.submit(command)
+
+    @property
+    def _is_waiting_for_nothing(self) -> bool:
+        return self._scheduler.has_requests and not self._scheduler.has_commands_in_flight
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do until a request comes."""
+        return self._scheduler.is_idle
+
+    def stats(self) -> Stats:
+        return self._scheduler.stats(self._executor.now())
+
+
+def describe(config: EngineConfig, executor: Executor) -> EngineInfo:
+    """What the engine turned out to be, for the operator and for /v1/models."""
+    capacity, plan = executor.capacity, config.plan
+    return EngineInfo(
+        model=config.model,
+        prefill=str(plan.prefill),
+        decode=str(plan.decode),
+        tail=str(plan.tail) if plan.tail else "",
+        dtype=capacity.shape.dtype,
+        device=capacity.device,
+        max_model_len=capacity.max_model_len,
+        vocab_size=capacity.shape.vocab,
+        block_size=config.block_size,
+        device_blocks=capacity.num_device_blocks,
+        device_block_bytes=capacity.device_block_bytes,
+        host_blocks=capacity.num_host_blocks,
+        host_block_bytes=capacity.host_block_bytes,
+        weights=capacity.weights,
+        eos_token_ids=capacity.shape.eos_token_ids,
+    )
+

@@ -1,0 +1,182 @@
+"""A host that does not exist: the same commands and reports, on a virtual clock.
+
+The scheduler's tests run on it, and hosts that we do not own can be planned with it. Rates are constants for now;
+the measured cost model will replace `HostRates`. Tokens are made up, but deterministic.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.executor.base import Capacity, Executor
+from engine.kv.geometry import KVGeometry, check_pools
+from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.parallel.layout import Layout
+from engine.steps import Command, Forward, Report, Swap, Transition
+
+DEFAULT_DEVICE_KV_BYTES = 1 << 30
+
+# What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
+DEFAULT_SHAPE = ModelShape(
+    num_layers=32,
+    hidden=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn=14336,
+    vocab=49152,
+    max_position=8192,
+    tied=False,
+    dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True)
+class HostRates:
+    """Constant costs of a simulated host. Defaults are round figures, not measurements."""
+
+    step_s: float = 0.002  # of a stage's forward, whatever it holds
+    token_s: float = 20e-6  # of a token through the whole model on one device
+    all_reduce_token_s: float = 4e-6  # added for every token if tp > 1
+    swap_bytes_per_s: float = 20e9  # of one rank
+    transition_s: float = 0.5
+
+
+class SimulatedExecutor(Executor):
+    """Stages are busy one forward at a time; each replica copies its swaps one after another, beside its forwards.
+
+    `instant` takes no time at all: to measure what surrounds the engine.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        shape: ModelShape | None = None,
+        rates: HostRates | None = None,
+        *,
+        instant: bool = False,
+    ) -> None:
+        if shape is None:
+            shape = read_shape(Path(config.model), config.dtype) if config.model else DEFAULT_SHAPE
+        self._plan = config.plan
+        check_plan(self._plan, shape)
+        self._rates = rates or HostRates()
+        self._instant = instant
+        self._geometry = KVGeometry(shape, self._plan, config.block_size)
+        self.capacity = self._make_capacity(config, shape)
+        self._clock_s = 0.0
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
+        self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self._copies_free_s: defaultdict[int, float] = defaultdict(float)
+
+    def _make_capacity(self, config: EngineConfig, shape: ModelShape) -> Capacity:
+        geometry = self._geometry
+        max_model_len = config.max_model_len or shape.max_position
+        device_bytes = config.kv_cache_memory_bytes or DEFAULT_DEVICE_KV_BYTES
+        num_device_blocks = config.num_device_blocks or device_bytes // geometry.max_device_block_bytes
+        num_host_blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
+        if self._plan.is_static:
+            num_host_blocks = 0
+        check_pools(geometry, max_model_len, num_device_blocks, num_host_blocks)
+        return Capacity(
+            shape=shape,
+            max_model_len=max_model_len,
+            num_device_blocks=num_device_blocks,
+            num_host_blocks=num_host_blocks,
+            device_block_bytes=geometry.max_device_block_bytes,
+            host_block_bytes=geometry.host_block_bytes,
+            device="simulated",
+            weights="none",
+        )
+
+    def submit(self, command: Command) -> None:
+        match command:
+            case Forward():
+                self._at(self._forward_end(command), lambda: self._report(command, self.run_forward(command)))
+            case Swap():
+                self._at(self._swap_end(command), lambda: self._report_swap(command))
+            case Transition():
+                self._at(self._clock_s + self._seconds(self._rates.transition_s), lambda: self._report(command, []))
+
+    def collect(self) -> list[Report]:
+        """Advance the clock to the next completion, and return all that happen then."""
+        if not self._events:
+            return []
+        self._clock_s = max(self._clock_s, self._events[0][0])
+        reports: list[Report] = []
+        while self._events and self._events[0][0] <= self._clock_s:
+            reports += heapq.heappop(self._events)[2]()
+        return reports
+
+    def wait_handle(self) -> None:
+        return None
+
+    def now(self) -> float:
+        return self._clock_s
+
+    def close(self) -> None:
+        self._events.clear()
+
+    # --- what a test may replace to look inside
+
+    def run_forward(self, forward: Forward) -> list[int]:
+        """The forward completes; one token for each sampled chunk."""
+        vocab = self.capacity.shape.vocab
+        return [(7 + 31 * (c.start + len(c.tokens))) % vocab for c in forward.chunks if c.sample]
+
+    def run_swap(self, swap: Swap) -> None:
+        """The copy completes."""
+
+    # --- time
+
+    def _at(self, time_s: float, happen: Callable[[], list[Report]]) -> None:
+        heapq.heappush(self._events, (time_s, next(self._order), happen))
+
+    def _seconds(self, duration_s: float) -> float:
+        return 0.0 if self._instant else duration_s
+
+    def _forward_end(self, forward: Forward) -> float:
+        layout, rates = self._plan.layouts[forward.layout], self._rates
+        communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
+        work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
+        time_s = self._clock_s
+        for stage in range(layout.pp):
+            start_s = max(time_s, self._stage_free_s[forward.replica, stage])
+            time_s = start_s + self._seconds(rates.step_s / layout.pp + work_s)
+            self._stage_free_s[forward.replica, stage] = time_s
+        return time_s
+
+    def _swap_end(self, swap: Swap) -> float:
+        rank_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes / self._layout(swap).ranks_per_replica
+        start_s = max(self._clock_s, self._copies_free_s[swap.replica])
+        if swap.to_host:
+            start_s = max(start_s, *(self._stage_free_s[swap.replica, s] for s in range(self._layout(swap).pp)), 0.0)
+        self._copies_free_s[swap.replica] = start_s + self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
+        return self._copies_free_s[swap.replica]
+
+    def _layout(self, command: Forward | Swap) -> Layout:
+        return self._plan.layouts[command.layout]
+
+    # --- reports
+
+    def _report(self, command: Forward | Swap | Transition, tokens: list[int], num_bytes: int = 0) -> list[Report]:
+        if isinstance(command, Transition):
+            return [Report(rank, command.id) for rank in range(self._plan.world_size)]
+        layout = self._layout(command)
+        sampling_rank = layout.sampling_rank(command.replica)
+        return [
+            Report(rank, command.id, tokens if rank == sampling_rank else [], bytes=num_bytes)
+            for rank in layout.replica_ranks(command.replica)
+        ]
+
+    def _report_swap(self, swap: Swap) -> list[Report]:
+        self.run_swap(swap)
+        total = len(swap.device_blocks) * self._geometry.host_block_bytes
+        return self._report(swap, [], total // self._layout(swap).ranks_per_replica)

@@ -1,0 +1,61 @@
+"""What the scheduler has done since start: the numbers behind `Stats`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from engine.messages import Stats
+
+
+class Counters:
+    """Totals since start. Nothing that stalls a sequence is left out: each transition's parts and all swaps count."""
+
+    def __init__(self, now: float) -> None:
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.preemptions = 0
+        self._transitions: Counter[str] = Counter()
+        self._transition_seconds: defaultdict[str, float] = defaultdict(float)
+        self._swap_bytes: Counter[str] = Counter()
+        self._swap_seconds: defaultdict[str, float] = defaultdict(float)
+        self._phase_seconds: defaultdict[str, float] = defaultdict(float)
+        self._steps: Counter[str] = Counter()
+        self._entered_s = now
+
+    def left(self, phase: str, now: float) -> None:
+        """A phase is over and the next begins."""
+        self._phase_seconds[phase] += now - self._entered_s
+        self._entered_s = now
+
+    def changed(self, change: str, **seconds: float) -> None:
+        """A transition, written as `P4->T4`, completed; its parts took so many seconds."""
+        self._transitions[change] += 1
+        for part, duration in seconds.items():
+            self._transition_seconds[part] += duration
+
+    def swapped(self, to_host: bool, num_bytes: int, seconds: float) -> None:
+        direction = "out" if to_host else "in"
+        self._swap_bytes[direction] += num_bytes
+        self._swap_seconds[direction] += seconds
+
+    def stepped(self, kind: str) -> None:
+        self._steps[kind] += 1
+
+    def snapshot(self, phase: str, now: float, **gauges: Any) -> Stats:
+        """All totals, with the current phase's time up to now, and the given gauges of `Stats`."""
+        phase_seconds = dict(self._phase_seconds)
+        phase_seconds[phase] = phase_seconds.get(phase, 0.0) + now - self._entered_s
+        return Stats(
+            phase=phase,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=self.generation_tokens,
+            preemptions=self.preemptions,
+            transitions=dict(self._transitions),
+            transition_seconds=dict(self._transition_seconds),
+            swap_bytes=dict(self._swap_bytes),
+            swap_seconds=dict(self._swap_seconds),
+            phase_seconds=phase_seconds,
+            steps=dict(self._steps),
+            **gauges,
+        )

@@ -1,0 +1,31 @@
+"""Commands in flight: who still has to report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.scheduler.request import Sequence
+from engine.steps import Forward, Report, Swap, Transition
+
+
+@dataclass
+class InFlight:
+    """A command is complete once every rank that got it has reported.
+
+    `sequences` are those it names, `sampled` those whose chunk ends in a token, in the order of the tokens.
+    """
+
+    command: Forward | Swap | Transition
+    waiting_for: int  # ranks
+    sent_s: float
+    sequences: list[Sequence]
+    sampled: list[Sequence]
+    seconds: float = 0.0  # of the slowest rank
+    bytes: int = 0  # of all ranks
+
+    def reported(self, report: Report) -> bool:
+        """Take one rank's report; True if it was the last."""
+        self.waiting_for -= 1
+        self.seconds = max(self.seconds, report.seconds)
+        self.bytes += report.bytes
+        return self.waiting_for == 0

@@ -1,0 +1,224 @@
+"""Where KV lives: sequences take and give back device blocks, host blocks and slots here and nowhere else.
+
+The methods only do the bookkeeping and describe the copies (`Swap`) that must follow; states and dispatching
+are the scheduler's. Device blocks stay with a sequence until nothing in flight names them (`Scheduler._settle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from engine.errors import IntegrityError
+from engine.kv.blocks import BlockPool
+from engine.kv.geometry import KVGeometry
+from engine.parallel.layout import Layout
+from engine.scheduler.request import Sequence
+from engine.steps import Swap
+
+
+@dataclass
+class Replica:
+    """One replica's share of the state: its blocks, its slots, and who decodes there, next one first."""
+
+    index: int
+    pool: BlockPool
+    free_slots: list[int]
+    rotation: dict[Sequence, None] = field(default_factory=dict)
+    prefilling: dict[Sequence, None] = field(default_factory=dict)
+    forwards_in_flight: int = 0
+    incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
+
+    @property
+    def residents(self) -> int:
+        """Sequences that decode here, or will."""
+        return len(self.rotation) + len(self.prefilling) + len(self.incoming)
+
+
+class Residency:
+    """Device pools of the current replicas, and the host pool.
+
+    `reserve` blocks of each device pool are only for prompts in the prefill phase (`surge=True`), so that a
+    full decode batch standing still never keeps the prefill phase from making progress.
+    """
+
+    def __init__(
+        self,
+        geometry: KVGeometry,
+        num_device_blocks: int,
+        num_host_blocks: int,
+        num_slots: int,
+        reserve: int,
+        next_id: Callable[[], int],
+    ) -> None:
+        self._geometry = geometry
+        self._block_size = geometry.block_size
+        self._num_device_blocks = num_device_blocks
+        self._num_slots = num_slots
+        self._next_id = next_id
+        self.reserve = reserve
+        self.host = BlockPool(num_host_blocks, "host")
+        self.replicas: list[Replica] = []
+
+    def enter(self, layout: Layout) -> None:
+        """The replicas become those of `layout`. With another dp degree nothing may be on any device."""
+        if len(self.replicas) == layout.dp:
+            return
+        for replica in self.replicas:
+            if replica.pool.used or len(replica.free_slots) != self._num_slots:
+                raise IntegrityError(f"replica {replica.index} still holds blocks while the replicas change")
+        self.replicas = [
+            Replica(i, BlockPool(self._num_device_blocks, "device"), list(range(self._num_slots - 1, -1, -1)))
+            for i in range(layout.dp)
+        ]
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
+    def room(self, replica: Replica, surge: bool) -> int:
+        """Blocks that a new sequence may take: decode leaves the reserve, and a block for each resident to grow."""
+        if surge:
+            return replica.pool.free
+        return replica.pool.free - self.reserve - len(replica.rotation)
+
+    # --- device
+
+    def admit(self, seq: Sequence, replica: Replica, layout: int, surge: bool) -> bool:
+        """Give a waiting sequence all blocks its known tokens need, sharing live ones of equal content.
+
+        In a surge its way out is reserved too: enough host blocks for what will be swapped out. Returns False,
+        changing nothing, if there is no room.
+        """
+        tokens = len(seq.tokens)
+        shared = self._shared_on_device(seq, replica, layout, (tokens - 1) // self._block_size)
+        needed = self.blocks_for(tokens) - len(shared)
+        goes_out = surge and seq.generated + 1 < seq.max_tokens
+        if not replica.free_slots or needed > self.room(replica, surge):
+            return False
+        if goes_out and self.blocks_for(tokens) > self.host.free:
+            return False
+        self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], needed)
+        if goes_out:
+            seq.reserved_blocks = self.host.allocate(self.blocks_for(tokens))
+        seq.dispatched = len(shared) * self._block_size
+        seq.prefill_end = tokens
+        return True
+
+    def grow(self, seq: Sequence) -> bool:
+        """Make sure there is a block for the sequence's next position."""
+        if self.blocks_for(seq.dispatched + 1) <= len(seq.device_blocks):
+            return True
+        pool = self.replicas[seq.replica].pool
+        if pool.free <= self.reserve:
+            return False
+        seq.device_blocks += pool.allocate(1)
+        return True
+
+    def publish(self, seq: Sequence, first_token: int) -> None:
+        """Full prompt blocks that a dispatched step fills from `first_token` on may be shared from now on:
+        whoever shares them runs later on the same ranks."""
+        pool = self.replicas[seq.replica].pool
+        for i in range(first_token // self._block_size, min(seq.dispatched // self._block_size, len(seq.keys))):
+            pool.publish(seq.device_blocks[i], (seq.layout, seq.keys[i]))
+
+    def drop(self, seq: Sequence) -> None:
+        """Give back everything; the sequence starts over from its known tokens."""
+        self._leave_device(seq)
+        self._leave_host(seq)
+        seq.dispatched = seq.prefill_end = 0
+
+    # --- between device and host
+
+    def swap_out(self, seq: Sequence) -> Swap | None:
+        """Describe the copy of a sequence's KV to the host; None, changing nothing, if the host has no room.
+
+        Blocks whose content already is on the host are shared instead, so the copy may be empty.
+        """
+        count = self.blocks_for(seq.dispatched)
+        full = min(seq.dispatched // self._block_size, len(seq.keys))
+        found = [self.host.find(seq.keys[i]) if i < full else None for i in range(count)]
+        missing = found.count(None)
+        if missing - len(seq.reserved_blocks) > self.host.free:
+            return None
+        spare = seq.reserved_blocks
+        seq.reserved_blocks = []
+        if missing > len(spare):
+            spare += self.host.allocate(missing - len(spare))
+        device_blocks, host_blocks = [], []
+        for device_block, host_block in zip(seq.device_blocks, found, strict=False):
+            if host_block is not None:
+                seq.host_blocks.append(self.host.share(host_block))
+                continue
+            seq.host_blocks.append(spare.pop())
+            device_blocks.append(device_block)
+            host_blocks.append(seq.host_blocks[-1])
+        self.host.release(spare)
+        return Swap(self._next_id(), seq.layout, seq.replica, True, device_blocks, host_blocks)
+
+    def swapped_out(self, seq: Sequence) -> None:
+        """The copy has completed on all ranks and no step names the device blocks any more."""
+        for i in range(min(seq.dispatched // self._block_size, len(seq.keys))):
+            self.host.publish(seq.host_blocks[i], seq.keys[i])
+        self._leave_device(seq)
+
+    def swap_in(self, seq: Sequence, replica: Replica, layout: int, surge: bool) -> Swap | None:
+        """Describe the copy of a hosted sequence to a replica; None, changing nothing, if there is no room."""
+        filled = self.blocks_for(seq.dispatched)
+        total = self.blocks_for(max(seq.prefill_end, seq.dispatched + 1))
+        full = min(seq.dispatched // self._block_size, len(seq.keys))
+        shared = self._shared_on_device(seq, replica, layout, full)
+        if not replica.free_slots or total - len(shared) > self.room(replica, surge):
+            return None
+        if surge:  # it will have to leave again at the end of its prompt
+            if self.blocks_for(seq.prefill_end) > self.host.free:
+                return None
+            seq.reserved_blocks = self.host.allocate(self.blocks_for(seq.prefill_end))
+        self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
+        copied = slice(len(shared), filled)
+        return Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[copied], seq.host_blocks[copied])
+
+    def swapped_in(self, seq: Sequence) -> None:
+        """The copy has completed on all ranks."""
+        self.publish(seq, 0)
+        self.host.release(seq.host_blocks)
+        seq.host_blocks = []
+
+    # --- parts
+
+    def _shared_on_device(self, seq: Sequence, replica: Replica, layout: int, most: int) -> list[int]:
+        blocks: list[int] = []
+        for key in seq.keys[:most]:
+            block = replica.pool.find((layout, key))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _occupy(self, seq: Sequence, replica: Replica, layout: int, shared: list[int], fresh: int) -> None:
+        seq.device_blocks = shared + replica.pool.allocate(fresh)
+        seq.replica, seq.layout, seq.slot = replica.index, layout, replica.free_slots.pop()
+        seq.table_sent, seq.slot_sent = 0, False
+
+    def _leave_device(self, seq: Sequence) -> None:
+        if seq.slot < 0:
+            return
+        replica = self.replicas[seq.replica]
+        replica.pool.release(seq.device_blocks)
+        replica.free_slots.append(seq.slot)
+        seq.device_blocks, seq.slot, seq.replica, seq.layout = [], -1, -1, -1
+
+    def _leave_host(self, seq: Sequence) -> None:
+        self.host.release(seq.host_blocks)
+        self.host.release(seq.reserved_blocks)
+        seq.host_blocks, seq.reserved_blocks = [], []
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Raise IntegrityError unless both pools and the slots add up to what these sequences hold."""
+        held = list(sequences)
+        self.host.check([blocks for s in held for blocks in (s.host_blocks, s.reserved_blocks)])
+        for replica in self.replicas:
+            here = [s for s in held if s.replica == replica.index and s.slot >= 0]
+            replica.pool.check([s.device_blocks for s in here])
+            slots = sorted(replica.free_slots + [s.slot for s in here])
+            if slots != list(range(self._num_slots)):
+                raise IntegrityError(f"slots of replica {replica.index} do not add up: {slots}")
