@@ -1,4 +1,4 @@
-"""One turn of the engine's loop: collect reports, schedule, dispatch. Used by the engine process and by `engine.LLM`."""
+"""One turn of the engine's loop: collect reports, schedule, dispatch. For the engine process and `engine.LLM`."""
 
 from __future__ import annotations
 
@@ -81,4 +81,3 @@ def describe(config: EngineConfig, executor: Executor) -> EngineInfo:
         weights=capacity.weights,
         eos_token_ids=capacity.shape.eos_token_ids,
     )
-

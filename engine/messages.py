@@ -82,6 +82,15 @@ class Stats(msgspec.Struct, frozen=True):
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
 
 
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """An Add that the engine did not take; nothing else follows for its id. `queue_full`: try again later."""
+
+    id: str
+    message: str
+    param: str | None = None
+    queue_full: bool = False
+
+
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     outputs: list[Output]
     stats: Stats | None = None
@@ -129,4 +138,4 @@ class Dead(msgspec.Struct, frozen=True, tag="dead"):
     is_config: bool = False
 
 
-FromEngine = Ready | Progress | Outputs | Pong | Dead
+FromEngine = Ready | Progress | Outputs | Refused | Pong | Dead

@@ -188,7 +188,7 @@ def test_a_short_queue_never_switches() -> None:
     for i in range(5):
         core.add(Add(f"r{i}", [1, 2, 3 + i], SamplingParams(max_tokens=8, temperature=0.0)))
         tokens, _ = gather(run(core))
-        assert tokens["r%d" % i, 0] == reference([1, 2, 3 + i], 8)
+        assert tokens[f"r{i}", 0] == reference([1, 2, 3 + i], 8)
     assert executor.transitions == 1  # once, from the phase it started in
 
 

@@ -1,0 +1,194 @@
+"""The engine's process: starts the executor, then turns the core's loop between the frontend and the ranks.
+
+`EngineProcess` is the parent's handle on it, `run_engine` what runs inside. The frontend binds both sockets, the
+engine connects. Its exit code is 0 after Stop or SIGTERM, 2 if the operator can fix what is wrong, else 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import zmq
+
+from engine.config import EngineConfig
+from engine.core import Core, describe
+from engine.errors import ConfigError, QueueFullError, RequestError, SeesawError
+from engine.executor import make_executor
+from engine.executor.base import Executor
+from engine.messages import Abort, Add, Dead, FromEngine, Outputs, Ping, Pong, Progress, Ready, Refused, Stop, ToEngine
+from engine.supervision import end_children, exit_with_parent
+
+logger = logging.getLogger(__name__)
+
+STATS_INTERVAL_S = 0.25
+LAST_WORDS_MS = 1000
+POLL_MS = 1000  # an upper bound only: sockets wake the loop
+
+
+class EngineProcess:
+    """A running engine process, seen from its parent. The parent watches `process.sentinel`."""
+
+    def __init__(self, process: BaseProcess, run_dir: Path) -> None:
+        self.process = process
+        self._run_dir = run_dir
+
+    @classmethod
+    def start(cls, config: EngineConfig) -> EngineProcess:
+        """Spawn the process; it reports on the sockets when it is ready, or why it cannot be."""
+        run_dir = Path(tempfile.mkdtemp(prefix="seesaw-"))  # mode 0700: nobody else may talk to the engine
+        context = multiprocessing.get_context("spawn")
+        # Not daemonic: it has children of its own.
+        process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
+        try:
+            process.start()
+        except BaseException:
+            shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        return cls(process, run_dir)
+
+    @property
+    def send_address(self) -> str:
+        """Where the frontend binds a PUSH socket for `ToEngine` messages."""
+        return to_engine_address(self._run_dir)
+
+    @property
+    def receive_address(self) -> str:
+        """Where the frontend binds a PULL socket for `FromEngine` messages."""
+        return from_engine_address(self._run_dir)
+
+    def close(self, timeout_s: float = 10.0) -> int | None:
+        """Wait for the process to end (send Stop first), then make it. Returns its exit code. Idempotent."""
+        end_children([self.process], timeout_s)
+        shutil.rmtree(self._run_dir, ignore_errors=True)
+        return self.process.exitcode
+
+
+def to_engine_address(run_dir: Path) -> str:
+    return f"ipc://{run_dir}/to_engine"
+
+
+def from_engine_address(run_dir: Path) -> str:
+    return f"ipc://{run_dir}/from_engine"
+
+
+class _Frontend:
+    """The engine's end of the sockets."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._context = zmq.Context()
+        self.inbox = self._context.socket(zmq.PULL)
+        self._outbox = self._context.socket(zmq.PUSH)
+        for socket in (self.inbox, self._outbox):
+            socket.set_hwm(0)  # the frontend bounds the requests, and so what can queue up
+        self.inbox.connect(to_engine_address(run_dir))
+        self._outbox.connect(from_engine_address(run_dir))
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+    def send(self, message: FromEngine) -> None:
+        self._outbox.send(self._encoder.encode(message))
+
+    def receive(self) -> ToEngine | None:
+        """The next message if one is here."""
+        try:
+            return self._decoder.decode(self.inbox.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        self._context.destroy(linger=LAST_WORDS_MS)
+
+
+def run_engine(config: EngineConfig, run_dir: str) -> None:
+    """The process's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the frontend's to handle
+    signal.signal(signal.SIGTERM, _raise_exit)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
+    frontend = _Frontend(Path(run_dir))
+    code = 0
+    try:
+        _serve(config, frontend)
+    except SeesawError as error:
+        is_config = isinstance(error, ConfigError)
+        code = 2 if is_config else 1
+        frontend.send(Dead(str(error), is_config))
+    except Exception as error:
+        logger.exception("the engine failed")
+        code = 1
+        frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
+    finally:
+        frontend.close()
+    sys.exit(code)
+
+
+def _raise_exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _serve(config: EngineConfig, frontend: _Frontend) -> None:
+    executor = make_executor(config, lambda line: frontend.send(Progress(line)))
+    try:
+        frontend.send(Ready(describe(config, executor)))
+        _Loop(config, executor, frontend).run()
+    finally:
+        executor.close()
+
+
+class _Loop:
+    """Receive, turn, send; asleep while there is nothing to do. Every message is answered by a turn of this loop,
+    so a Pong proves that it turns."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, frontend: _Frontend) -> None:
+        self._core = Core(config, executor)
+        self._frontend = frontend
+        self._poller = zmq.Poller()
+        self._poller.register(frontend.inbox, zmq.POLLIN)
+        handle = executor.wait_handle()
+        self._is_virtual = handle is None
+        if handle is not None:
+            self._poller.register(handle, zmq.POLLIN)
+        self._stats_sent_s = 0.0
+
+    def run(self) -> None:
+        """Until Stop."""
+        while True:
+            busy = self._is_virtual and not self._core.is_idle
+            self._poller.poll(0 if busy else POLL_MS)
+            while (message := self._frontend.receive()) is not None:
+                match message:
+                    case Add():
+                        self._add(message)
+                    case Abort(id=id):
+                        self._core.abort(id)
+                    case Ping(nonce=nonce):
+                        self._frontend.send(Pong(nonce, self._core.stats()))
+                    case Stop():
+                        return
+            was_idle = self._core.is_idle
+            outputs = self._core.turn()
+            now = time.monotonic()
+            due = now - self._stats_sent_s >= STATS_INTERVAL_S
+            if outputs or due or self._core.is_idle != was_idle:
+                stats = self._core.stats() if due or self._core.is_idle else None
+                if stats is not None:
+                    self._stats_sent_s = now
+                self._frontend.send(Outputs(outputs, stats))
+
+    def _add(self, request: Add) -> None:
+        try:
+            self._core.add(request)
+        except RequestError as error:
+            self._frontend.send(Refused(request.id, str(error), error.param))
+        except QueueFullError as error:
+            self._frontend.send(Refused(request.id, str(error), queue_full=True))
