@@ -69,7 +69,8 @@ def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
     generation = folder / "generation_config.json"
     if generation.exists():
         # Chat models name here the end-of-turn token that config.json leaves out.
-        raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), json.loads(generation.read_text()).get("eos_token_id"))
+        also = json.loads(generation.read_text()).get("eos_token_id")
+        raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
     return shape_from_config(raw, str(path), dtype)
 
 
@@ -141,7 +142,8 @@ def check_layout(layout: Layout, shape: ModelShape) -> None:
     tp, pp = layout.tp, layout.pp
     if pp > shape.num_layers:
         raise ConfigError(
-            f"layout {layout} has {pp} stages but the model has {shape.num_layers} layers: use P{shape.num_layers} or less"
+            f"layout {layout} has {pp} stages but the model has {shape.num_layers} layers: "
+            f"use P{shape.num_layers} or less"
         )
     for what, size in (("attention heads", shape.num_heads), ("ffn columns", shape.ffn)):
         if size % tp:

@@ -1,0 +1,218 @@
+"""The real executor: one worker process for each rank, commands over ZeroMQ, memory shared through segments.
+
+Built by the engine process (`engine.process`) and `engine.LLM`; used by `engine.core`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import zmq
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, EngineDeadError
+from engine.executor.base import Capacity, Executor
+from engine.executor.ranks import Ranks
+from engine.kv.geometry import KVGeometry, check_pools
+from engine.kv.segment import Segment, check_room
+from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
+from engine.weights.loader import resolve_checkpoint
+from engine.weights.store import WeightStore
+from engine.worker.worker import WorkerSpec
+
+
+class ProcessExecutor(Executor):
+    """Starts the workers, waits until they serve, then carries commands and reports.
+
+    All ranks start in the plan's first layout, the prefill layout.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[str], None] | None = None) -> None:
+        """Raises ConfigError for what the operator can fix, EngineDeadError if a worker ends or gets stuck."""
+        self._config = config
+        self._plan = config.plan
+        self._say = on_progress or (lambda line: None)
+        self._outstanding: dict[int, tuple[float, set[int]]] = {}  # by command: when sent, ranks yet to report
+        self._ranks = Ranks()
+        try:
+            self.capacity = self._start()
+        except BaseException:
+            self._ranks.close()
+            raise
+
+    def submit(self, command: Command) -> None:
+        ranks: Sequence[int]
+        match command:
+            case Forward() | Swap():
+                ranks = self._plan.layouts[command.layout].replica_ranks(command.replica)
+            case Transition():
+                ranks = range(self._plan.world_size)
+            case _:
+                raise ValueError(f"{type(command).__name__} is the executor's own business")
+        self._outstanding[command.id] = (time.monotonic(), set(ranks))
+        self._ranks.send(ranks, command)
+
+    def collect(self) -> list[Report]:
+        reports = [message for message in self._ranks.receive() if isinstance(message, Report)]
+        for report in reports:
+            _, waiting = self._outstanding[report.id]
+            waiting.discard(report.rank)
+            if not waiting:
+                del self._outstanding[report.id]
+        self._check_deadline()
+        return reports
+
+    def wait_handle(self) -> zmq.Socket[bytes]:
+        return self._ranks.socket
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        self._ranks.close()
+
+    def _check_deadline(self) -> None:
+        timeout_s = self._config.step_timeout_s
+        for command_id, (sent, waiting) in self._outstanding.items():
+            if time.monotonic() - sent > timeout_s:
+                raise EngineDeadError(
+                    f"worker ranks {sorted(waiting)} did not finish step {command_id} within {timeout_s:g} s"
+                )
+            return  # the oldest is the first
+
+    def _start(self) -> Capacity:
+        config, plan = self._config, self._plan
+        checkpoint = resolve_checkpoint(config.model, config.load_format)
+        shape = read_shape(checkpoint, config.dtype)
+        check_plan(plan, shape)
+        geometry = KVGeometry(shape, plan, config.block_size)
+        max_model_len = _max_model_len(config, shape)
+        num_host_blocks = _num_host_blocks(config, geometry)
+        if config.num_device_blocks:  # what can be refused now should not wait for the weights
+            check_pools(geometry, max_model_len, config.num_device_blocks, num_host_blocks)
+        device = _device(config)
+        weights_mode = _weights_mode(config, device)
+
+        segments = self._make_segments(shape, num_host_blocks * geometry.host_block_bytes)
+        try:
+            specs = [
+                WorkerSpec(
+                    rank=rank,
+                    config=config,
+                    shape=shape,
+                    checkpoint=checkpoint,
+                    max_model_len=max_model_len,
+                    num_host_blocks=num_host_blocks,
+                    device=device,
+                    weights_mode=weights_mode,
+                    run_dir=self._ranks.run_dir,
+                    weight_segment=segments[0] if segments else None,
+                    kv_segment=segments[1] if segments else None,
+                    poison_kv=os.environ.get("SEESAW_POISON_KV") == "1",
+                    poison_weights=os.environ.get("SEESAW_POISON_WEIGHTS") == "1",
+                )
+                for rank in range(plan.world_size)
+            ]
+            self._say(f"loading {Path(config.model).name} on {plan.world_size} {device} workers ({plan})")
+            self._ranks.start(specs)
+        finally:
+            for segment in segments:  # the workers have their own descriptors
+                segment.close()
+
+        deadline = time.monotonic() + config.start_timeout_s
+        num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
+        check_pools(geometry, max_model_len, num_device_blocks, num_host_blocks)
+        self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
+        self._await_all("serving", deadline)
+        self._say(f"{num_device_blocks} device and {num_host_blocks} host blocks of {config.block_size} tokens")
+        return Capacity(
+            shape=shape,
+            max_model_len=max_model_len,
+            num_device_blocks=num_device_blocks,
+            num_host_blocks=num_host_blocks,
+            device_block_bytes=geometry.max_device_block_bytes,
+            host_block_bytes=geometry.host_block_bytes,
+            device=device,
+            weights=weights_mode,
+        )
+
+    def _make_segments(self, shape: ModelShape, kv_bytes: int) -> list[Segment]:
+        """The weight store and the host KV pool; none for a static plan."""
+        if self._plan.is_static:
+            return []
+        weight_bytes = WeightStore.size_bytes(shape, self._plan)
+        check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool together")
+        segments: list[Segment] = []
+        try:
+            for num_bytes, what in ((weight_bytes, "the weight store"), (kv_bytes, "the host KV pool")):
+                segments.append(Segment.create(num_bytes, what))
+        except BaseException:
+            for segment in segments:
+                segment.close()
+            raise
+        return segments
+
+    def _await_all(self, stage: str, deadline: float) -> list[RankReady]:
+        """Wait until every rank has reached a stage of start-up. A rank that ends meanwhile raises."""
+        ready: dict[int, RankReady] = {}
+        while len(ready) < self._plan.world_size:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                missing = sorted(set(range(self._plan.world_size)) - set(ready))
+                raise EngineDeadError(
+                    f"worker ranks {missing} were not ready within {self._config.start_timeout_s:g} s: "
+                    "look at their log, or raise --start-timeout-s"
+                )
+            for message in self._ranks.wait(remaining_s):
+                if isinstance(message, RankReady) and message.stage == stage:
+                    ready[message.rank] = message
+        return list(ready.values())
+
+
+def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:
+    if config.max_model_len > shape.max_position:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is longer than the model's context of {shape.max_position} tokens: "
+            f"use at most {shape.max_position}"
+        )
+    return config.max_model_len or shape.max_position
+
+
+def _num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:
+    """None for a static plan. Raises ConfigError if the pool would have no block at all."""
+    if config.plan.is_static:
+        return 0
+    blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
+    if blocks == 0:
+        raise ConfigError(
+            f"host_kv_bytes {config.host_kv_bytes} does not hold one KV block: "
+            f"raise --host-kv-bytes to at least {geometry.host_block_bytes}"
+        )
+    return blocks
+
+
+def _device(config: EngineConfig) -> str:
+    import torch  # here, so that importing the executor's interface stays light
+
+    gpus = torch.cuda.device_count()  # asks NVML; makes no CUDA context
+    device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+    if device == "cuda" and gpus < config.plan.world_size:
+        raise ConfigError(
+            f"plan {config.plan} needs {config.plan.world_size} GPUs but this host has {gpus}: "
+            "choose smaller layouts, or --device cpu"
+        )
+    return device
+
+
+def _weights_mode(config: EngineConfig, device: str) -> str:
+    if config.plan.is_static:
+        return "static"
+    if device == "cuda":
+        if config.weights == "resident":
+            raise ConfigError("weights resident is for --device cpu only so far: use --weights reload")
+        return "reload"
+    return "reload" if config.weights == "reload" else "resident"

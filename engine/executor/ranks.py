@@ -1,0 +1,147 @@
+"""The worker processes and the sockets to them. Used by `engine.executor.processes`.
+
+Every worker is watched from the moment it is started; its end turns the report socket readable, so whoever
+polls that socket hears of it at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from engine.errors import ConfigError, EngineDeadError, SeesawError
+from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
+from engine.supervision import ChildWatch, end_children
+from engine.worker.worker import WorkerSpec, run_worker
+
+DEATHS = "inproc://deaths"
+GRACE_S = 3.0  # for workers to end by themselves
+ROOT_CAUSE_WAIT_S = 1.0
+
+
+def fork_server() -> ForkServerContext:
+    """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "engine.worker.worker"])
+    return context
+
+
+class Ranks:
+    """All workers of an engine. Commands reach a rank in the order sent; sending never blocks."""
+
+    def __init__(self) -> None:
+        self.run_dir = Path(tempfile.mkdtemp(prefix="seesaw-"))  # mode 0700
+        self._context = zmq.Context()
+        self._reports = self._context.socket(zmq.PULL)
+        self._commands: list[zmq.Socket[bytes]] = []
+        self._processes: list[BaseProcess] = []
+        self._watch: ChildWatch | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
+        self._death: SeesawError | None = None
+        self._closed = False
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """Readable when `receive` has something to give or to raise."""
+        return self._reports
+
+    def start(self, specs: Sequence[WorkerSpec]) -> None:
+        """Start a process for each rank, in rank order."""
+        # High-water marks are off: what is queued is bounded by the commands that the scheduler has in flight.
+        self._reports.set(zmq.RCVHWM, 0)
+        self._reports.bind(specs[0].reports_address)
+        self._reports.bind(DEATHS)
+        context = fork_server()
+        for spec in specs:
+            commands = self._context.socket(zmq.PUSH)
+            commands.set(zmq.SNDHWM, 0)
+            commands.set(zmq.RECONNECT_IVL, 10)
+            # The worker binds: a socket that connects keeps a queue, so sending to a dead worker does not block.
+            commands.connect(spec.commands_address)
+            self._commands.append(commands)
+        for spec in specs:
+            # Daemonic, so that an engine that ends without `close` terminates them instead of joining them for ever.
+            process = context.Process(target=run_worker, args=(spec,), name=f"worker-{spec.rank}", daemon=True)
+            process.start()
+            self._processes.append(process)
+        self._watch = ChildWatch(self._processes, self._announce_death)
+
+    def send(self, ranks: Iterable[int], command: Command) -> None:
+        """Send a command to some ranks. Raises EngineDeadError once a rank is known to have failed."""
+        if self._death is not None:
+            raise self._death
+        payload = self._encoder.encode(command)
+        for rank in ranks:
+            self._commands[rank].send(payload)
+
+    def receive(self) -> list[Report | RankReady]:
+        """What has arrived, in order per rank and thread. Raises EngineDeadError, or ConfigError if that is why."""
+        if self._death is not None:
+            raise self._death
+        messages: list[Report | RankReady] = []
+        failures: list[Failure] = []
+        while self._reports.poll(0):
+            message = self._decoder.decode(self._reports.recv())
+            if isinstance(message, Failure):
+                failures.append(message)
+            else:
+                messages.append(message)
+        if failures:
+            self._death = self._root_cause(failures)
+            raise self._death
+        return messages
+
+    def wait(self, timeout_s: float) -> list[Report | RankReady]:
+        """As `receive`, after waiting for something to arrive."""
+        self._reports.poll(int(max(0.0, timeout_s) * 1000))
+        return self.receive()
+
+    def close(self) -> None:
+        """End all workers, gently first, and give back sockets and files. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            self._watch.stop()
+        grace_s = 0.0
+        if self._death is None:
+            self.send(range(len(self._processes)), Shutdown())
+            grace_s = GRACE_S
+        end_children(self._processes, grace_s)
+        for process in self._processes:
+            process.close()
+        self._context.destroy(linger=0)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def _announce_death(self, rank: int) -> None:
+        # In the watching thread: only it may not touch the process, whose exit code is read once, by the owner.
+        with self._context.socket(zmq.PUSH) as socket:
+            socket.connect(DEATHS)
+            socket.send(self._encoder.encode(Failure(rank, "")))
+
+    def _root_cause(self, failures: list[Failure]) -> SeesawError:
+        """The failure behind the others: a killed worker makes its peers fail in mid-collective."""
+        for failure in failures:
+            if failure.is_config:
+                return ConfigError(failure.message)
+        wait([process.sentinel for process in self._processes], timeout=ROOT_CAUSE_WAIT_S)
+        for rank, process in enumerate(self._processes):
+            if process.exitcode is not None and process.exitcode < 0:
+                name = signal.Signals(-process.exitcode).name
+                return EngineDeadError(f"worker rank {rank} was killed by {name}")
+        for failure in failures:
+            if failure.message:
+                return EngineDeadError(f"worker rank {failure.rank} failed: {failure.message}")
+        rank = failures[0].rank
+        return EngineDeadError(f"worker rank {rank} ended with exit code {self._processes[rank].exitcode}")

@@ -1,0 +1,50 @@
+"""A rank's KV pool: one allocation, one view of it for each layout. Used by the runner and the copies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from engine.errors import ConfigError
+from engine.kv.geometry import KVGeometry
+
+
+class DevicePool:
+    """`num_blocks` blocks, each the rank's rectangle `[own layers, own KV heads, 2, T, D]`.
+
+    A block id names one byte span in every layout: the stride is the rank's largest rectangle. So a
+    sequence keeps its blocks through a layout change, but their bytes mean something only in the layout
+    that wrote them.
+    """
+
+    def __init__(self, geometry: KVGeometry, rank: int, num_blocks: int, device: torch.device) -> None:
+        self.num_blocks = num_blocks
+        self.device = device
+        dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
+        stride = geometry.device_block_bytes(rank) // dtype.itemsize
+        try:
+            self._memory = torch.empty(num_blocks * stride, dtype=dtype, device=device)
+        except RuntimeError:
+            raise ConfigError(
+                f"rank {rank} cannot allocate a KV pool of {num_blocks * stride * dtype.itemsize} bytes: "
+                "lower --kv-cache-memory-bytes or --num-device-blocks"
+            ) from None
+        self._views = []
+        for layout in geometry.plan.layouts:
+            extent = geometry.extents(layout)[rank]
+            sizes = (len(extent.layers), len(extent.slices), 2, geometry.block_size, geometry.shape.head_dim)
+            strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+            self._views.append(self._memory.as_strided((num_blocks, *sizes), (stride, *strides)))
+
+    def view(self, layout_index: int) -> torch.Tensor:
+        """`[blocks, own layers, own KV heads, 2, T, D]` of the plan's layout; contiguous within a block."""
+        return self._views[layout_index]
+
+    def layers(self, layout_index: int) -> list[torch.Tensor]:
+        """What the operators take: a view `[blocks, own KV heads, 2, T, D]` for each own layer."""
+        return list(self._views[layout_index].unbind(1))
+
+    def poison(self) -> None:
+        """Fill with NaN, so that a test sees any read of what was never written."""
+        self._memory.fill_(math.nan)

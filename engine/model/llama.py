@@ -1,0 +1,99 @@
+"""One stage of a Llama on one rank: embedding, some decoder layers, final norm and head, as far as it has them.
+
+The same code runs every layout: what a rank computes follows from the `StageWeights` it is given and the
+`TensorGroup` it reduces over. The runner makes one for each layout and calls it once per forward. Between stages
+travels one `[tokens, hidden]` tensor, the residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from engine.model.ops.base import Ops
+from engine.model.shapes import ModelShape
+from engine.parallel.groups import TensorGroup
+from engine.weights.tensors import LayerWeights, SliceShape, StageWeights
+
+
+class Llama:
+    """A rank's part of the model in one layout. Stateless: weights and KV belong to the caller."""
+
+    def __init__(self, shape: ModelShape, weights: StageWeights, ops: Ops, group: TensorGroup) -> None:
+        self.shape = shape
+        self.weights = weights
+        self._ops = ops
+        self._group = group
+        self._part = SliceShape(shape, weights.num_slices)
+        self._num_slices = len(weights.slices)
+        # Slices that share a KV head each compute it; of the rank's copies the first is kept.
+        self._kv_step = min(max(1, weights.num_slices // shape.num_kv_heads), self._num_slices)
+
+    @property
+    def num_heads(self) -> int:
+        """This rank's query heads, for `Ops.plan`."""
+        return self._num_slices * self._part.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """This rank's KV heads: as many as its extent in `KVGeometry.extents`."""
+        return self._num_slices // self._kv_step * self._part.kv_heads
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids `[tokens]` int64 to hidden states `[tokens, hidden]`, on every shard of the first stage."""
+        table = self.weights.embed
+        assert table is not None, "only the first stage embeds"
+        if self._group.size == 1:
+            return F.embedding(tokens, table)
+        rows = tokens - self.weights.slices.start * self._part.vocab
+        elsewhere = (rows < 0) | (rows >= len(table))
+        hidden = F.embedding(rows.masked_fill(elsewhere, 0), table)
+        return self._group.all_reduce(hidden.masked_fill_(elsewhere[:, None], 0))
+
+    def layers(self, hidden: torch.Tensor, plan: Any, kv_views: list[torch.Tensor]) -> torch.Tensor:
+        """Run the stage's decoder layers over `[tokens, hidden]`, whose memory may be reused.
+
+        `plan` is `Ops.plan`'s for this step; `kv_views` has each local layer's KV view (see `Ops`), which
+        is read and written.
+        """
+        ops, eps = self._ops, self.shape.rms_eps
+        delta: torch.Tensor | None = None  # what the last half-layer adds to the residual stream `hidden`
+        for weights, kv in zip(self.weights.layers, kv_views, strict=True):
+            if delta is None:
+                normed = ops.rms_norm(hidden, weights.input_norm, eps)
+            else:
+                normed, hidden = ops.add_rms_norm(delta, hidden, weights.input_norm, eps)
+            delta = self._attention(normed, weights, plan, kv)
+            normed, hidden = ops.add_rms_norm(delta, hidden, weights.post_norm, eps)
+            delta = self._mlp(normed, weights)
+        return hidden if delta is None else hidden + delta
+
+    def _attention(self, x: torch.Tensor, weights: LayerWeights, plan: Any, kv: torch.Tensor) -> torch.Tensor:
+        part, dim = self._part, self.shape.head_dim
+        tokens = len(x)
+        fused = F.linear(x, weights.qkv).view(tokens, self._num_slices, -1, dim)
+        q, k, v = torch.split_with_sizes(fused, [part.heads, part.kv_heads, part.kv_heads], dim=2)
+        # Slices hold consecutive heads, so slice-major is the natural order of heads.
+        q = q.reshape(tokens, self.num_heads, dim)
+        k = k[:, :: self._kv_step].reshape(tokens, self.num_kv_heads, dim)
+        v = v[:, :: self._kv_step].reshape(tokens, self.num_kv_heads, dim)
+        q, k = self._ops.rope(plan, q, k)
+        self._ops.write_kv(plan, k, v, kv)
+        return self._group.all_reduce(self._ops.attention(plan, q, kv) @ weights.o)
+
+    def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+        gate_up = F.linear(x, weights.gate_up).view(len(x) * self._num_slices, -1)
+        return self._group.all_reduce(self._ops.silu_and_mul(gate_up).view(len(x), -1) @ weights.down)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Final norm and head over some rows `[rows, hidden]` of the last stage's output.
+
+        All its shards must call this together. Returns float32 `[rows, vocab]` on shard 0, None on the others.
+        """
+        norm, head = self.weights.norm, self.weights.head
+        assert norm is not None and head is not None, "only the last stage has the head"
+        local = F.linear(self._ops.rms_norm(hidden, norm, self.shape.rms_eps), head)
+        logits = self._group.gather_last(local)
+        return None if logits is None else logits[:, : self.shape.vocab].float()

@@ -1,0 +1,86 @@
+"""Watching processes: every child from the moment it is spawned, and every parent by its children.
+
+Used by the executor (over its workers), the worker (over the engine process) and whoever starts the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+
+def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:
+    """End this process at once when the one that started it ends, however it ended.
+
+    `last_wish` runs before (clean up what the parent could not). No exit handlers run: a worker may be deep
+    in a collective that will never complete.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        try:
+            last_wish()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+class ChildWatch:
+    """Calls `on_death(index)` from a thread of its own as soon as one of the children ends; once each.
+
+    A watched process must not be closed before `stop`.
+    """
+
+    def __init__(self, children: Sequence[BaseProcess], on_death: Callable[[int], None]) -> None:
+        self._by_sentinel = {child.sentinel: index for index, child in enumerate(children)}
+        self._on_death = on_death
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread = threading.Thread(target=self._watch, name="child-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; no call of `on_death` comes after. Idempotent."""
+        if self._thread.is_alive():
+            os.write(self._stop_write, b"x")
+            self._thread.join()
+        for fd in (self._stop_read, self._stop_write):
+            if fd >= 0:
+                os.close(fd)
+        self._stop_read = self._stop_write = -1
+
+    def _watch(self) -> None:
+        waiting = dict(self._by_sentinel)
+        while waiting:
+            ready = wait([*waiting, self._stop_read])
+            if self._stop_read in ready:
+                return
+            for sentinel in ready:
+                assert isinstance(sentinel, int)
+                self._on_death(waiting.pop(sentinel))
+
+
+def end_children(children: Sequence[BaseProcess], grace_s: float) -> None:
+    """Wait `grace_s` for all to end by themselves, then terminate, then kill. All have ended on return."""
+    wait_all(children, grace_s)
+    for end in (BaseProcess.terminate, BaseProcess.kill):
+        alive = [child for child in children if child.is_alive()]
+        for child in alive:
+            end(child)
+        wait_all(alive, 2.0)
+
+
+def wait_all(children: Sequence[BaseProcess], timeout_s: float) -> None:
+    """Wait until all have ended, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))

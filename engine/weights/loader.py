@@ -1,0 +1,111 @@
+"""Finding a checkpoint and reading it from safetensors, part by part: never a whole tensor more than is needed.
+
+The executor resolves the model once; every worker then opens its own `Source` and reads its share.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.config import LoadFormat
+from engine.errors import ConfigError
+from engine.model.shapes import ModelShape
+from engine.parallel.moves import Span
+from engine.weights.dummy import DummySource
+from engine.weights.source import Source
+
+_INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> Path:
+    """The local folder of a checkpoint: an existing folder, or a hub name, which is downloaded if it is not cached.
+
+    Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json).
+    """
+    if not model:
+        raise ConfigError("no model given: name a Llama checkpoint folder or a hub name")
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _download(model, load_format)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
+    if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"
+        )
+    return folder
+
+
+def _download(model: str, load_format: LoadFormat) -> Path:
+    # Imported here: a local folder needs no hub, and it is slow to import.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
+    patterns = ["*.json", "tokenizer*", "*.jinja"] + (["*.safetensors"] if load_format == "safetensors" else [])
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ConfigError(
+            f"{model!r} is no folder and could not be fetched from the hub ({reason}): "
+            "check the name, the network and HF_TOKEN, or give a local folder"
+        ) from None
+
+
+def open_source(folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int) -> Source:
+    """The weights of a resolved checkpoint, or random ones of its shapes that depend on `seed` only."""
+    if load_format == "dummy":
+        return DummySource(shape, seed)
+    return CheckpointSource(folder)
+
+
+class CheckpointSource(Source):
+    """The safetensors files of a folder. Files are mapped, so a part costs only its own bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handles: dict[Path, Any] = {}
+        self._files = self._find_files()
+
+    def _find_files(self) -> dict[str, Path]:
+        """The file of each tensor: as the index says, else as the files say."""
+        index = self._folder / _INDEX
+        if index.is_file():
+            try:
+                return {name: self._folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+                raise ConfigError(f"{index} is not a safetensors index: download the checkpoint again") from None
+        files = sorted(self._folder.glob("*.safetensors"))
+        return {name: file for file in files for name in self._open(file).keys()}  # noqa: SIM118 (no mapping)
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._handles:
+            try:
+                self._handles[file] = safe_open(file, framework="pt", device="cpu")
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"cannot read {file} ({error}): download the checkpoint again") from None
+        return self._handles[file]
+
+    def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
+        file = self._files.get(name)
+        if file is None:
+            raise ConfigError(f"the checkpoint {self._folder} has no tensor {name}: is it a complete Llama checkpoint?")
+        try:
+            whole = self._open(file).get_slice(name)
+        except SafetensorError:
+            raise ConfigError(f"{file} has no tensor {name}, which the index promises: download it again") from None
+        found = tuple(whole.get_shape())
+        if found != shape:
+            raise ConfigError(f"{name} in {file} has shape {found} but config.json implies {shape}")
+        if whole.get_dtype() not in _FLOATS:
+            raise ConfigError(f"{name} in {file} is {whole.get_dtype()}: quantised checkpoints are not supported")
+        view: torch.Tensor = whole[part.start : part.stop] if dim == 0 else whole[:, part.start : part.stop]
+        return view

@@ -1,0 +1,103 @@
+"""How a rank gets its weights in each layout of the plan: one class for each `EngineConfig.weights` mode.
+
+The worker makes one of these after the store is filled, switches it to the first layout, and from then on
+once per `Transition`. The tensors of a layout never change their addresses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from engine.parallel.moves import Extent, moves
+from engine.weights.arena import Arena, copy_move, rank_arena, weight_extents
+from engine.weights.source import Source, fill
+from engine.weights.store import WeightStore
+from engine.weights.tensors import StageWeights
+
+STORE = -1  # in moves, the store is a rank of its own that owns everything
+
+
+class Weights(ABC):
+    """A rank's weights in every layout. `current` is the index of the layout they are in, None before the first."""
+
+    current: int | None = None
+
+    @abstractmethod
+    def stage(self, layout: int) -> StageWeights:
+        """The rank's weights in a layout. Valid, and to be computed with, only while that layout is current."""
+
+    @abstractmethod
+    def switch(self, layout: int) -> int:
+        """Make a layout current; returns the bytes copied. Nothing may be computing with the old one."""
+
+
+class StaticWeights(Weights):
+    """One layout and no store: the rank's own arena, filled straight from the checkpoint."""
+
+    current = 0
+
+    def __init__(self, arena: Arena, source: Source, device: torch.device) -> None:
+        self._flat = torch.empty(arena.total_bytes, dtype=torch.uint8, device=device)
+        fill(arena, self._flat, source)
+        self._stage = arena.stage(self._flat)
+
+    def stage(self, layout: int) -> StageWeights:
+        if layout != 0:
+            raise ValueError(f"a static plan has no layout {layout}")
+        return self._stage
+
+    def switch(self, layout: int) -> int:
+        self.stage(layout)
+        return 0
+
+
+class ResidentWeights(Weights):
+    """All layouts at once, as views of the store: for devices that compute from host memory."""
+
+    def __init__(self, store: WeightStore, rank: int) -> None:
+        shape, plan = store.arena.shape, store.plan
+        mine = (weight_extents(shape, plan, layout)[rank] for layout in plan.layouts)
+        self._stages = [store.arena.stage(store.flat, extent.layers, extent.slices) for extent in mine]
+
+    def stage(self, layout: int) -> StageWeights:
+        return self._stages[layout]
+
+    def switch(self, layout: int) -> int:
+        self.stage(layout)
+        self.current = layout
+        return 0
+
+
+class ReloadWeights(Weights):
+    """One arena on the rank's device, big enough for any layout; each switch copies from the store into it."""
+
+    def __init__(self, store: WeightStore, rank: int, device: torch.device, poison: bool = False) -> None:
+        """`poison` (for tests) fills the arena with NaN before each reload, so that nothing stale can serve."""
+        self._store, self._rank, self._poison = store, rank, poison
+        shape, plan = store.arena.shape, store.plan
+        self._arenas = [rank_arena(shape, plan, layout, rank) for layout in plan.layouts]
+        self._flat = torch.empty(max(a.total_bytes for a in self._arenas), dtype=torch.uint8, device=device)
+        self._stages = [arena.stage(self._flat) for arena in self._arenas]
+
+    def stage(self, layout: int) -> StageWeights:
+        if layout != self.current:
+            raise ValueError(f"the weights are in layout {self.current}, not {layout}: switch first")
+        return self._stages[layout]
+
+    def switch(self, layout: int) -> int:
+        if layout == self.current:
+            return 0
+        self.current = None
+        if self._poison:
+            self._flat.fill_(0xFF)  # NaN in every float type
+        store, plan = self._store, self._store.plan
+        whole = Extent(STORE, 0, store.arena.layers, store.arena.slices, writer=True)
+        wanted = weight_extents(store.arena.shape, plan, plan.layouts[layout])[self._rank]
+        copied_bytes = sum(
+            copy_move(move, store.arena, store.flat, self._arenas[layout], self._flat)
+            for move in moves([whole], [wanted])
+        )
+        self.current = layout
+        return copied_bytes

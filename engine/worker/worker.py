@@ -1,0 +1,205 @@
+"""The worker process: one rank with one device. Started by `engine.executor.ranks` from the fork server.
+
+It makes itself ready, then executes the engine's commands in order until `Shutdown`. The fork server has
+imported this module (and torch), so a worker starts in a moment; nothing here may touch CUDA on import.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.distributed as dist
+import zmq
+
+from engine.config import GIB, EngineConfig
+from engine.kv.copies import BlockCopier, Copies, ThreadCopies
+from engine.kv.device_pool import DevicePool
+from engine.kv.geometry import KVGeometry
+from engine.kv.host_pool import HostPool
+from engine.kv.segment import Segment, register
+from engine.model.ops.base import make_ops
+from engine.model.shapes import ModelShape
+from engine.parallel.groups import LayoutGroups, build_groups, join_world
+from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
+from engine.supervision import exit_with_parent
+from engine.weights.arena import rank_arena
+from engine.weights.loader import open_source
+from engine.weights.modes import ReloadWeights, ResidentWeights, StaticWeights, Weights
+from engine.weights.store import WeightStore
+from engine.worker.outbox import Outbox
+from engine.worker.reshard import reshard
+from engine.worker.runner import Runner
+
+CPU_POOL_BYTES = GIB
+CUDA_RESERVE_BYTES = 2 * GIB  # activations, workspaces, communicators
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker is told at its start. Segments are None where the plan is static."""
+
+    rank: int
+    config: EngineConfig
+    shape: ModelShape
+    checkpoint: Path
+    max_model_len: int
+    num_host_blocks: int
+    device: str  # "cpu" or "cuda"
+    weights_mode: str  # "static", "resident" or "reload"
+    run_dir: Path  # private to the engine: rendezvous and sockets
+    weight_segment: Segment | None
+    kv_segment: Segment | None
+    poison_kv: bool = False  # tests fill memory with NaN before its first use
+    poison_weights: bool = False
+
+    @property
+    def commands_address(self) -> str:
+        return f"ipc://{self.run_dir}/commands-{self.rank}"
+
+    @property
+    def reports_address(self) -> str:
+        return f"ipc://{self.run_dir}/reports"
+
+
+def run_worker(spec: WorkerSpec) -> None:
+    """The process's main function. Ends with 0 after `Shutdown`, with 1 after saying why."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine ends its workers
+    exit_with_parent(last_wish=lambda: shutil.rmtree(spec.run_dir, ignore_errors=True))
+    outbox = Outbox(spec.rank, spec.reports_address)
+    try:
+        Worker(spec, outbox).run()
+    except BaseException as error:
+        _die(outbox, error)
+    outbox.close()
+
+
+def _die(outbox: Outbox, error: BaseException) -> None:
+    """Say why and end, at once: exit handlers could wait for peers that are gone."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    outbox.fail(error)
+    os._exit(1)
+
+
+class Worker:
+    """One rank's state and its loop."""
+
+    def __init__(self, spec: WorkerSpec, outbox: Outbox) -> None:
+        self._spec = spec
+        self._outbox = outbox
+        self._plan = spec.config.plan
+        self._geometry = KVGeometry(spec.shape, self._plan, spec.config.block_size)
+        cuda = spec.device == "cuda"
+        self._device = torch.device("cuda", spec.rank) if cuda else torch.device("cpu")
+        self._groups: list[LayoutGroups] = []
+        self._weights: Weights
+        self._runner: Runner
+        self._copies: Copies | None = None
+
+    def run(self) -> None:
+        """Start up, then execute commands until `Shutdown`."""
+        spec = self._spec
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        else:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._plan.world_size))
+        with zmq.Context() as context, context.socket(zmq.PULL) as commands:
+            commands.set(zmq.RCVHWM, 0)  # bounded by the steps in flight
+            commands.set(zmq.LINGER, 0)
+            commands.bind(spec.commands_address)
+            join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
+            self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
+            self._weights = self._load()
+            self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
+            decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+            while not isinstance(command := decoder.decode(commands.recv()), Shutdown):
+                self._execute(command)
+        if self._copies is not None:
+            self._copies.close()
+        dist.destroy_process_group()
+
+    def _execute(self, command: Command) -> None:
+        start = time.perf_counter()
+        rank = self._spec.rank
+        match command:
+            case Forward():
+                tokens = self._runner.execute(command).wait()
+                self._outbox.send(Report(rank, command.id, tokens, seconds=time.perf_counter() - start))
+            case Swap():
+                if self._copies is None:
+                    raise ValueError("a static plan has no host pool to swap with")
+                self._copies.submit(command)  # reports by itself
+            case Transition():
+                moved_bytes = reshard(command, self._weights, self._runner)
+                seconds = time.perf_counter() - start
+                self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
+            case AllocatePools():
+                self._allocate(command.num_device_blocks)
+                self._outbox.send(RankReady(rank, "serving"))
+
+    def _load(self) -> Weights:
+        """This rank's weights, in the plan's first layout. Ranks that share a store fill it together."""
+        spec, plan = self._spec, self._plan
+        source = open_source(spec.checkpoint, spec.shape, spec.config.load_format, spec.config.seed)
+        if spec.weight_segment is None:
+            return StaticWeights(rank_arena(spec.shape, plan, plan.prefill, spec.rank), source, self._device)
+        memory = spec.weight_segment.map()
+        spec.weight_segment.close()
+        if self._device.type == "cuda":
+            register(memory)
+        store = WeightStore(spec.shape, plan, memory)
+        store.fill(source, spec.rank)
+        dist.barrier()  # from here on the store is only read
+        weights: Weights
+        if spec.weights_mode == "resident":
+            weights = ResidentWeights(store, spec.rank)
+        else:
+            weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
+        weights.switch(0)
+        return weights
+
+    def _max_device_blocks(self) -> int:
+        config, stride = self._spec.config, self._geometry.device_block_bytes(self._spec.rank)
+        if config.num_device_blocks:
+            return config.num_device_blocks
+        if config.kv_cache_memory_bytes:
+            return config.kv_cache_memory_bytes // stride
+        if self._device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(self._device)
+            return max(0, free_bytes - CUDA_RESERVE_BYTES) // stride
+        return CPU_POOL_BYTES // stride
+
+    def _allocate(self, num_device_blocks: int) -> None:
+        spec, geometry = self._spec, self._geometry
+        pool = DevicePool(geometry, spec.rank, num_device_blocks, self._device)
+        if spec.poison_kv:
+            pool.poison()
+        if spec.kv_segment is not None:
+            memory = spec.kv_segment.map()
+            spec.kv_segment.close()
+            if self._device.type == "cuda":
+                register(memory)
+            host = HostPool(geometry, spec.num_host_blocks, memory)
+            if spec.poison_kv and spec.rank == 0:
+                host.poison()
+            copier = BlockCopier(geometry, spec.rank, pool, host)
+            outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread
+            self._copies = ThreadCopies(spec.rank, copier, outbox.send, lambda error: _die(outbox, error))
+        self._runner = Runner(
+            geometry,
+            pool,
+            self._weights,
+            self._groups,
+            make_ops(self._device, spec.shape, spec.config.block_size),
+            num_slots(spec.config.max_num_seqs),
+            spec.max_model_len,
+        )

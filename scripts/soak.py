@@ -1,0 +1,212 @@
+"""Send ShareGPT conversations to a server and check that every one is answered in full and nothing is left behind.
+
+Without --base-url it starts the default server by itself, and checks that it also ends well. What must hold:
+each stream ends with the number of tokens asked for; the server's counters agree with the clients' sums; when all
+is answered, or cut off by its client, both block pools are empty. Exits with 1 and says why if anything does not.
+Run by `scripts/soak`; arguments after `--` go to the server that it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from fetch_default_model import default_model
+from fetch_sharegpt import sharegpt
+from soak_client import Client, Job, Metrics, Outcome
+from soak_server import start_server
+from wheels import FetchError
+
+from clients.datasets import Sample, load_sharegpt
+
+EMPTY_WHEN_IDLE = (
+    "seesaw:num_requests_running",
+    "seesaw:num_requests_waiting",
+    "seesaw:num_requests_hosted",
+    "seesaw:device_kv_blocks_used",
+    "seesaw:host_kv_blocks_used",
+)
+IDLE_TIMEOUT_S = 30.0
+SHOWN_DISCREPANCIES = 20
+
+
+def make_jobs(samples: list[Sample], num_cut: int, context: int, seed: int) -> list[Job]:
+    """One job a sample. `num_cut` of them ask for all that the context has room for, to be cut early."""
+    rng = random.Random(seed)
+    cut = set(rng.sample(range(len(samples)), num_cut))
+    return [
+        Job(sample, context - sample.prompt_tokens, rng.randint(1, 8))
+        if i in cut
+        else Job(sample, sample.output_tokens)
+        for i, sample in enumerate(samples)
+    ]
+
+
+async def run_jobs(client: Client, model: str, jobs: list[Job], concurrency: int) -> list[Outcome]:
+    """Run all jobs, `concurrency` at a time, and return their outcomes in order."""
+    gate = asyncio.Semaphore(concurrency)
+    num_done = 0
+
+    async def run(job: Job) -> Outcome:
+        nonlocal num_done
+        async with gate:
+            outcome = await client.complete(model, job)
+        num_done += 1
+        if num_done % 50 == 0:
+            print(f"soak: {num_done} of {len(jobs)} requests", file=sys.stderr)
+        return outcome
+
+    return await asyncio.gather(*(run(job) for job in jobs))
+
+
+def request_discrepancies(jobs: list[Job], outcomes: list[Outcome]) -> list[str]:
+    """What is wrong with the answers, one sentence each."""
+    found = []
+    for i, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+        if outcome.error:
+            found.append(f"request {i} failed: {outcome.error}")
+            continue
+        if outcome.prompt_tokens != job.sample.prompt_tokens:
+            found.append(f"request {i} had {job.sample.prompt_tokens} prompt tokens, counted {outcome.prompt_tokens}")
+        if job.cut_after is not None:
+            continue
+        if outcome.completion_tokens != job.max_tokens:
+            found.append(f"request {i} got {outcome.completion_tokens} of {job.max_tokens} tokens")
+        if outcome.finish_reason != "length":
+            found.append(f"request {i} ended with finish_reason {outcome.finish_reason!r}, not 'length'")
+    return found
+
+
+def metric_discrepancies(jobs: list[Job], outcomes: list[Outcome], before: Metrics, after: Metrics) -> list[str]:
+    """Where the server's counters differ from the clients' sums, and what is still in use at the end."""
+    found = []
+    prompt_tokens = sum(outcome.prompt_tokens for outcome in outcomes)
+    counted = after.since(before, "seesaw:prompt_tokens_total")
+    if counted != prompt_tokens:
+        found.append(f"the server counted {counted:.0f} prompt tokens, the clients {prompt_tokens}")
+    completion_tokens = sum(outcome.completion_tokens for outcome in outcomes)
+    counted = after.since(before, "seesaw:generation_tokens_total")
+    any_cut = any(job.cut_after is not None for job in jobs)  # such a client misses what was on its way
+    if counted < completion_tokens or (counted > completion_tokens and not any_cut):
+        found.append(f"the server counted {counted:.0f} generated tokens, the clients {completion_tokens}")
+    for name in EMPTY_WHEN_IDLE:
+        if name not in after.series:
+            found.append(f"/metrics has no {name}")
+        elif after.total(name):
+            found.append(f"{name} is {after.total(name):.0f} when all is done, not 0")
+    return found
+
+
+def summary(jobs: list[Job], outcomes: list[Outcome], before: Metrics, after: Metrics, seconds: float) -> str:
+    """The few numbers of a run that a person wants."""
+    num_cut = sum(job.cut_after is not None for job in jobs)
+    prompt = after.since(before, "seesaw:prompt_tokens_total")
+    generated = after.since(before, "seesaw:generation_tokens_total")
+    changes = after.by_label(before, "seesaw:transitions_total")
+    swapped = after.by_label(before, "seesaw:swap_bytes_total")
+    lines = [
+        f"requests     {len(jobs)} in {seconds:.1f} s, {num_cut} of them cut by their client",
+        f"tokens       {prompt:.0f} prompt, {generated:.0f} generated: {generated / seconds:.1f} generated/s",
+        "transitions  " + (", ".join(f"{change} {count:.0f}" for change, count in changes.items()) or "none"),
+        "swapped      " + (", ".join(f"{way} {size / 2**20:.1f} MiB" for way, size in swapped.items()) or "nothing"),
+    ]
+    return "\n".join(lines)
+
+
+async def soak(base_url: str, tokenizer: Any, args: argparse.Namespace) -> list[str]:
+    """One run against a server; prints the summary and returns the discrepancies."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=args.timeout_s)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=1 << 20) as session:
+        client = Client(session, base_url)
+        model, context = await client.model()
+        samples = load_sharegpt(
+            args.dataset or sharegpt(),
+            tokenizer,
+            args.num_requests,
+            args.seed,
+            max_total_tokens=context,
+            max_prompt_tokens=args.max_prompt_tokens,
+            max_output_tokens=args.max_output_tokens,
+        )
+        jobs = make_jobs(samples, args.cut, context, args.seed)
+        before = await client.metrics()
+        start = time.monotonic()
+        outcomes = await run_jobs(client, model, jobs, args.concurrency)
+        seconds = time.monotonic() - start
+        found = request_discrepancies(jobs, outcomes)
+        try:
+            after = await client.idle_metrics(EMPTY_WHEN_IDLE, timeout_s=IDLE_TIMEOUT_S)
+        except aiohttp.ClientError as error:
+            return [*found, f"the server does not answer any more: {error}"]
+    print(summary(jobs, outcomes, before, after, seconds))
+    return found + metric_discrepancies(jobs, outcomes, before, after)
+
+
+@asynccontextmanager
+async def target(args: argparse.Namespace, found: list[str]) -> AsyncIterator[str]:
+    """The base URL of the server to load. What goes wrong when an own server ends is added to `found`."""
+    if args.base_url:
+        yield args.base_url
+        return
+    server = await start_server(default_model(), args.server_args)
+    try:
+        yield server.base_url
+    finally:
+        found += await server.stop()
+
+
+async def run(args: argparse.Namespace) -> list[str]:
+    from transformers import AutoTokenizer  # late: takes seconds
+
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or default_model())
+    found: list[str] = []
+    async with target(args, found) as base_url:
+        found += await soak(base_url, tokenizer, args)
+    return found
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/soak", description="Load a server and check that nothing is lost.")
+    parser.add_argument("--base-url", help="a running server that nobody else uses (default: start one)")
+    parser.add_argument("--tokenizer", help="the served model's tokenizer (default: the default model's)")
+    parser.add_argument("--dataset", type=Path, help="a ShareGPT file (default: the fetched one)")
+    parser.add_argument("--num-requests", type=int, default=300)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--cut", type=int, default=0, metavar="N", help="so many clients hang up mid-stream")
+    parser.add_argument("--max-prompt-tokens", type=int, help="pass over longer prompts (default: the context)")
+    parser.add_argument("--max-output-tokens", type=int, help="cut longer outputs (default: as the reference)")
+    parser.add_argument("--seed", type=int, default=0, help="which conversations, in which order")
+    parser.add_argument("--timeout-s", type=float, default=600.0, help="longest silence of a stream")
+    parser.add_argument("server_args", nargs="*", metavar="-- FLAG", help="flags of the server that is started")
+    args = parser.parse_args(argv)
+    if args.cut > args.num_requests:
+        parser.error(f"--cut {args.cut} is more than --num-requests {args.num_requests}")
+    if args.server_args and args.base_url:
+        parser.error("flags after -- are for a server that is started here: leave out --base-url")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        found = asyncio.run(run(args))
+    except (FetchError, RuntimeError, ValueError, OSError, aiohttp.ClientError) as error:
+        sys.exit(f"soak: error: {error}")
+    for sentence in found[:SHOWN_DISCREPANCIES]:
+        print(f"soak: {sentence}", file=sys.stderr)
+    if found:
+        sys.exit(f"soak: {len(found)} discrepancies")
+    print("soak: every request complete, counters agree, pools empty")
+
+
+if __name__ == "__main__":
+    main()

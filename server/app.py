@@ -1,0 +1,83 @@
+"""The HTTP application: routes, middleware and error handlers around one bridge. Built by `server.service`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from engine.errors import SeesawError
+from engine.messages import EngineInfo
+from engine.text import Tokenizer
+from server import errors
+from server.asgi import ApiKeys, BodyLimit
+from server.bridge import Bridge
+from server.config import ServerConfig
+from server.openai.completions import Completions
+from server.openai.models import Models
+from server.tokens import TokenizerPool
+
+# A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
+SCRAPE_TIMEOUT_S = 1.0
+
+
+def create_app(bridge: Bridge, info: EngineInfo, tokenizer: Tokenizer, config: ServerConfig) -> FastAPI:
+    """The application for an engine that is ready."""
+    tokens = TokenizerPool(tokenizer)
+    models = Models(model_name(config, info), info)
+    completions = Completions(bridge, info, models, tokens, max_prompts=bridge.max_queued_requests)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        tokens.close()
+
+    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan)
+    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    if config.api_key:
+        app.add_middleware(ApiKeys, keys=config.api_key)
+    errors.install(app)
+
+    app.add_api_route("/v1/completions", completions.create, methods=["POST"])
+    app.add_api_route("/v1/models", models.list)
+    app.add_api_route("/v1/models/{model:path}", models.retrieve)
+
+    @app.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
+    @app.get("/health")
+    async def health() -> Response:
+        """200 if the engine's loop turns: it answered just now."""
+        try:
+            await bridge.ping(config.health_timeout_s)
+        except TimeoutError:
+            return errors.ErrorInfo(503, f"The engine did not answer within {config.health_timeout_s:g} s.").response
+        except SeesawError as error:
+            return errors.describe(error)._replace(status=503).response
+        return JSONResponse({})
+
+    @app.get("/version")
+    async def show_version() -> dict[str, str]:
+        return {"version": app.version}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        with contextlib.suppress(TimeoutError, SeesawError):
+            await bridge.ping(SCRAPE_TIMEOUT_S)
+        return Response(bridge.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def model_name(config: ServerConfig, info: EngineInfo) -> str:
+    """The name that clients use and read."""
+    return config.served_model_name or info.model or "simulated"
+
+
+def seesaw_version() -> str:
+    try:
+        return version("seesaw")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

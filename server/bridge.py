@@ -1,0 +1,251 @@
+"""The server's end of the line to the engine process: requests down, outputs up, death noticed.
+
+The bridge binds both ZeroMQ sockets and the engine connects, so either may come first. Everything here
+runs in the event loop's thread. Memory stays bounded: streams hold token ids only, outputs that a slow
+client has not taken are merged, and the number of requests without a first token is limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
+from engine.messages import (
+    Abort,
+    Add,
+    Dead,
+    EngineInfo,
+    FromEngine,
+    Output,
+    Outputs,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Refused,
+    Stats,
+    Stop,
+    ToEngine,
+)
+from engine.sampling import SamplingParams
+from server.metrics import Metrics
+from server.stream import LiveRequest, Stream, fresh
+
+logger = logging.getLogger(__name__)
+
+# After the engine process ended, its last words may still be on their way through ZeroMQ.
+LAST_WORDS_S = 0.3
+LINGER_MS = 500
+
+
+class Bridge:
+    """Talks to one engine process. Use: `start`, then `ready`, then `submit` and `ping`; `close` at the end."""
+
+    def __init__(
+        self,
+        send_address: str,
+        receive_address: str,
+        *,
+        max_queued_requests: int,
+        sentinel: int | None = None,
+        on_progress: Callable[[str], None] = logger.info,
+    ) -> None:
+        """`sentinel`: file descriptor that turns readable when the engine process ends."""
+        self._addresses = send_address, receive_address
+        self.max_queued_requests = max_queued_requests
+        self._sentinel = sentinel
+        self._on_progress = on_progress
+        self._context = zmq.asyncio.Context()
+        self._reader: asyncio.Task[None] | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._live: dict[str, LiveRequest] = {}
+        self._num_waiting = 0
+        self._stats = Stats()
+        self._nonces = itertools.count()
+        self._pings: dict[int, asyncio.Future[Stats]] = {}
+        self._failure: SeesawError | None = None
+        self.metrics = Metrics(self.stats)
+
+    def start(self) -> None:
+        """Bind both sockets and listen. Must be called in the event loop."""
+        loop = asyncio.get_running_loop()
+        self._info: asyncio.Future[EngineInfo] = loop.create_future()
+        self._death: asyncio.Future[SeesawError] = loop.create_future()
+        self._sender = self._context.socket(zmq.PUSH)
+        self._receiver = self._context.socket(zmq.PULL)
+        for socket, address in zip((self._sender, self._receiver), self._addresses, strict=True):
+            socket.set_hwm(0)  # what queues up is bounded by the number of live requests
+            socket.linger = LINGER_MS
+            socket.bind(address)
+        # Sends never wait (no high-water mark), so they need no event loop; a shadow is the same socket, plain.
+        self._send_now: zmq.Socket[bytes] = zmq.Socket.shadow(self._sender.underlying)
+        self._reader = asyncio.create_task(self._read(), name="bridge")
+        if self._sentinel is not None:
+            loop.add_reader(self._sentinel, self._on_exit)
+
+    async def ready(self) -> EngineInfo:
+        """Wait until the engine serves. Raises what it died of: ConfigError or EngineDeadError."""
+        await self._unless_dead(self._info)
+        # The engine connects two sockets; the one that it receives on may come a moment later.
+        await self._unless_dead(asyncio.ensure_future(self._sender.poll(None, zmq.POLLOUT)))  # type: ignore[call-arg]
+        return self._info.result()
+
+    async def _unless_dead(self, future: asyncio.Future[Any]) -> None:
+        await asyncio.wait((future, self._death), return_when=asyncio.FIRST_COMPLETED)
+        if self._death.done():
+            raise self._death.result()
+
+    async def death(self) -> SeesawError:
+        """Wait until the engine is dead, and say why."""
+        return await asyncio.shield(self._death)
+
+    def submit(
+        self, id: str, requests: Sequence[tuple[list[int], SamplingParams]], arrival_s: float | None = None
+    ) -> Stream:
+        """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
+
+        Raises QueueFullError if too many requests wait for their first token, EngineDeadError if the engine
+        died, or what `fail` was given.
+        """
+        if self._failure is not None:
+            raise fresh(self._failure)
+        if self._num_waiting + len(requests) > self.max_queued_requests:
+            raise QueueFullError(
+                f"The queue is full: {self._num_waiting} requests wait and at most {self.max_queued_requests} may; "
+                "try again later."
+            )
+        stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
+        for index, (prompt, sampling) in enumerate(requests):
+            request = stream.add(f"{id}-{index}", sampling.n)
+            self._live[request.id] = request
+            self._num_waiting += 1
+            self._send(Add(request.id, prompt, sampling))
+        return stream
+
+    async def ping(self, timeout_s: float) -> Stats:
+        """One turn of the engine's loop. Raises TimeoutError if it takes too long, or what ended the engine."""
+        if self._failure is not None:
+            raise fresh(self._failure)
+        nonce = next(self._nonces)
+        self._pings[nonce] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Ping(nonce))
+            return await asyncio.wait_for(self._pings[nonce], timeout_s)
+        finally:
+            self._pings.pop(nonce).cancel()
+
+    def stats(self) -> Stats:
+        """The engine's latest snapshot."""
+        return self._stats
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose first output has not come."""
+        return self._num_waiting
+
+    def fail(self, error: SeesawError) -> None:
+        """End every stream with this error and accept nothing more."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        for stream in {request.stream for request in self._live.values()}:
+            stream.fail(error)
+        self._live.clear()
+        self._num_waiting = 0
+        for waiter in self._pings.values():
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def close(self) -> None:
+        """Tell the engine to stop, and let go of the sockets. Idempotent."""
+        if self._reader is None or self._context.closed:
+            return
+        self.fail(EngineDeadError("The engine is being stopped."))
+        if self._sentinel is not None:
+            asyncio.get_running_loop().remove_reader(self._sentinel)
+        if not self._death.done():
+            self._send(Stop())
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        self._context.destroy()
+
+    def _send(self, message: ToEngine) -> None:
+        # Again: nobody is connected, so the engine is ending; whoever waits for an answer hears of it by its death.
+        with contextlib.suppress(zmq.Again):
+            self._send_now.send(self._encoder.encode(message), zmq.NOBLOCK)
+
+    def _abort(self, request: LiveRequest) -> None:
+        if request.id in self._live:
+            self._forget(request)
+            self._send(Abort(request.id))
+
+    def _forget(self, request: LiveRequest) -> None:
+        del self._live[request.id]
+        self._num_waiting -= request.waits
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._handle(self._decoder.decode(await self._receiver.recv()))
+        except Exception as error:  # a message that cannot be read: nothing after it can be trusted
+            logger.exception("cannot read from the engine")
+            self._die(EngineDeadError(f"the engine sent what the server cannot read: {error}"))
+
+    def _handle(self, message: FromEngine) -> None:
+        match message:
+            case Outputs(outputs=outputs, stats=stats):
+                if stats is not None:
+                    self._stats = stats
+                now_s = time.monotonic()
+                for output in outputs:
+                    self._deliver(output, now_s)
+            case Refused(id=id, message=reason, param=param, queue_full=queue_full):
+                request = self._live.get(id)
+                if request is not None:
+                    self._forget(request)
+                    request.stream.fail(QueueFullError(reason) if queue_full else RequestError(reason, param))
+            case Pong(nonce=nonce, stats=stats):
+                self._stats = stats
+                waiter = self._pings.get(nonce)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(stats)
+            case Progress(message=line):
+                self._on_progress(line)
+            case Ready(info=info):
+                if not self._info.done():
+                    self._info.set_result(info)
+            case Dead(message=reason, is_config=is_config):
+                self._die(ConfigError(reason) if is_config else EngineDeadError(reason))
+
+    def _deliver(self, output: Output, now_s: float) -> None:
+        request = self._live.get(output.id)
+        if request is None:
+            return  # aborted while this was on its way
+        self._num_waiting -= request.waits
+        request.waits = False
+        if request.stream.put(request, output, now_s):
+            self._forget(request)
+
+    def _on_exit(self) -> None:
+        assert self._sentinel is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sentinel)
+        loop.call_later(LAST_WORDS_S, self._die, EngineDeadError("the engine process ended without a word"))
+
+    def _die(self, error: SeesawError) -> None:
+        if self._death.done():
+            return
+        self._death.set_result(error)
+        self.fail(EngineDeadError(str(error)))

@@ -1,0 +1,45 @@
+"""The HTTP server's configuration. `server.cli` derives flags and config-file keys from these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.errors import ConfigError
+
+MIB = 1 << 20
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """All that the server needs to know beside `engine.config.EngineConfig`."""
+
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    port: int = _option(8000, "port to listen on; 0 takes a free one")
+    served_model_name: str = _option("", "model name that clients use (default: the model as given)")
+    api_key: tuple[str, ...] = _option((), "key that clients of /v1 must send; may be given several times")
+
+    health_timeout_s: float = _option(10.0, "/health says 503 if the engine's loop does not turn within this time")
+    shutdown_timeout_s: float = _option(
+        0.0, "after SIGTERM, time for requests in flight to end before they are aborted"
+    )
+    max_body_bytes: int = _option(64 * MIB, "largest request body")
+
+    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
+    access_log: bool = _option(False, "log every HTTP request")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be between 0 and 65535, not {self.port}")
+        if self.health_timeout_s <= 0:
+            raise ConfigError(f"health_timeout_s must be positive, not {self.health_timeout_s}")
+        if self.shutdown_timeout_s < 0:
+            raise ConfigError(f"shutdown_timeout_s must not be negative, got {self.shutdown_timeout_s}")
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
+        if "" in self.api_key:
+            raise ConfigError("api_key must not be empty: leave it out to serve everyone")

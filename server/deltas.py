@@ -1,0 +1,71 @@
+"""From the engine's outputs to text: what both kinds of completion, streamed and whole, are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from engine.messages import FinishReason
+from engine.text import OutputText
+from server.errors import GenerationError
+from server.metrics import Metrics
+from server.stream import Stream
+
+
+class Delta(NamedTuple):
+    """What is new of one choice. The text may be empty: its tokens end in half a character."""
+
+    choice: int
+    text: str
+    num_tokens: int  # of the choice so far
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+class TextStream:
+    """The text of all choices of one HTTP call, in batches of deltas as they come.
+
+    Ends choices at their stop strings, which the engine knows nothing of. Must be closed; closing early
+    aborts what has not finished.
+    """
+
+    def __init__(self, stream: Stream, num_choices: int, make_text: Callable[[int], OutputText], metrics: Metrics):
+        """`make_text` gives the empty text of a choice."""
+        self._stream = stream
+        self._texts = [make_text(choice) for choice in range(num_choices)]
+        self._metrics = metrics
+
+    async def deltas(self) -> AsyncIterator[list[Delta]]:
+        """Raises EngineDeadError and its like, or GenerationError for a request that the engine gave up."""
+        async for batch in self._stream:
+            deltas = []
+            for choice, output in batch:
+                text = self._texts[choice]
+                piece = text.push(output)
+                if text.finish_reason is not None:
+                    self._finish(choice, text.finish_reason)
+                    if output.finish_reason is None:
+                        self._stream.drop(choice)
+                reason = None if text.finish_reason is None else text.finish_reason.wire
+                deltas.append(Delta(choice, piece, text.num_tokens, reason, text.stop_reason))
+            yield deltas
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all choices so far."""
+        return sum(text.num_tokens for text in self._texts)
+
+    def close(self) -> None:
+        """Abort what has not finished. Idempotent."""
+        self._stream.close()
+        for text in self._texts:
+            if text.finish_reason is None:
+                text.finish_reason = FinishReason.ABORT
+                self._metrics.request_success.labels(FinishReason.ABORT.wire).inc()
+
+    def _finish(self, choice: int, reason: FinishReason) -> None:
+        self._metrics.request_success.labels(reason.wire).inc()
+        self._metrics.e2e_request_latency.observe(time.monotonic() - self._stream.arrival_s)
+        if reason is FinishReason.ERROR:
+            raise GenerationError("The engine could not complete this request.")

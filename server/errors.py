@@ -1,0 +1,122 @@
+"""One mapping from exceptions to HTTP: a status and OpenAI's body `{"error": {message, type, param, code}}`.
+
+Registered by `server.app`; streams (`server.openai.completions`) use `describe` for errors after the headers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
+
+logger = logging.getLogger(__name__)
+
+MAX_VALIDATION_ERRORS = 10
+MAX_MESSAGE_CHARS = 300
+RETRY_AFTER_S = 1
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not served."""
+
+
+class ShuttingDownError(SeesawError):
+    """The server is going down; the request was not (or will not be) completed."""
+
+
+class GenerationError(SeesawError):
+    """The engine gave up on this one request."""
+
+
+class ErrorInfo(NamedTuple):
+    """What a client is told."""
+
+    status: int
+    message: str
+    param: str | None = None
+    headers: dict[str, str] | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = re.sub(r"[^A-Za-z]", "", HTTPStatus(self.status).phrase.title()).removesuffix("Error") + "Error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.status}}
+
+    @property
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def describe(error: Exception) -> ErrorInfo:
+    """The status and message for an exception. What is our own fault is not explained to clients."""
+    match error:
+        case ModelNotFoundError():
+            return ErrorInfo(404, str(error), error.param)
+        case RequestError():
+            return ErrorInfo(400, _bounded(str(error)), error.param)
+        case QueueFullError() | ShuttingDownError():
+            return ErrorInfo(503, str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
+        case EngineDeadError():
+            return ErrorInfo(500, "The engine has stopped; nothing more will be generated until a restart.")
+        case GenerationError():
+            return ErrorInfo(500, str(error))
+        case HTTPException():
+            headers = dict(error.headers) if error.headers else None
+            return ErrorInfo(error.status_code, _bounded(str(error.detail)), headers=headers)
+        case RequestValidationError():
+            return _describe_validation(error)
+        case _:
+            return ErrorInfo(500, "Internal server error.")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the app by `describe`."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RequestValidationError) and not _is_json(request):
+            return ErrorInfo(400, "The body must be JSON, sent with Content-Type: application/json.").response
+        return describe(error).response
+
+    # By type, since a handler for Exception runs outside all middleware and logs a traceback.
+    for kind in (SeesawError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _is_json(request: Request) -> bool:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _describe_validation(error: RequestValidationError) -> ErrorInfo:
+    """Bounded, and without the inputs: a body echoed once per error made megabytes of a kilobyte elsewhere."""
+    errors = error.errors()
+    sentences, params = [], []
+    for each in errors[:MAX_VALIDATION_ERRORS]:
+        if each["type"] == "json_invalid":
+            reason = each.get("ctx", {}).get("error", "")
+            return ErrorInfo(400, _bounded(f"The body is not valid JSON: {reason}."))
+        location = each["loc"]
+        param = ".".join(_bounded(str(part), 50) for part in (location[1:] if location[0] == "body" else location))
+        message = each["msg"].removeprefix("Value error, ")
+        sentences.append(_bounded(f"{param}: {message}" if param else message))
+        params.append(param)
+    if len(errors) > MAX_VALIDATION_ERRORS:
+        sentences.append(f"and {len(errors) - MAX_VALIDATION_ERRORS} more errors")
+    return ErrorInfo(400, "; ".join(sentences), params[0] or None)
+
+
+def _bounded(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def error_event(error: Exception) -> bytes:
+    """An error as a server-sent event, for a stream whose status was sent already."""
+    return b"data: " + json.dumps(describe(error).body).encode() + b"\n\n"

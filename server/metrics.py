@@ -1,0 +1,107 @@
+"""Prometheus metrics: what requests went through, and the engine's own counters. Served by `server.app`.
+
+Names are vLLM's where the meaning is the same, under the prefix `seesaw:`; dashboards depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.messages import Stats
+
+PREFIX = "seesaw:"
+PHASES = ("prefill", "decode", "tail")
+
+# vLLM's buckets, in seconds.
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+ITL_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+E2E_BUCKETS = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self, stats: Callable[[], Stats]) -> None:
+        """`stats` gives the engine's latest snapshot."""
+        self._registry = CollectorRegistry()
+        self._registry.register(EngineCollector(stats))
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token", "From a request's arrival to a sequence's first token.", TTFT_BUCKETS
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency", "Between a sequence's outputs, as they reach the server.", ITL_BUCKETS
+        )
+        self.e2e_request_latency = self._histogram(
+            "e2e_request_latency", "From a request's arrival to the end of a sequence.", E2E_BUCKETS
+        )
+        self.request_success = Counter(
+            PREFIX + "request_success", "Sequences that ended, by reason.", ["finished_reason"], registry=self._registry
+        )
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}{name}_seconds", help, buckets=buckets, registry=self._registry)
+
+
+class EngineCollector(Collector):
+    """Shows the engine's latest `Stats`; keeps nothing itself."""
+
+    def __init__(self, stats: Callable[[], Stats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        s = self._stats()
+        used, total = s.device_blocks_used, s.device_blocks_total
+        yield _gauge("num_requests_running", "Sequences decoding or being prefilled.", s.requests_running)
+        yield _gauge("num_requests_waiting", "Sequences whose prefill has not started.", s.requests_waiting)
+        yield _gauge("num_requests_hosted", "Sequences whose KV is in the host pool.", s.requests_hosted)
+        yield _gauge(
+            "kv_cache_usage_perc", "Share of the device KV blocks in use, 0 to 1.", used / total if total else 0
+        )
+        yield _gauge("device_kv_blocks_used", "Device KV blocks in use, of the fullest replica.", used)
+        yield _gauge("device_kv_blocks_total", "Device KV blocks of a replica.", total)
+        yield _gauge("host_kv_blocks_used", "Host KV blocks in use.", s.host_blocks_used)
+        yield _gauge("host_kv_blocks_total", "Host KV blocks.", s.host_blocks_total)
+        yield _gauge("phase", "1 for the phase that the engine is in.", {p: int(p == s.phase) for p in PHASES}, "phase")
+        yield _counter("prompt_tokens", "Prompt tokens prefilled.", s.prompt_tokens)
+        yield _counter("generation_tokens", "Tokens generated.", s.generation_tokens)
+        yield _counter("num_preemptions", "Sequences preempted.", s.preemptions)
+        yield _counter("transitions", "Changes of layout.", s.transitions, "change")
+        yield _counter("transition_seconds", "Time spent changing layout.", s.transition_seconds, "part")
+        yield _counter("swap_bytes", "KV bytes moved to (out) and from (in) the host pool.", s.swap_bytes, "direction")
+        yield _counter("swap_seconds", "Time the copies took.", s.swap_seconds, "direction")
+        yield _counter("phase_seconds", "Time spent in each phase.", s.phase_seconds, "phase")
+        yield _counter("steps", "Forward steps, by what they computed.", s.steps, "kind")
+
+
+def _gauge(name: str, help: str, value: float | dict[str, int], label: str = "") -> Metric:
+    return _fill(GaugeMetricFamily(PREFIX + name, help, labels=[label] if label else None), value)
+
+
+def _counter(name: str, help: str, value: float | dict[str, int] | dict[str, float], label: str = "") -> Metric:
+    return _fill(CounterMetricFamily(PREFIX + name, help, labels=[label] if label else None), value)
+
+
+def _fill(family: GaugeMetricFamily | CounterMetricFamily, value: float | dict[str, int] | dict[str, float]) -> Metric:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            family.add_metric([key], each)
+    else:
+        family.add_metric([], value)
+    return family

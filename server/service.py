@@ -1,0 +1,228 @@
+"""`seesaw serve` from start to end: the listening socket, the engine process, the HTTP server, and their ends.
+
+Order matters: the port is taken before anything slow starts, signals are handled before there is anything
+to clean up, and whatever happens, the engine process is ended last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+import uvicorn
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.messages import EngineInfo
+from engine.text import BYTES_TOKENIZER, load_tokenizer
+from server.app import create_app, model_name
+from server.bridge import Bridge
+from server.config import ServerConfig
+from server.errors import ShuttingDownError
+
+ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
+FLUSH_S = 3.0  # for clients to take their last words
+MAX_OPEN_FILES = 65536  # each connection is one
+BACKLOG = 2048
+
+
+class EngineHandle(Protocol):
+    """An engine process that was started (`engine.process.EngineProcess`)."""
+
+    @property
+    def process(self) -> BaseProcess: ...
+
+    @property
+    def send_address(self) -> str: ...
+
+    @property
+    def receive_address(self) -> str: ...
+
+    def close(self, timeout_s: float) -> int | None:
+        """Give the process so long to end by itself, then end it; remove its run folder. Idempotent."""
+
+
+StartEngine = Callable[[EngineConfig], EngineHandle]
+
+
+def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine | None = None) -> int:
+    """Serve until a signal comes (returns 0) or the engine dies (1).
+
+    Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
+    """
+    if start_engine is None:
+        from engine.process import EngineProcess
+
+        start_engine = EngineProcess.start
+    logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    _raise_open_files()
+    with _bind(server.host, server.port) as listener:
+        return asyncio.run(_serve(engine, server, listener, start_engine))
+
+
+async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, start_engine: StartEngine) -> int:
+    stop = StopSignal()
+    handle = start_engine(engine)
+    stop.on_second = lambda: handle.close(0.0)
+    bridge = Bridge(
+        handle.send_address,
+        handle.receive_address,
+        max_queued_requests=engine.max_queued_requests,
+        sentinel=handle.process.sentinel,
+        on_progress=_report,
+    )
+    try:
+        bridge.start()
+        starting = asyncio.ensure_future(_start(engine, server, bridge))
+        if await _first(starting, stop.requested) is stop.requested:
+            starting.cancel()
+            return 0
+        http, info = starting.result()
+        return await _run(http, info, server, listener, bridge, stop)
+    finally:
+        await bridge.close()
+        await asyncio.to_thread(handle.close, ENGINE_STOP_S)  # in a thread, so that a second signal is heard
+
+
+async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
+    """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
+    info, tokenizer = await asyncio.gather(
+        bridge.ready(), asyncio.to_thread(load_tokenizer, engine.tokenizer or engine.model or BYTES_TOKENIZER)
+    )
+    config = uvicorn.Config(
+        create_app(bridge, info, tokenizer, server),
+        access_log=server.access_log,
+        log_config=None,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
+    )
+    return HTTPServer(config), info
+
+
+async def _run(
+    http: HTTPServer, info: EngineInfo, server: ServerConfig, listener: socket.socket, bridge: Bridge, stop: StopSignal
+) -> int:
+    with _port_errors(server.host, server.port):
+        listener.listen(BACKLOG)
+    serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+    dying = asyncio.ensure_future(bridge.death())
+    print(banner(server, listener.getsockname()[1], info), flush=True)
+    first = await _first(dying, stop.requested, serving)
+    http.should_exit = True  # accepts nothing more; connections close as their responses end
+    if first is stop.requested and server.shutdown_timeout_s:
+        _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")
+        await asyncio.wait({serving, dying}, timeout=server.shutdown_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if dying.done():
+        _report(f"error: {dying.result()}")
+    bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
+    await serving
+    return 0 if stop.requested.done() else 1
+
+
+class HTTPServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which know nothing of the engine."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class StopSignal:
+    """SIGINT and SIGTERM: the first one completes `requested`, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.requested: asyncio.Future[None] = loop.create_future()
+        self.on_second: Callable[[], object] = lambda: None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._handle, number)
+
+    def _handle(self, number: int) -> None:
+        if not self.requested.done():
+            self.requested.set_result(None)
+            return
+        self.on_second()
+        os._exit(128 + number)
+
+
+def banner(server: ServerConfig, port: int, info: EngineInfo) -> str:
+    """What the operator reads when the server is ready."""
+    name = model_name(server, info)
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"http://{host}:{port}"
+    layouts = f"{info.prefill} (prefill), {info.decode} (decode)" + (f", {info.tail} (tail)" if info.tail else "")
+    if info.prefill == info.decode and not info.tail:
+        layouts = f"{info.prefill}, never switching"
+    body = json.dumps({"model": name, "prompt": "The capital of France is", "max_tokens": 32})
+    key = ' -H "Authorization: Bearer $SEESAW_API_KEY"' if server.api_key else ""
+    return "\n".join(
+        [
+            f"Seesaw serves {name} at {url}/v1",
+            f"  layouts    {layouts}; weights {info.weights}, {info.dtype} on {info.device}",
+            f"  device KV  {_pool(info.device_blocks, info.device_block_bytes, info.block_size)} on each device",
+            f"  host KV    {_pool(info.host_blocks, info.host_block_bytes, info.block_size)}",
+            f"  context    {info.max_model_len} tokens",
+            f"  try        curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        ]
+    )
+
+
+def _pool(num_blocks: int, block_bytes: int, block_size: int) -> str:
+    if not num_blocks:
+        return "none"
+    return f"{num_blocks} blocks = {num_blocks * block_size} tokens, {num_blocks * block_bytes / 2**20:.0f} MiB"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port, but let clients knock only once there is somebody to answer."""
+    with _port_errors(host, port):
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    return listener
+
+
+@contextlib.contextmanager
+def _port_errors(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host"
+        ) from None
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _first(*futures: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """The first of them that is done; of several, the one named first."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    return next(future for future in futures if future.done())
+
+
+def _report(line: str) -> None:
+    print(f"seesaw: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""The engine's outputs for one HTTP call, on their way from the bridge to its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.errors import SeesawError
+from engine.messages import Output
+from server.metrics import Metrics
+
+
+@dataclass(eq=False)
+class LiveRequest:
+    """A request that the engine knows: some `choices` of its stream."""
+
+    id: str
+    stream: Stream
+    choices: range
+    num_open: int  # of the choices
+    waits: bool = True  # for its first output
+
+
+class Stream:
+    """Batches of (choice, Output); choice `i * n + k` is continuation k of the call's request i.
+
+    What arrives while the client is slow is merged into one Output per choice. Ends after every choice's last
+    Output, or raises what ended it early. Must be closed, which aborts what has not finished.
+    """
+
+    def __init__(self, abort: Callable[[LiveRequest], None], metrics: Metrics, arrival_s: float) -> None:
+        """`abort` tells the engine, unless the request has ended; `arrival_s` is of the monotonic clock."""
+        self.arrival_s = arrival_s
+        self._abort = abort
+        self._metrics = metrics
+        self._requests: list[LiveRequest] = []
+        self._open: set[int] = set()  # choices whose last output has not come
+        self._pending: dict[int, Output] = {}
+        self._last_s: dict[int, float] = {}  # when each choice had its latest output
+        self._failure: SeesawError | None = None
+        self._wake = asyncio.Event()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[tuple[int, Output]]:
+        while not self._pending:
+            if not self._open:
+                raise StopAsyncIteration
+            if self._failure is not None:
+                raise fresh(self._failure)
+            self._wake.clear()
+            await self._wake.wait()
+        batch, self._pending = self._pending, {}
+        return list(batch.items())
+
+    def drop(self, choice: int) -> None:
+        """The caller wants no more of this choice; aborts its request when no other choice of it is open."""
+        self._pending.pop(choice, None)
+        request = self._requests[choice // len(self._requests[0].choices)]
+        if self._close_choice(request, choice):
+            self._abort(request)
+
+    def close(self) -> None:
+        """Abort what has not finished. Idempotent."""
+        self._open.clear()
+        self._pending.clear()
+        for request in self._requests:
+            self._abort(request)
+
+    # The bridge's side.
+
+    def add(self, id: str, n: int) -> LiveRequest:
+        """A request of n choices, before its first output. All requests of a stream have the same n."""
+        first = len(self._requests) * n
+        request = LiveRequest(id, self, range(first, first + n), num_open=n)
+        self._requests.append(request)
+        self._open.update(request.choices)
+        return request
+
+    def put(self, request: LiveRequest, output: Output, now_s: float) -> bool:
+        """An output of one of the requests came. Returns whether the request has ended with it."""
+        choice = request.choices[output.index]
+        if choice not in self._open:
+            return False  # dropped
+        if output.tokens:
+            if choice in self._last_s:
+                self._metrics.inter_token_latency.observe(now_s - self._last_s[choice])
+            else:
+                self._metrics.time_to_first_token.observe(now_s - self.arrival_s)
+            self._last_s[choice] = now_s
+        earlier = self._pending.get(choice)
+        if earlier is not None:
+            earlier.tokens.extend(output.tokens)
+            output = msgspec.structs.replace(output, tokens=earlier.tokens)
+        self._pending[choice] = output
+        self._wake.set()
+        return output.finish_reason is not None and self._close_choice(request, choice)
+
+    def fail(self, error: SeesawError) -> None:
+        """No output will come any more; what came already is still delivered."""
+        self._failure = error
+        self._wake.set()
+
+    def _close_choice(self, request: LiveRequest, choice: int) -> bool:
+        """Whether this was the last open choice of the request."""
+        if choice in self._open:
+            self._open.discard(choice)
+            request.num_open -= 1
+        return request.num_open == 0
+
+
+def fresh(error: SeesawError) -> SeesawError:
+    """A copy to raise: one exception raised by thousands of tasks would collect all their tracebacks."""
+    return copy.copy(error)

@@ -1,0 +1,31 @@
+"""What all tests share: GPU tests are skipped where there is none, and the real model is built once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in float32, heads padded to 12/4: its checkpoint folder, built on first use."""
+    script = REPOSITORY / "scripts" / "fetch_default_model.py"
+    result = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 0, "the default model could not be built; the reason is on stderr"
+    return Path(result.stdout.strip())

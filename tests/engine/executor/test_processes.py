@@ -1,0 +1,328 @@
+"""Real workers over gloo: hand-written commands against transformers, and how processes die."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, EngineDeadError
+from engine.executor.processes import ProcessExecutor
+from engine.executor.ranks import Ranks
+from engine.sampling import RowSampling
+from engine.steps import Chunk, Command, Forward, Report, SlotInit, Swap, TableUpdate, Transition
+from tests.tiny import reference_greedy, write_tiny_checkpoint
+
+pytestmark = pytest.mark.processes
+
+GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+PROMPTS = [[(7 * i + 3) % 211 for i in range(23)], [(11 * i + 5) % 211 for i in range(9)]]
+BLOCKS = 12  # enough for 48 tokens a sequence
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), layers=5, kv_heads=2)
+
+
+def make_config(checkpoint: Path, prefill: str, decode: str = "", **options: object) -> EngineConfig:
+    base: dict[str, object] = {
+        "model": str(checkpoint),
+        "device": "cpu",
+        "max_model_len": 96,
+        "block_size": 4,
+        "num_device_blocks": 64,
+        "num_host_blocks": 40,
+        "max_num_seqs": 2,
+        "start_timeout_s": 60.0,
+        "step_timeout_s": 60.0,
+    }
+    return EngineConfig(prefill=prefill, decode=decode, **{**base, **options})  # type: ignore[arg-type]
+
+
+class Driver:
+    """Submits commands by hand and waits for every rank's report."""
+
+    def __init__(self, executor: ProcessExecutor) -> None:
+        self.executor = executor
+        self.next_id = 0
+        self.reports: dict[int, list[Report]] = {}
+
+    def submit(self, command: Command) -> None:
+        self.reports[command.id] = []  # type: ignore[union-attr]
+        self.executor.submit(command)
+
+    def id(self) -> int:
+        self.next_id += 1
+        return self.next_id
+
+    def forward(
+        self,
+        layout: int,
+        chunks: list[Chunk],
+        tables: list[TableUpdate] | None = None,
+        inits: list[SlotInit] | None = None,
+        replica: int = 0,
+    ) -> int:
+        self.submit(Forward(step := self.id(), layout, replica, chunks, tables or [], inits or []))
+        return step
+
+    def wait(self, ranks: int) -> None:
+        """Until each command so far was reported by `ranks` ranks."""
+        while any(len(reports) < ranks for reports in self.reports.values()):
+            assert self.executor.wait_handle().poll(30_000), "no report came"
+            for report in self.executor.collect():
+                self.reports[report.id].append(report)
+
+    def tokens(self, step: int) -> list[int]:
+        [tokens] = [report.tokens for report in self.reports[step] if report.tokens]
+        return tokens
+
+    def finish(self, command: Command, ranks: int) -> list[Report]:
+        self.submit(command)
+        self.wait(ranks)
+        return self.reports[command.id]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "weights"), [("P2", "T2", "resident"), ("T2", "P2", "reload"), ("T4", "P4", "reload")]
+)
+def test_tokens_equal_the_reference_through_both_layouts(
+    checkpoint: Path, prefill: str, decode: str, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEESAW_POISON_KV", "1")
+    monkeypatch.setenv("SEESAW_POISON_WEIGHTS", "1")
+    executor = ProcessExecutor(make_config(checkpoint, prefill, decode, weights=weights))
+    try:
+        world = executor._plan.world_size
+        assert executor.capacity.weights == weights
+        assert (executor.capacity.num_device_blocks, executor.capacity.num_host_blocks) == (64, 40)
+        got = drive(Driver(executor), world)
+    finally:
+        executor.close()
+    for prompt, tokens in zip(PROMPTS, got, strict=True):
+        expected, gaps = reference_greedy(checkpoint, prompt, len(tokens))
+        assert min(gaps) > 1e-3, "the reference is undecided: choose another prompt"
+        assert tokens == expected
+
+
+def drive(driver: Driver, world: int) -> list[list[int]]:
+    """Chunked prefill, decode with steps in flight, swap, transition, decode; back again, decode."""
+    a, b = PROMPTS
+    got: list[list[int]] = [[], []]
+    inits = [SlotInit(2, GREEDY), SlotInit(1, GREEDY)]
+    tables = [TableUpdate(2, 0, list(range(40, 40 + BLOCKS))), TableUpdate(1, 0, list(range(BLOCKS, 0, -1)))]
+    steps = [
+        driver.forward(0, [Chunk(2, 0, a[:8], False), Chunk(1, 0, b, True)], tables, inits),
+        driver.forward(0, [Chunk(1, 9, [~1], True), Chunk(2, 8, a[8:16], False)]),
+        driver.forward(0, [Chunk(2, 16, a[16:], True)]),
+        driver.forward(0, [Chunk(1, 10, [~1], True), Chunk(2, 23, [~2], True)]),
+    ]
+    driver.wait(world)
+    got[1] += [driver.tokens(steps[0])[0], driver.tokens(steps[1])[0], driver.tokens(steps[3])[0]]
+    got[0] += [driver.tokens(steps[2])[0], driver.tokens(steps[3])[1]]
+
+    for layout, device_a, device_b in ((1, 5, 30), (0, 30, 5)):
+        old_a, old_b = (range(40, 40 + BLOCKS), range(BLOCKS, 0, -1)) if layout else (range(5, 17), range(30, 42))
+        host = [(7 * i) % 40 for i in range(2 * BLOCKS)]
+        driver.finish(Swap(driver.id(), 1 - layout, 0, True, [*old_a, *old_b], host), world)
+        reports = driver.finish(Transition(driver.id(), layout), world)
+        assert sorted(report.rank for report in reports) == list(range(world))
+        new = [*range(device_a, device_a + BLOCKS), *range(device_b, device_b + BLOCKS)]
+        driver.finish(Swap(driver.id(), layout, 0, False, new, host), world)
+        # The slots swap owners too, and the first inputs after a transition are ids.
+        slots = (1, 2) if layout else (2, 1)
+        positions = [len(prompt) + len(tokens) - 1 for prompt, tokens in zip(PROMPTS, got, strict=True)]
+        tables = [TableUpdate(slots[0], 0, new[:BLOCKS]), TableUpdate(slots[1], 0, new[BLOCKS:])]
+        first = [Chunk(slots[i], positions[i], [got[i][-1]], True) for i in (0, 1)]
+        steps = [driver.forward(layout, first, tables, [SlotInit(slot, GREEDY) for slot in slots])]
+        for step in (1, 2, 3):
+            chunks = [Chunk(slots[i], positions[i] + step, [~slots[i]], True) for i in (0, 1)]
+            steps.append(driver.forward(layout, chunks))
+        driver.wait(world)
+        for step in steps:
+            for i in (0, 1):
+                got[i].append(driver.tokens(step)[i])
+    return got
+
+
+def test_replicas_work_apart_and_meet_in_one_layout(checkpoint: Path) -> None:
+    executor = ProcessExecutor(make_config(checkpoint, "D2", "T2"))
+    try:
+        driver = Driver(executor)
+        steps = [
+            driver.forward(
+                0,
+                [Chunk(0, 0, prompt, True)],
+                [TableUpdate(0, 0, list(range(BLOCKS)))],
+                [SlotInit(0, GREEDY)],
+                replica=replica,
+            )
+            for replica, prompt in enumerate(PROMPTS)
+        ]
+        driver.wait(1)
+        first = [driver.tokens(step)[0] for step in steps]
+        host = [list(range(BLOCKS)), list(range(20, 20 + BLOCKS))]
+        for replica in (0, 1):
+            driver.submit(Swap(driver.id(), 0, replica, True, list(range(BLOCKS)), host[replica]))
+        driver.wait(1)
+        executor.submit(Transition(driver.id(), 1))
+        driver.reports = {driver.next_id: []}
+        driver.wait(2)
+        driver.finish(Swap(driver.id(), 1, 0, False, list(range(2 * BLOCKS)), host[0] + host[1]), 2)
+        step = driver.forward(
+            1,
+            [Chunk(slot, len(prompt), [first[slot]], True) for slot, prompt in enumerate(PROMPTS)],
+            [TableUpdate(slot, 0, list(range(slot * BLOCKS, (slot + 1) * BLOCKS))) for slot in (0, 1)],
+            [SlotInit(slot, GREEDY) for slot in (0, 1)],
+        )
+        driver.wait(2)
+        second = driver.tokens(step)
+    finally:
+        executor.close()
+    assert [list(pair) for pair in zip(first, second, strict=True)] == [
+        reference_greedy(checkpoint, prompt, 2)[0] for prompt in PROMPTS
+    ]
+
+
+@pytest.fixture
+def executor(checkpoint: Path) -> Iterator[ProcessExecutor]:
+    executor = ProcessExecutor(make_config(checkpoint, "P2", "T2"))
+    yield executor
+    executor.close()
+
+
+def pids(executor: ProcessExecutor) -> list[int]:
+    return [process.pid for process in executor._ranks._processes if process.pid is not None]
+
+
+def await_end(pidfds: list[int]) -> bool:
+    """Whether all these processes end within 10 s; zombies that nobody reaps have ended."""
+    for pidfd in pidfds:
+        if not select.select([pidfd], [], [], 10)[0]:
+            return False
+        os.close(pidfd)
+    return True
+
+
+def test_a_killed_worker_wakes_the_poller_and_says_who(executor: ProcessExecutor) -> None:
+    pidfd = os.pidfd_open(pids(executor)[1])
+    os.kill(pids(executor)[1], signal.SIGKILL)
+    assert await_end([pidfd])
+    executor.submit(Swap(1, 0, 0, False, [], []))  # never blocks, not even on a worker that is gone
+    assert executor.wait_handle().poll(5000)
+    with pytest.raises(EngineDeadError, match="rank 1 was killed by SIGKILL"):
+        executor.collect()
+    with pytest.raises(EngineDeadError):  # and from then on
+        executor.submit(Transition(2, 1))
+
+
+def test_an_impossible_command_ends_the_engine_with_its_reason(executor: ProcessExecutor) -> None:
+    executor.submit(Swap(1, 0, 0, True, [64], [0]))
+    assert executor.wait_handle().poll(5000)
+    with pytest.raises(EngineDeadError, match="device blocks 64 to 64, the pool has 64"):
+        executor.collect()
+
+
+def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path) -> None:
+    executor = ProcessExecutor(make_config(checkpoint, "P1", step_timeout_s=0.0))
+    try:
+        os.kill(pids(executor)[0], signal.SIGSTOP)
+        executor.submit(Transition(1, 0))
+        with pytest.raises(EngineDeadError, match=r"ranks \[0\] did not finish step 1 within 0 s"):
+            executor.collect()
+        os.kill(pids(executor)[0], signal.SIGCONT)
+    finally:
+        executor.close()
+
+
+def test_close_leaves_nothing(checkpoint: Path) -> None:
+    shm_before = set(os.listdir("/dev/shm"))
+    executor = ProcessExecutor(make_config(checkpoint, "P2", "T2"))
+    links = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    ]
+    assert not [link for link in links if link.startswith("/dev/shm")]
+    pidfds = [os.pidfd_open(pid) for pid in pids(executor)]
+    run_dir = executor._ranks.run_dir
+    assert run_dir.stat().st_mode & 0o777 == 0o700
+    assert set(os.listdir("/dev/shm")) == shm_before
+    executor.close()
+    executor.close()
+    assert await_end(pidfds)
+    assert not run_dir.exists()
+
+
+def test_death_before_ready(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: list[Ranks] = []
+    start = Ranks.start
+
+    def start_and_kill(self: Ranks, specs: object) -> None:
+        start(self, specs)  # type: ignore[arg-type]
+        ranks.append(self)
+        pid = self._processes[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Ranks, "start", start_and_kill)
+    with pytest.raises(EngineDeadError, match="rank 0 was killed by SIGKILL"):
+        ProcessExecutor(make_config(checkpoint, "P2", "T2"))
+    assert not ranks[0].run_dir.exists()
+
+
+def test_what_a_worker_finds_wrong_with_the_checkpoint_is_a_config_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = write_tiny_checkpoint(tmp_path)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"no tensor model\.layers\.2\.mlp\.up_proj\.weight"):
+        ProcessExecutor(make_config(broken, "P2", "T2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_model_len": 513}, "longer than the model's context of 512"),
+        ({"prefill": "P8"}, "has 8 stages but the model has 5 layers"),
+        ({"num_device_blocks": 10}, "raise --kv-cache-memory-bytes"),
+        ({"num_host_blocks": 10}, "raise --host-kv-bytes"),
+        ({"num_host_blocks": 0, "host_kv_bytes": 100}, "does not hold one KV block"),
+    ],
+)
+def test_bad_configurations_start_no_worker(checkpoint: Path, options: dict[str, object], message: str) -> None:
+    chosen = {"prefill": "P2", "decode": "T2", **options}
+    if chosen["prefill"] == "P8":
+        chosen["decode"] = "T8"
+    with pytest.raises(ConfigError, match=message):
+        ProcessExecutor(make_config(checkpoint, **chosen))  # type: ignore[arg-type]
+
+
+def test_killing_the_engine_process_ends_its_workers(checkpoint: Path) -> None:
+    config = "from tests.engine.executor.test_processes import make_config; from pathlib import Path; "
+    script = (
+        f"{config} from engine.executor.processes import ProcessExecutor; import signal; "
+        f"executor = ProcessExecutor(make_config(Path({str(checkpoint)!r}), 'P2', 'T2')); "
+        "print(executor._ranks.run_dir, flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        run_dir = Path(engine.stdout.readline().strip())
+        assert run_dir.is_dir()
+        children = psutil.Process(engine.pid).children(recursive=True)
+        assert len(children) >= 4  # two workers, the fork server, the resource tracker
+        pidfds = [os.pidfd_open(child.pid) for child in children]
+        engine.kill()
+    assert await_end(pidfds)
+    assert not run_dir.exists()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.executor.ranks import fork_server
+from engine.kv import segment
+from engine.kv.segment import Segment, check_room
+
+
+def test_mappings_share_memory_and_no_name_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_SHM_DIR", str(tmp_path))
+    made = Segment.create(4096, "the test")
+    assert os.listdir(tmp_path) == []
+    first, second = made.map(), made.map()
+    made.close()
+    made.close()
+    first[7] = 42
+    assert first.numel() == 4096 and int(second[7]) == 42 and int(second.sum()) == 42
+
+
+def _write(made: Segment) -> None:
+    made.map()[3] = 9
+
+
+@pytest.mark.processes
+def test_a_child_process_maps_the_same_memory() -> None:
+    made = Segment.create(4096, "the test")
+    child = fork_server().Process(target=_write, args=(made,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert int(made.map()[3]) == 9
+    made.close()
+
+
+def test_too_small_a_tmpfs_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = 1 << 20
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=14, f_blocks=64, f_frsize=mib))
+    with pytest.raises(ConfigError) as error:
+        Segment.create(100 * mib, "the host KV pool")
+    text = str(error.value)
+    assert text.startswith("the host KV pool needs 100.0 MiB of shared memory but /dev/shm has 14.0 MiB free")
+    assert "--shm-size=150m" in text and "--host-kv-bytes" in text  # 50 are in use
+
+
+def test_room_that_goes_while_allocating_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigError, match="--shm-size"):
+        Segment.create(1 << 20, "the weight store")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_missing_tmpfs_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_SHM_DIR", "/nowhere")
+    with pytest.raises(ConfigError, match="there is no /nowhere"):
+        check_room(1, "the weight store")
+
+
+CGROUPS = {
+    "v2": {
+        "/proc/self/cgroup": "0::/a/b\n",
+        "/sys/fs/cgroup/a/memory.max": "1000\n",
+        "/sys/fs/cgroup/a/memory.current": "600\n",
+        "/sys/fs/cgroup/a/memory.stat": "anon 1\nfile 300\nshmem 100\n",
+        "/sys/fs/cgroup/a/b/memory.max": "max\n",
+    },
+    "v1": {
+        "/proc/self/cgroup": "3:cpu:/x\n2:memory:/a\n",
+        "/sys/fs/cgroup/memory/a/memory.limit_in_bytes": "1000\n",
+        "/sys/fs/cgroup/memory/a/memory.usage_in_bytes": "600\n",
+        "/sys/fs/cgroup/memory/a/memory.stat": "total_cache 300\ntotal_shmem 100\n",
+    },
+}
+
+
+@pytest.mark.parametrize("version", CGROUPS)
+def test_the_tightest_cgroup_above_counts_and_page_cache_is_room(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "_read", lambda path: CGROUPS[version].get(str(path), ""))
+    check_room(600, "the weight store")  # 1000 - 600 + (300 - 100)
+    with pytest.raises(ConfigError, match="the container's memory limit leaves"):
+        check_room(601, "the weight store")
+
+
+def test_the_hosts_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "_read", lambda path: {"/proc/meminfo": "MemAvailable: 1 kB\n"}.get(str(path), ""))
+    with pytest.raises(ConfigError, match="this host leaves"):
+        check_room(1025, "the weight store")

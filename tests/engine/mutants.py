@@ -1,0 +1,65 @@
+"""Workers with a bug planted in their KV copies. The parity tests' comparison must notice each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.kv.copies import BlockCopier
+from engine.steps import Swap
+from engine.worker.worker import WorkerSpec, run_worker
+
+Damage = Callable[[torch.Tensor], None]
+
+
+def _run(spec: WorkerSpec, damage: Damage) -> None:
+    """As `run_worker`, but `damage` is done to what each swap-out leaves: `[blocks, layers, heads, 2, T, D]`."""
+    copy = BlockCopier.copy
+
+    def damaging_copy(self: BlockCopier, swap: Swap) -> int:
+        num_bytes = copy(self, swap)
+        if swap.to_host and num_bytes:
+            rectangle = self._host_views[swap.layout]
+            blocks = rectangle[swap.host_blocks]
+            damage(blocks)
+            rectangle[swap.host_blocks] = blocks
+        return num_bytes
+
+    BlockCopier.copy = damaging_copy  # type: ignore[method-assign]
+    run_worker(spec)
+
+
+def _exchange(x: torch.Tensor, axis: int) -> None:
+    """The first two entries along an axis change places."""
+    if x.shape[axis] > 1:
+        x.copy_(x.index_select(axis, torch.tensor([1, 0, *range(2, x.shape[axis])])))
+
+
+def swapped_heads(spec: WorkerSpec) -> None:
+    _run(spec, lambda blocks: _exchange(blocks, 2))
+
+
+def swapped_layers(spec: WorkerSpec) -> None:
+    _run(spec, lambda blocks: _exchange(blocks, 1))
+
+
+def swapped_blocks(spec: WorkerSpec) -> None:
+    """Each swap leaves its predecessor's first block in place of its own. (Two full blocks of one sequence could
+    change places unnoticed, and rightly so: keys carry their positions, and attention does not see the order.)"""
+    last: list[torch.Tensor] = []
+
+    def exchange_with_last(blocks: torch.Tensor) -> None:
+        last.append(blocks[0].clone())
+        if len(last) > 1:
+            blocks[0] = last.pop(0)
+
+    _run(spec, exchange_with_last)
+
+
+def swapped_keys_and_values(spec: WorkerSpec) -> None:
+    _run(spec, lambda blocks: _exchange(blocks, 3))
+
+
+def no_damage(spec: WorkerSpec) -> None:
+    _run(spec, lambda blocks: None)

@@ -1,0 +1,86 @@
+"""Groups of several layouts in one world of real gloo processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.executor.ranks import fork_server
+from engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
+from engine.parallel.layout import Layout
+
+pytestmark = pytest.mark.processes
+
+CPU = torch.device("cpu")
+LAYOUTS = [Layout.parse(text) for text in ("P4", "T4", "T2P2", "D2T2", "D2P2", "D4")]
+WIDTH = 64 * 1024  # 256 KiB a message: far beyond what a socket takes without a receiver
+
+
+def test_a_single_shard_is_the_identity() -> None:
+    x = torch.ones(2, 3)
+    assert SingleShard().all_reduce(x) is x and SingleShard().gather_last(x) is x
+
+
+def test_every_layout_in_one_world(tmp_path: Path) -> None:
+    context = fork_server()
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path / "rendezvous"), daemon=True) for rank in range(4)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0, 0, 0]
+
+
+def _rank(rank: int, rendezvous: Path) -> None:
+    torch.set_num_threads(1)
+    join_world(rank, 4, rendezvous, CPU)
+    for groups in build_groups(rank, LAYOUTS, CPU):
+        _check_tensor_group(rank, groups)
+        _check_pipe(rank, groups)
+        _check_feedback(rank, groups)
+        groups.drain()
+    torch.distributed.destroy_process_group()
+
+
+def _check_tensor_group(rank: int, groups: LayoutGroups) -> None:
+    stage = groups.layout.stage_ranks(groups.coord.replica, groups.coord.stage)
+    assert groups.tensor.size == len(stage) and groups.tensor.shard == stage.index(rank)
+    assert groups.tensor.all_reduce(torch.full((2, 3), float(rank))).tolist() == [[float(sum(stage))] * 3] * 2
+    gathered = groups.tensor.gather_last(torch.full((2, 1), float(rank)))
+    if groups.tensor.shard == 0:
+        assert gathered is not None and gathered.tolist() == [[float(other) for other in stage]] * 2
+    else:
+        assert gathered is None
+
+
+def _check_pipe(rank: int, groups: LayoutGroups) -> None:
+    """As many sends as steps may be in flight, before anybody receives: none may block."""
+    layout, (replica, stage, shard) = groups.layout, groups.coord
+    in_flight = layout.pp + 1
+    assert groups.pipe.is_first == (stage == 0) and groups.pipe.is_last == (stage == layout.pp - 1)
+    if not groups.pipe.is_last:
+        for step in range(in_flight):
+            groups.pipe.send(torch.full((1, WIDTH), float(100 * rank + step)))
+    if not groups.pipe.is_first:
+        previous = layout.rank(replica, stage - 1, shard)
+        for step in range(in_flight):
+            received = groups.pipe.receive(torch.empty(1, WIDTH))
+            assert received.unique().tolist() == [100 * previous + step]
+
+
+def _check_feedback(rank: int, groups: LayoutGroups) -> None:
+    """Feedback against the pipe's direction, with tokens of many steps under way, waited for out of order."""
+    layout, (replica, stage, _) = groups.layout, groups.coord
+    sampler = layout.sampling_rank(replica)
+    assert groups.feedback.is_sampler == (rank == sampler)
+    assert groups.feedback.is_first_stage == (stage == 0)
+    steps = range(layout.pp + 1)
+    if groups.feedback.is_sampler:
+        for step in steps:
+            groups.feedback.send(torch.arange(1000) + 1000 * step + sampler)
+    elif groups.feedback.is_first_stage:
+        pending = [groups.feedback.post(1000, CPU) for _ in steps]
+        for step in reversed(steps):
+            assert pending[step].wait().tolist() == list(range(1000 * step + sampler, 1000 * step + sampler + 1000))

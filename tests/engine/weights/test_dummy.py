@@ -1,0 +1,60 @@
+"""Dummy weights: one model whatever the layout, and one whose activations stay finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.model.shapes import read_shape
+from engine.parallel.layout import Layout, Plan
+from engine.parallel.moves import Span
+from engine.weights.arena import rank_arena
+from engine.weights.dummy import DummySource
+from engine.weights.modes import StaticWeights
+from engine.weights.tensors import StageWeights
+from tests.tiny import CPU, LocalModel, tiny_shape, write_tiny_checkpoint
+
+
+def test_parts_are_of_one_tensor() -> None:
+    source, again = DummySource(tiny_shape(), 3), DummySource(tiny_shape(), 3)
+    whole = source.read("a", (96, 64), Span(0, 96))
+    assert whole.shape == (96, 64)
+    assert torch.equal(again.read("a", (96, 64), Span(10, 20)), whole[10:20])
+    columns = source.read("b", (64, 96), Span(0, 96), dim=1)
+    assert columns.shape == (64, 96)
+    assert torch.equal(again.read("b", (64, 96), Span(10, 20), dim=1), columns[:, 10:20])
+
+
+def test_seeds_and_names_differ() -> None:
+    one, other = DummySource(tiny_shape(), 0), DummySource(tiny_shape(), 1)
+    a, b, c = (
+        one.read("a", (8, 64), Span(0, 8)),
+        one.read("b", (8, 64), Span(0, 8)),
+        other.read("a", (8, 64), Span(0, 8)),
+    )
+    assert not torch.equal(a, b) and not torch.equal(a, c)
+    assert len({tuple(row.tolist()) for row in a}) == 8
+    assert torch.equal(one.read("norm", (64,), Span(0, 64)), torch.ones(64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layouts_agree_and_stay_finite(tmp_path: Path, dtype: str) -> None:
+    folder = write_tiny_checkpoint(tmp_path, kv_heads=2, dtype=dtype)
+    shape = read_shape(folder)
+    source = DummySource(shape, 5)
+    tokens = torch.randint(0, 211, (20,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def logits(layout: Layout) -> torch.Tensor:
+        def stage(rank: int) -> StageWeights:
+            return StaticWeights(rank_arena(shape, Plan(layout, layout), layout, rank), source, CPU).stage(0)
+
+        return LocalModel(folder, layout, stage=stage).logits(tokens)
+
+    one = logits(Layout())
+    assert one.isfinite().all()
+    assert 0.3 < one.std() < 3
+    error = 1e-4 if dtype == "float32" else 0.15
+    for layout in (Layout(tp=4), Layout(pp=2, tp=2)):
+        torch.testing.assert_close(logits(layout), one, atol=error, rtol=0)

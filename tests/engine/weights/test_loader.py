@@ -1,0 +1,183 @@
+"""Reading checkpoints: what is found, converted and packed, and what is refused in one clear sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from engine.errors import ConfigError
+from engine.model.shapes import read_shape
+from engine.parallel.moves import Span
+from engine.weights.arena import Arena
+from engine.weights.loader import CheckpointSource, resolve_checkpoint
+from engine.weights.source import fill
+from engine.weights.tensors import StageWeights
+from tests.tiny import write_tiny_checkpoint
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_checkpoint(tmp_path / "model", layers=2, kv_heads=2)
+
+
+def _load(folder: Path, num_slices: int = 1, **changes: Any) -> StageWeights:
+    shape = replace(read_shape(folder), **changes)
+    arena = Arena(shape, num_slices, Span(0, shape.num_layers + 2), Span(0, num_slices))
+    flat = torch.full((arena.total_bytes,), 0xFF, dtype=torch.uint8)
+    fill(arena, flat, CheckpointSource(folder))
+    return arena.stage(flat)
+
+
+def test_packing(folder: Path) -> None:
+    """Four slices of 8 heads over 2 KV heads: two query heads each, and every KV head in two slices."""
+    raw = load_file(folder / FILE)
+    loaded = _load(folder, num_slices=4)
+    attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
+    for slice_, rows in enumerate(loaded.layers[1].qkv.view(4, 32, 64)):
+        head = slice_ // 2
+        torch.testing.assert_close(rows[:16], raw[attention + "q_proj.weight"][slice_ * 16 : slice_ * 16 + 16])
+        torch.testing.assert_close(rows[16:24], raw[attention + "k_proj.weight"][head * 8 : head * 8 + 8])
+        torch.testing.assert_close(rows[24:], raw[attention + "v_proj.weight"][head * 8 : head * 8 + 8])
+    for slice_, rows in enumerate(loaded.layers[1].gate_up.view(4, 48, 64)):
+        torch.testing.assert_close(rows[:24], raw[mlp + "gate_proj.weight"][slice_ * 24 : slice_ * 24 + 24])
+        torch.testing.assert_close(rows[24:], raw[mlp + "up_proj.weight"][slice_ * 24 : slice_ * 24 + 24])
+    torch.testing.assert_close(loaded.layers[1].o, raw[attention + "o_proj.weight"].T)
+    torch.testing.assert_close(loaded.layers[1].down, raw[mlp + "down_proj.weight"].T)
+    torch.testing.assert_close(loaded.layers[0].post_norm, raw["model.layers.0.post_attention_layernorm.weight"])
+    assert loaded.head is not None and loaded.head.shape == (212, 64)
+    torch.testing.assert_close(loaded.head[:211], raw["lm_head.weight"])
+    assert loaded.head[211:].count_nonzero() == 0
+
+
+def test_slices_that_are_all_padding(tmp_path: Path) -> None:
+    loaded = _load(write_tiny_checkpoint(tmp_path, layers=1, vocab=5), num_slices=4)
+    assert loaded.embed is not None
+    assert loaded.embed.shape == (8, 64)
+    assert loaded.embed[5:].count_nonzero() == 0
+
+
+def test_several_files_are_as_one(folder: Path, tmp_path: Path) -> None:
+    sharded = write_tiny_checkpoint(tmp_path / "sharded", layers=2, kv_heads=2, max_shard_size="60KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    one, several = _load(folder), _load(sharded)
+    for a, b in zip(one.layers, several.layers, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    (sharded / "model.safetensors.index.json").unlink()  # without the index, the files say what they hold
+    again = _load(sharded)
+    assert all(torch.equal(x, y) for x, y in zip(again.layers[1], several.layers[1], strict=True))
+
+
+def test_dtype_is_converted(folder: Path) -> None:
+    wide, narrow = _load(folder), _load(folder, dtype="bfloat16")
+    assert narrow.layers[0].qkv.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.layers[0].qkv, wide.layers[0].qkv.bfloat16(), rtol=0, atol=0)
+
+
+def test_only_the_part_is_read(folder: Path) -> None:
+    source = CheckpointSource(folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    whole = source.read(name, (64, 96), Span(0, 64))
+    assert torch.equal(source.read(name, (64, 96), Span(8, 20), dim=1), whole[:, 8:20])
+    assert torch.equal(source.read(name, (64, 96), Span(3, 5)), whole[3:5])
+
+
+def _rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    tensors = load_file(folder / FILE) | {name: tensor for name, tensor in change.items() if tensor is not None}
+    save_file({name: tensor for name, tensor in tensors.items() if change.get(name, tensor) is not None}, folder / FILE)
+
+
+def test_missing_tensor(folder: Path) -> None:
+    _rewrite(folder, {"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(ConfigError, match=r"model has no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        _load(folder)
+
+
+def test_missing_head(folder: Path) -> None:
+    _rewrite(folder, {"lm_head.weight": None})
+    with pytest.raises(ConfigError, match=r"no tensor lm_head\.weight"):
+        _load(folder)
+    tied = _load(folder, tied=True)
+    assert tied.head is not None and tied.embed is not None
+    assert tied.head.data_ptr() == tied.embed.data_ptr()
+
+
+def test_wrong_shape(folder: Path) -> None:
+    _rewrite(folder, {"model.norm.weight": torch.ones(63)})
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight in .*model\.safetensors has shape \(63,\) but"):
+        _load(folder)
+
+
+def test_quantised_tensor(folder: Path) -> None:
+    _rewrite(folder, {"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64, dtype=torch.int8)})
+    with pytest.raises(ConfigError, match=r"up_proj\.weight in .* is I8: quantised"):
+        _load(folder)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path, layers=2, max_shard_size="60KB")
+    second = sorted(folder.glob("*.safetensors"))[1]
+    content = second.read_bytes()
+    second.write_bytes(content[:100])
+    with pytest.raises(ConfigError, match=f"cannot read .*{second.name}"):
+        _load(folder)
+    second.unlink()
+    with pytest.raises(ConfigError, match=f"cannot read .*{second.name}"):
+        _load(folder)
+    index = folder / "model.safetensors.index.json"
+    raw = json.loads(index.read_text())
+    raw["weight_map"]["model.norm.weight"] = sorted(folder.glob("*.safetensors"))[0].name
+    raw["weight_map"]["model.embed_tokens.weight"] = sorted(folder.glob("*.safetensors"))[-1].name
+    index.write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match="which the index promises"):
+        _load(folder)
+    index.write_text("[]")
+    with pytest.raises(ConfigError, match="is not a safetensors index"):
+        _load(folder)
+
+
+def test_resolve_folder(folder: Path, tmp_path: Path) -> None:
+    assert resolve_checkpoint(str(folder)) == folder
+    (folder / FILE).unlink()
+    assert resolve_checkpoint(str(folder), "dummy") == folder
+    with pytest.raises(ConfigError, match="--load-format dummy"):
+        resolve_checkpoint(str(folder))
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        resolve_checkpoint(str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no folder"):
+        resolve_checkpoint(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="no model given"):
+        resolve_checkpoint("")
+
+
+def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_checkpoint("some/llama") == folder
+    assert resolve_checkpoint("some/llama", "dummy") == folder
+    assert [("*.safetensors" in patterns) for _, patterns in asked] == [True, False]
+    assert all(name == "some/llama" and "*.json" in patterns for name, patterns in asked)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route"), ValueError("bad name")])
+def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def download(name: str, allow_patterns: list[str]) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ConfigError, match=r"'some/llama' is no folder and could not be fetched .*local folder"):
+        resolve_checkpoint("some/llama")

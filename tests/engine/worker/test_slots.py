@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.sampling import RowSampling
+from engine.steps import Chunk, Forward, SlotInit, TableUpdate
+from engine.worker.slots import SlotTable
+
+GREEDY = RowSampling(0.0, 1.0, 0, 0.0, 0)
+WARM = RowSampling(1.0, 1.0, 0, 0.0, 5)
+
+
+def forward(tables: list[TableUpdate], inits: list[SlotInit] | None = None) -> Forward:
+    return Forward(1, 0, 0, [], tables, inits or [])
+
+
+def test_tables_grow_and_batches_are_cut_to_the_longest() -> None:
+    slots = SlotTable(num_slots=3, max_blocks=8, num_device_blocks=20, block_size=4)
+    slots.update(forward([TableUpdate(2, 0, [5, 6]), TableUpdate(0, 0, [7])]))
+    slots.update(forward([TableUpdate(2, 2, [19])]))
+    batch = slots.batch([Chunk(2, 8, [1], False), Chunk(0, 0, [1, 2, 3], True)])
+    assert batch.query_lens.tolist() == [1, 3]
+    assert batch.context_lens.tolist() == [9, 3]
+    assert batch.tables.tolist()[0] == [5, 6, 19]
+    assert batch.tables.tolist()[1][0] == 7
+    assert batch.tables.shape == (2, 3)
+
+
+def test_sampling_follows_the_slots_latest_owner() -> None:
+    slots = SlotTable(3, 8, 20, 4)
+    slots.update(forward([], [SlotInit(0, GREEDY), SlotInit(1, WARM)]))
+    slots.update(forward([], [SlotInit(0, WARM)]))
+    assert slots.sampling([Chunk(1, 0, [1], True), Chunk(0, 0, [1], True)]) == [WARM, WARM]
+    with pytest.raises(ValueError, match="no sequence has taken"):
+        slots.sampling([Chunk(2, 0, [1], True)])
+
+
+@pytest.mark.parametrize("blocks", [[3, 20], [-1]])
+def test_blocks_that_are_not_there_are_refused(blocks: list[int]) -> None:
+    with pytest.raises(IndexError, match="the device pool has 20"):
+        SlotTable(3, 8, 20, 4).update(forward([TableUpdate(0, 0, blocks)]))

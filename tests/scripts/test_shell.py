@@ -1,0 +1,156 @@
+"""The shell scripts, with stand-ins for Python, pip and the server in a copy of the repository's skeleton."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = [path for path in (REPOSITORY / "scripts").iterdir() if path.suffix in ("", ".sh") and path.is_file()]
+COMMANDS = [path for path in SCRIPTS if path.suffix == ""]
+
+# Stands in for python3: makes environments of itself, logs what pip is asked for, and knows what is installed.
+FAKE_PYTHON = """#!/usr/bin/env bash
+log="$FAKE_HOME/log"; torch="$FAKE_HOME/torch"
+case "$*" in
+    --version) echo "Python 3.11.7" ;;
+    *version_info*) [[ -z "$FAKE_OLD" ]] ;;
+    *"import pip"*) ;;
+    *'version("torch")'*) [[ -f "$torch" ]] && cat "$torch" ;;
+    "-m venv"*) echo venv >>"$log"; mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
+    "-m pip"*)
+        echo "$*" >>"$log"
+        [[ "$*" != *"$FAKE_FAILS"* || -z "$FAKE_FAILS" ]] || exit 1
+        [[ "$*" != *"install torch"* ]] || echo 2.13.0+cpu >"$torch"
+        ;;
+    *fetch_default_model.py) echo /cache/model ;;
+    *) echo "python $*" ;;
+esac
+"""
+
+
+@pytest.fixture
+def skeleton(tmp_path):
+    """A repository of scripts only, with the stand-ins first on its PATH."""
+    (tmp_path / "repo" / "scripts").mkdir(parents=True)
+    for path in SCRIPTS:
+        shutil.copy(path, tmp_path / "repo" / "scripts")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path / "repo")
+    executable(tmp_path / "bin" / "python3", FAKE_PYTHON)
+    executable(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n")
+    return tmp_path
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def run(skeleton, script, *arguments, **variables):
+    environment = {
+        "PATH": f"{skeleton / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(skeleton),
+        "FAKE_HOME": str(skeleton),
+        "FAKE_OLD": "",
+        "FAKE_FAILS": "",
+        **variables,
+    }
+    command = [skeleton / "repo" / "scripts" / script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=skeleton)
+
+
+def log(skeleton):
+    path = skeleton / "log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [line.replace("-m pip --disable-pip-version-check --quiet --quiet ", "pip ") for line in lines]
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, REPOSITORY / ".ci" / "run"], ids=lambda path: path.name)
+def test_syntax(path):
+    result = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", [*COMMANDS, REPOSITORY / ".ci" / "run"], ids=lambda path: path.name)
+def test_commands_can_be_run(path):
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def test_setup_installs_torch_first_and_pins_it_and_then_does_nothing(skeleton):
+    venv = skeleton / "repo" / ".venv"
+    result = run(skeleton, "setup")
+    assert result.returncode == 0, result.stderr
+    assert log(skeleton) == [
+        "venv",
+        "pip install torch==2.13.0",
+        f"pip install --constraint {venv}/constraints.txt --editable {skeleton}/repo[dev]",
+    ]
+    assert (venv / "constraints.txt").read_text() == "torch==2.13.0+cpu\n"
+    again = run(skeleton, "setup")
+    assert (again.returncode, again.stderr, log(skeleton)) == (0, "", [])
+
+
+def test_setup_again_when_the_dependencies_change(skeleton):
+    run(skeleton, "setup")
+    log(skeleton)
+    with (skeleton / "repo" / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    assert run(skeleton, "setup").returncode == 0
+    (line,) = log(skeleton)  # torch and the environment stay
+    assert "--editable" in line
+
+
+def test_setup_chooses_torch_by_the_machine(skeleton):
+    executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
+    venv = str(skeleton / "elsewhere")
+    assert run(skeleton, "setup", SEESAW_VENV=venv, SEESAW_TORCH_INDEX_URL="file:///index").returncode == 0
+    assert log(skeleton)[1] == "pip install --index-url file:///index torch"
+    assert (skeleton / "elsewhere" / "bin" / "python").exists()
+    assert not (skeleton / "repo" / ".venv").exists()
+
+
+def test_setup_that_failed_is_tried_again(skeleton):
+    result = run(skeleton, "setup", FAKE_FAILS="--editable")
+    assert result.returncode == 1
+    assert "setup: error: could not install the packages" in result.stderr
+    log(skeleton)
+    assert run(skeleton, "setup").returncode == 0
+    assert len(log(skeleton)) == 1
+
+
+def test_setup_with_an_old_python(skeleton):
+    for name in ("python3.11", "python3.12", "python3.13"):
+        executable(skeleton / "bin" / name, FAKE_PYTHON)
+    result = run(skeleton, "setup", FAKE_OLD="1")
+    assert result.returncode == 1
+    assert "Python 3.11 or newer is needed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served"),
+    [
+        ([], "/cache/model --prefill P2 --decode T2 --served-model-name SmolLM2-135M-Instruct"),
+        (
+            ["--port", "9"],
+            "/cache/model --prefill P2 --decode T2 --served-model-name SmolLM2-135M-Instruct --port 9",
+        ),
+        (["a/model", "--prefill", "P4"], "a/model --prefill P4"),
+        (["--config", "x.json", "--port", "9"], "--config x.json --port 9"),
+        (["--help"], "--help"),
+    ],
+)
+def test_what_serve_serves(skeleton, arguments, served):
+    run(skeleton, "setup")
+    executable(skeleton / "repo" / ".venv" / "bin" / "seesaw", '#!/bin/sh\necho "seesaw $*"\n')
+    assert run(skeleton, "serve", *arguments).stdout == f"seesaw serve {served}\n"
+
+
+def test_test_runs_the_checks_and_three_tiers(skeleton):
+    lines = run(skeleton, "test").stdout.splitlines()
+    assert [line.split()[2] for line in lines] == ["ruff", "ruff", "mypy", "mypy", "pytest", "pytest", "pytest"]
+    assert run(skeleton, "test", "-k", "one").stdout == "python -m pytest -k one\n"

@@ -1,0 +1,104 @@
+"""A bridge with a fake engine behind it, an application over them, and clients of both kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import uvicorn
+
+from engine.messages import Ready
+from engine.text import ByteTokenizer
+from server.app import create_app
+from server.bridge import Bridge
+from server.config import ServerConfig
+from server.service import HTTPServer
+from tests.server.fake_engine import INFO, FakeEngine, short_dir
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Line:
+    """Both ends of the line between server and engine."""
+
+    bridge: Bridge
+    engine: FakeEngine
+
+
+@asynccontextmanager
+async def connected(max_queued_requests: int = 100) -> AsyncIterator[Line]:
+    folder = short_dir()
+    addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
+    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests)
+    bridge.start()
+    engine = FakeEngine(*addresses)
+    try:
+        await engine.send(Ready(INFO))
+        await bridge.ready()
+        yield Line(bridge, engine)
+    finally:
+        await bridge.close()
+        await engine.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def line(anyio_backend: str) -> AsyncIterator[Line]:
+    async with connected() as line:
+        yield line
+
+
+@dataclass
+class Site:
+    """An application with its engine, and an in-process client of it."""
+
+    bridge: Bridge
+    engine: FakeEngine
+    client: httpx.AsyncClient
+
+    async def complete(self, **body: object) -> httpx.Response:
+        return await self.client.post("/v1/completions", json=body)
+
+
+MakeSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def make_site(anyio_backend: str) -> AsyncIterator[MakeSite]:
+    async with AsyncExitStack() as stack:
+
+        async def make(config: ServerConfig | None = None, max_queued_requests: int = 100) -> Site:
+            line = await stack.enter_async_context(connected(max_queued_requests))
+            app = create_app(line.bridge, INFO, ByteTokenizer(), config or ServerConfig(served_model_name="fake"))
+            transport = httpx.ASGITransport(app)
+            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
+            return Site(line.bridge, line.engine, client)
+
+        yield make
+
+
+@pytest.fixture
+async def site(make_site: MakeSite) -> Site:
+    return await make_site()
+
+
+@pytest.fixture
+async def port(line: Line) -> AsyncIterator[int]:
+    """A real HTTP server over `line`, on a free port."""
+    app = create_app(line.bridge, INFO, ByteTokenizer(), ServerConfig(served_model_name="fake"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    await serving

@@ -1,0 +1,193 @@
+"""An engine that speaks `engine.messages` and says what a test tells it to; nothing is computed.
+
+`FakeEngine` runs in the test's event loop, so a test knows at every moment what has been said. As a program
+(`FakeProcess`) it is a whole engine process for `server.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.config import EngineConfig
+from engine.messages import (
+    Abort,
+    Add,
+    Dead,
+    EngineInfo,
+    FinishReason,
+    FromEngine,
+    Output,
+    Outputs,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Stats,
+    Stop,
+    ToEngine,
+)
+
+M = TypeVar("M")
+Script = Callable[[Add], list[Output]]
+
+INFO = EngineInfo(
+    model="fake/model",
+    prefill="P2",
+    decode="T2",
+    tail="",
+    dtype="float32",
+    device="cpu",
+    max_model_len=64,
+    vocab_size=256,
+    block_size=16,
+    device_blocks=100,
+    device_block_bytes=1 << 16,
+    host_blocks=200,
+    host_block_bytes=1 << 16,
+    weights="resident",
+)
+
+
+def answer(text: str) -> Script:
+    """Every sequence says `text`, a byte a token and a message, for at most max_tokens; then it stops."""
+
+    def script(add: Add) -> list[Output]:
+        data = text.encode()
+        shown = data[: add.sampling.max_tokens]
+        reason = FinishReason.LENGTH if len(shown) < len(data) else FinishReason.STOP
+        return [
+            Output(add.id, index, [token], reason if at == len(shown) - 1 else None)
+            for at, token in enumerate(shown)
+            for index in range(add.sampling.n)
+        ]
+
+    return script
+
+
+class FakeEngine:
+    """The engine's end of the line. Answers pings unless `silent`, and requests if it has a `script`."""
+
+    def __init__(self, to_engine: str, from_engine: str, script: Script | None = None) -> None:
+        self.script = script
+        self.silent = False
+        self.stats = Stats(phase="decode", device_blocks_used=25, device_blocks_total=100)
+        self.received: list[ToEngine] = []
+        self._unread: list[ToEngine] = []
+        self._arrived = asyncio.Condition()
+        self._context = zmq.asyncio.Context()
+        self._receiver = self._context.socket(zmq.PULL)
+        self._sender = self._context.socket(zmq.PUSH)
+        self._receiver.connect(to_engine)
+        self._sender.connect(from_engine)
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._task = asyncio.create_task(self._run())
+
+    async def send(self, *messages: FromEngine) -> None:
+        for message in messages:
+            await self._sender.send(msgspec.msgpack.encode(message))
+
+    async def say(self, id: str, text: str | bytes, finish: FinishReason | None = None, index: int = 0) -> None:
+        """One message with these bytes as tokens."""
+        data = text.encode() if isinstance(text, str) else text
+        await self.send(Outputs([Output(id, index, list(data), finish)]))
+
+    async def expect(self, kind: type[M]) -> M:
+        """The next message of this kind; those of other kinds before it are passed over."""
+        async with asyncio.timeout(10), self._arrived:
+            while True:
+                while self._unread:
+                    message = self._unread.pop(0)
+                    if isinstance(message, kind):
+                        return message
+                await self._arrived.wait()
+
+    async def _run(self) -> None:
+        while True:
+            message = self._decoder.decode(await self._receiver.recv())
+            match message:
+                case Ping(nonce=nonce) if not self.silent:
+                    await self.send(Pong(nonce, self.stats))
+                case Add() if self.script is not None:
+                    for output in self.script(message):
+                        await self.send(Outputs([output]))
+            async with self._arrived:
+                self.received.append(message)
+                self._unread.append(message)
+                self._arrived.notify_all()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._context.destroy(linger=200)
+
+
+class FakeProcess:
+    """`engine.process.EngineProcess` for tests: its behaviour follows the model's name.
+
+    `refuse`: dies of a ConfigError; `crash`: ends without a word before it is ready; `slow`: never ready;
+    otherwise: answers every request with its prompt, but never ends one that begins with `hang`, and ends
+    itself when one begins with `die`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.run_dir = tempfile.mkdtemp(prefix="seesaw-fake-")
+        self.send_address = f"ipc://{self.run_dir}/down"
+        self.receive_address = f"ipc://{self.run_dir}/up"
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=run_process, args=(config.model, self.send_address, self.receive_address))
+        self.process.start()
+
+    def close(self, timeout_s: float) -> None:
+        self.process.join(timeout_s)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+def run_process(model: str, to_engine: str, from_engine: str) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(_process(model, to_engine, from_engine))
+
+
+async def _process(model: str, to_engine: str, from_engine: str) -> None:
+    def script(add: Add) -> list[Output]:
+        prompt = bytes(add.prompt)
+        if prompt.startswith(b"die"):
+            os._exit(9)
+        ended = None if prompt.startswith(b"hang") else FinishReason.STOP
+        return [Output(add.id, 0, add.prompt, ended)]
+
+    if model == "crash":
+        os._exit(9)
+    engine = FakeEngine(to_engine, from_engine, script)
+    await engine.send(Progress("loading nothing"))
+    if model == "refuse":
+        await engine.send(Dead("the model is not to my taste: choose another", is_config=True))
+    elif model != "slow":
+        await engine.send(Ready(msgspec.structs.replace(INFO, model=model)))
+    if model != "refuse":
+        while not any(isinstance(message, Stop) for message in engine.received):
+            await engine.expect(Stop)
+    await engine.close()
+
+
+def short_dir() -> Path:
+    """A folder whose path is short enough for a Unix socket's name."""
+    return Path(tempfile.mkdtemp(prefix="seesaw-test-"))
+
+
+__all__ = ["INFO", "Abort", "FakeEngine", "FakeProcess", "Script", "answer", "short_dir"]

@@ -1,0 +1,125 @@
+"""Everything beside completions: models, health, metrics, keys, and routes that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.errors import EngineDeadError
+from engine.messages import Stats
+from server.config import ServerConfig
+from tests.server.conftest import MakeSite, Site
+from tests.server.fake_engine import INFO, answer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_models(site: Site) -> None:
+    (card,) = (await site.client.get("/v1/models")).json()["data"]
+    assert (card["id"], card["max_model_len"], card["root"]) == ("fake", INFO.max_model_len, INFO.model)
+    assert (await site.client.get("/v1/models/fake")).json() == card
+    assert (await site.client.get("/v1/models/other/one")).status_code == 404
+
+
+async def test_a_model_without_a_name_is_served_by_its_path(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig())
+    assert (await site.client.get("/v1/models")).json()["data"][0]["id"] == "fake/model"
+    assert (await site.client.get("/v1/models/fake/model")).status_code == 200
+
+
+async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(health_timeout_s=0.05))
+    for path in ("/health", "/ping"):
+        response = await site.client.get(path)
+        assert (response.status_code, response.json()) == (200, {})
+    site.engine.silent = True
+    hung = await site.client.get("/health")
+    assert (hung.status_code, hung.json()["error"]["code"]) == (503, 503)
+    site.bridge.fail(EngineDeadError("gone"))
+    assert (await site.client.get("/health")).status_code == 503
+
+
+async def test_version_and_errors_of_routes_have_one_shape(site: Site) -> None:
+    assert isinstance((await site.client.get("/version")).json()["version"], str)
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
+        response = await site.client.request(method, path)
+        assert response.status_code == response.json()["error"]["code"] == status
+
+
+async def test_keys_guard_v1_only(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(api_key=("one", "two")))
+    for header in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Basic one"}, {"Authorization": "Bearer "}):
+        response = await site.client.get("/v1/models", headers=header)
+        assert (response.status_code, response.json()["error"]["type"]) == (401, "UnauthorizedError")
+    for key in ("one", "two"):
+        assert (await site.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+    assert (await site.client.get("/health")).status_code == 200
+
+
+async def samples(site: Site) -> dict[str, float]:
+    """All samples of /metrics, by name and label values."""
+    response = await site.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        ",".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_show_the_engine_as_it_is_now(site: Site) -> None:
+    site.engine.stats = Stats(
+        phase="decode",
+        requests_running=3,
+        requests_waiting=2,
+        requests_hosted=1,
+        device_blocks_used=25,
+        device_blocks_total=100,
+        host_blocks_used=7,
+        host_blocks_total=50,
+        prompt_tokens=11,
+        generation_tokens=12,
+        preemptions=1,
+        transitions={"P2->T2": 4},
+        transition_seconds={"drain": 0.5, "weights": 1.5},
+        swap_bytes={"out": 1000, "in": 900},
+        swap_seconds={"out": 0.25},
+        phase_seconds={"prefill": 9.0},
+        steps={"mixed": 6},
+    )
+    got = await samples(site)
+    expected = {
+        "num_requests_running": 3,
+        "num_requests_waiting": 2,
+        "num_requests_hosted": 1,
+        "kv_cache_usage_perc": 0.25,
+        "device_kv_blocks_used": 25,
+        "device_kv_blocks_total": 100,
+        "host_kv_blocks_used": 7,
+        "host_kv_blocks_total": 50,
+        "prompt_tokens_total": 11,
+        "generation_tokens_total": 12,
+        "num_preemptions_total": 1,
+        "phase,decode": 1,
+        "phase,prefill": 0,
+        "transitions_total,P2->T2": 4,
+        "transition_seconds_total,weights": 1.5,
+        "swap_bytes_total,out": 1000,
+        "swap_seconds_total,out": 0.25,
+        "phase_seconds_total,prefill": 9,
+        "steps_total,mixed": 6,
+    }
+    assert {name: got[f"seesaw:{name}"] for name in expected} == expected
+
+
+async def test_metrics_count_what_went_through(site: Site) -> None:
+    site.engine.script = answer("abcd")
+    await site.complete(prompt="p", n=2, max_tokens=4)
+    await site.complete(prompt="p", max_tokens=2)
+    site.bridge.fail(EngineDeadError("gone"))  # metrics outlive the engine
+    got = await samples(site)
+    assert got["seesaw:request_success_total,stop"] == 2
+    assert got["seesaw:request_success_total,length"] == 1
+    assert got["seesaw:time_to_first_token_seconds_count"] == 3
+    assert got["seesaw:inter_token_latency_seconds_count"] == 3 + 3 + 1
+    assert got["seesaw:e2e_request_latency_seconds_count"] == 3

@@ -1,0 +1,176 @@
+"""The bridge against a scripted engine: order, merging, limits, aborts and death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+
+import pytest
+
+from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from engine.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
+from engine.sampling import SamplingParams
+from server.bridge import Bridge
+from tests.server.conftest import Line, connected
+from tests.server.fake_engine import FakeEngine, short_dir
+
+pytestmark = pytest.mark.anyio
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+async def test_outputs_of_all_requests_reach_their_choices(line: Line) -> None:
+    two = SamplingParams(n=2)
+    stream = line.bridge.submit("a", [([1, 2], two), ([3], two)])
+    first, second = await line.engine.expect(Add), await line.engine.expect(Add)
+    assert (first.prompt, second.prompt, first.sampling) == ([1, 2], [3], two)
+    await line.engine.send(
+        Outputs(
+            [
+                Output(second.id, 1, [9], FinishReason.STOP),
+                Output(first.id, 0, [6], FinishReason.STOP),
+                Output(second.id, 0, [8], FinishReason.LENGTH),
+                Output(first.id, 1, [7], FinishReason.STOP),
+            ]
+        )
+    )
+    got = {choice: output.tokens async for batch in stream for choice, output in batch}
+    assert got == {0: [6], 1: [7], 2: [8], 3: [9]}
+
+
+async def test_what_a_slow_client_has_not_taken_is_merged(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1], GREEDY)])
+    id = (await line.engine.expect(Add)).id
+    for token in range(50):
+        await line.engine.send(Outputs([Output(id, 0, [token])]))
+    await line.engine.send(Outputs([Output(id, 0, [50], FinishReason.STOP, stop_token=50)]))
+    await line.bridge.ping(10.0)  # by its answer, all before it has arrived
+    batches = [batch async for batch in stream]
+    assert batches == [[(0, Output(id, 0, list(range(51)), FinishReason.STOP, 50))]]
+
+
+async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: Line) -> None:
+    done = line.bridge.submit("done", [([1], GREEDY)])
+    cut = line.bridge.submit("cut", [([2], GREEDY), ([3], GREEDY)])
+    ids = [(await line.engine.expect(Add)).id for _ in range(3)]
+    await line.engine.send(
+        Outputs([Output(ids[0], 0, [5], FinishReason.STOP), Output(ids[1], 0, [5], FinishReason.STOP)])
+    )
+    async for _ in done:
+        pass
+    done.close()
+    cut.close()
+    cut.close()
+    await line.bridge.ping(10.0)
+    assert [m for m in line.engine.received if isinstance(m, Abort)] == [Abort(ids[2])]
+    assert line.bridge.num_waiting == 0
+
+
+async def test_a_request_with_a_dropped_choice_is_aborted_only_with_the_last(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1], SamplingParams(n=2))])
+    id = (await line.engine.expect(Add)).id
+    await line.engine.send(Outputs([Output(id, 0, [5]), Output(id, 1, [6])]))
+    await anext(stream)
+    stream.drop(0)
+    await line.engine.send(Outputs([Output(id, 0, [7]), Output(id, 1, [8])]))
+    assert await anext(stream) == [(1, Output(id, 1, [8]))]
+    assert not any(isinstance(m, Abort) for m in line.engine.received)
+    stream.drop(1)
+    assert await line.engine.expect(Abort) == Abort(id)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_the_queue_is_bounded_by_requests_without_a_first_token() -> None:
+    async with connected(max_queued_requests=2) as line:
+        line.bridge.submit("a", [([1], GREEDY)])
+        with pytest.raises(QueueFullError):
+            line.bridge.submit("b", [([1], GREEDY), ([2], GREEDY)])
+        id = (await line.engine.expect(Add)).id
+        await line.engine.say(id, "x")
+        await line.bridge.ping(10.0)
+        stream = line.bridge.submit("c", [([1], GREEDY), ([2], GREEDY)])
+        with pytest.raises(QueueFullError):
+            line.bridge.submit("d", [([1], GREEDY)])
+        stream.close()
+        line.bridge.submit("e", [([1], GREEDY), ([2], GREEDY)])
+        assert [m.id[0] for m in line.engine.received if isinstance(m, Add)] == ["a"]  # nothing of b was sent
+
+
+async def test_the_engines_last_words_end_every_stream(line: Line) -> None:
+    streams = [line.bridge.submit(str(i), [([1], GREEDY)]) for i in range(3)]
+    id = (await line.engine.expect(Add)).id
+    await line.engine.say(id, "x")
+    await line.engine.send(Dead("worker 1 ended with exit code -9"))
+    assert str(await line.bridge.death()) == "worker 1 ended with exit code -9"
+    assert [output.tokens for _, output in await anext(streams[0])] == [[ord("x")]]
+    for stream in streams:
+        with pytest.raises(EngineDeadError):
+            await anext(stream)
+        stream.close()
+    with pytest.raises(EngineDeadError):
+        line.bridge.submit("late", [([1], GREEDY)])
+    with pytest.raises(EngineDeadError):
+        await line.bridge.ping(10.0)
+
+
+async def test_a_silent_engine_fails_a_ping_but_a_pong_brings_stats(line: Line) -> None:
+    line.engine.stats = Stats(phase="tail")
+    assert (await line.bridge.ping(10.0)).phase == "tail"
+    assert line.bridge.stats().phase == "tail"
+    line.engine.silent = True
+    with pytest.raises(TimeoutError):
+        await line.bridge.ping(0.02)
+
+
+async def test_an_unreadable_message_counts_as_death(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1], GREEDY)])
+    await line.engine._sender.send(b"\xc1 not msgpack")
+    with pytest.raises(EngineDeadError):
+        await anext(stream)
+
+
+async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
+    folder = short_dir()
+    read, write = os.pipe()  # a process's sentinel is such a pipe: readable once its writer is gone
+    bridge = Bridge(f"ipc://{folder}/down", f"ipc://{folder}/up", max_queued_requests=1, sentinel=read)
+    bridge.start()
+    os.close(write)
+    with pytest.raises(EngineDeadError, match="ended without a word"):
+        await bridge.ready()
+    await bridge.close()
+    os.close(read)
+    shutil.rmtree(folder)
+
+
+async def test_start_reports_progress_and_what_the_operator_must_fix() -> None:
+    folder = short_dir()
+    addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
+    lines: list[str] = []
+    bridge = Bridge(*addresses, max_queued_requests=1, on_progress=lines.append)
+    bridge.start()
+    engine = FakeEngine(*addresses)
+    waiting = asyncio.create_task(bridge.ready())
+    await engine.send(Progress("loading"), Dead("no such folder", is_config=True))
+    with pytest.raises(ConfigError, match="no such folder"):
+        await waiting
+    assert lines == ["loading"]
+    await bridge.close()
+    await engine.close()
+    shutil.rmtree(folder)
+
+
+async def test_a_refused_request_ends_its_stream_with_the_reason(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1], GREEDY), ([2], GREEDY)])
+    other = line.bridge.submit("b", [([3], GREEDY)])
+    ids = [(await line.engine.expect(Add)).id for _ in range(3)]
+    await line.engine.send(Refused(ids[1], "too long", param="prompt"), Refused(ids[2], "full", queue_full=True))
+    with pytest.raises(RequestError, match="too long") as refused:
+        await anext(stream)
+    assert refused.value.param == "prompt"
+    stream.close()
+    assert await line.engine.expect(Abort) == Abort(ids[0])  # its sibling
+    with pytest.raises(QueueFullError):
+        await anext(other)
+    assert line.bridge.num_waiting == 0

@@ -1,0 +1,109 @@
+"""Flags, config files and their errors: nothing is started here."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from engine.config import GIB, EngineConfig
+from server import cli
+from server.config import ServerConfig
+
+
+def configs(*arguments: str) -> tuple[EngineConfig, ServerConfig]:
+    given = vars(cli._parser().parse_args(["serve", *arguments]))
+    given.pop("command")
+    return cli.read_configs(given)
+
+
+def write(folder: Path, values: object) -> str:
+    path = folder / "x.json"
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+def test_defaults_are_the_dataclasses() -> None:
+    assert configs("m") == (EngineConfig(model="m"), ServerConfig())
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, {"model": "m", "prefill": "P4", "decode": "T4", "port": 9, "max_stall_s": 2, "host_kv_bytes": "8GiB"}
+    )
+    engine, server = configs("--config", path, "--decode", "T2P2", "--api-key", "a", "--api-key", "b", "--access-log")
+    assert (engine.model, engine.prefill, engine.decode) == ("m", "P4", "T2P2")
+    assert (engine.max_stall_s, engine.host_kv_bytes) == (2, 8 * GIB)
+    assert (server.port, server.api_key, server.access_log) == (9, ("a", "b"), True)
+    assert configs("other", "--config", path)[0].model == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("123", 123), ("4GiB", 4 * GIB), ("4g", 4 * GIB), ("512M", GIB // 2), ("1.5 GB", 1_500_000_000)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert configs("m", "--host-kv-bytes", text)[0].host_kv_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "no model"),
+        (["m", "--prefil", "P2"], "--prefil"),
+        (["m", "--port", "many"], "--port must be a whole number, not 'many'"),
+        (["m", "--port", "99999"], "between 0 and 65535"),
+        (["m", "--host-kv-bytes", "4 apples"], "size such as 4GiB"),
+        (["m", "--dtype", "int3"], "--dtype must be one of auto, float32"),
+        (["m", "--prefill", "X4"], "layout 'X4'"),
+        (["m", "--prefill", "P4", "--decode", "T2"], "choose layouts of one world size"),
+        (["m", "--config", "/no/such/file"], "cannot read the config file"),
+    ],
+)
+def test_bad_flags_are_one_sentence_and_exit_code_2(
+    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("seesaw: error: ") and part in line
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"prefil": "P4"}, "unknown key 'prefil' in the config file"),
+        ({"prefil": "P4"}, "did you mean 'prefill'?"),
+        ({"port": "x"}, "port in "),
+        ({"port": True}, "must be a whole number"),
+        ({"api_key": [1]}, "text or a list of texts"),
+        ([1], "one JSON object"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "m", "--config", write(tmp_path, values)]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cli.API_KEY_VARIABLE, "hidden")
+    assert configs("m")[1].api_key == ("hidden",)
+    assert configs("m", "--api-key", "flag")[1].api_key == ("flag",)
+
+
+def test_a_taken_port_is_said_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "m", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"seesaw: error: cannot listen on 127.0.0.1 port {port} (") and "--port" in error
+
+
+def test_every_setting_has_a_flag_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for name in (*EngineConfig.__dataclass_fields__, *ServerConfig.__dataclass_fields__):
+        assert name == "model" or f"--{name.replace('_', '-')}" in shown

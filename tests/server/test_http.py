@@ -1,0 +1,78 @@
+"""Over a real socket: the openai package, and clients that hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import openai
+import pytest
+
+from engine.messages import Abort, Add, FinishReason
+from tests.server.conftest import Line
+from tests.server.fake_engine import answer
+
+pytestmark = pytest.mark.anyio
+
+
+def client(port: int) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+async def test_the_openai_package(line: Line, port: int) -> None:
+    line.engine.script = answer("a世b")
+    async with client(port) as api:
+        assert [model.id async for model in api.models.list()] == ["fake"]
+        whole = await api.completions.create(model="fake", prompt="hello", n=2)
+        assert [choice.text for choice in whole.choices] == ["a世b", "a世b"]
+        assert whole.usage is not None and whole.usage.completion_tokens == 10
+        stream = await api.completions.create(
+            model="fake", prompt=[1, 2], stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "a世b"
+        assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == 7
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await api.completions.create(model="other", prompt="x")
+        with pytest.raises(openai.BadRequestError) as refused:
+            await api.completions.create(model="fake", prompt="x", logprobs=3)
+        assert refused.value.param == "logprobs"
+
+
+async def test_tokens_reach_the_client_as_they_come(line: Line, port: int) -> None:
+    async with client(port) as api:
+        stream = await api.completions.create(model="fake", prompt="x", stream=True)
+        id = (await line.engine.expect(Add)).id
+        for piece in ("one", "世", "three"):
+            await line.engine.say(id, piece)
+            assert (await anext(stream)).choices[0].text == piece
+        await line.engine.say(id, "", FinishReason.LENGTH)
+        assert (await anext(stream)).choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("num_tokens", [0, 1])
+async def test_a_client_that_hangs_up_is_forgotten(line: Line, port: int, stream: bool, num_tokens: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps({"prompt": "x", "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    id = (await line.engine.expect(Add)).id
+    for _ in range(num_tokens):
+        await line.engine.say(id, "tick")
+        if stream:
+            await reader.readuntil(b"tick")
+    writer.transport.abort()
+    assert await line.engine.expect(Abort) == Abort(id)
+
+
+async def test_hanging_up_during_one_request_leaves_the_others_alone(line: Line, port: int) -> None:
+    async with client(port) as api:
+        kept = asyncio.create_task(api.completions.create(model="fake", prompt="kept"))
+        kept_id = (await line.engine.expect(Add)).id
+        cut = await api.completions.create(model="fake", prompt="cut", stream=True)
+        cut_id = (await line.engine.expect(Add)).id
+        await cut.close()
+        assert await line.engine.expect(Abort) == Abort(cut_id)
+        await line.engine.say(kept_id, "fine", FinishReason.STOP)
+        assert (await kept).choices[0].text == "fine"
