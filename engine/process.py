@@ -169,8 +169,8 @@ class _Loop:
                 match message:
                     case Add():
                         self._add(message)
-                    case Abort(id=id):
-                        self._core.abort(id)
+                    case Abort(id=id, index=index):
+                        self._core.abort(id, index)
                     case Ping(nonce=nonce):
                         self._frontend.send(Pong(nonce, self._core.stats()))
                     case Stop():
