@@ -26,7 +26,7 @@ from engine.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from engine.executor import make_executor
 from engine.executor.base import Executor
 from engine.messages import Abort, Add, Dead, FromEngine, Outputs, Ping, Pong, Progress, Ready, Refused, Stop, ToEngine
-from engine.supervision import end_children, exit_with_parent
+from engine.supervision import end_children, exit_with_parent, make_run_dir
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class EngineProcess:
     @classmethod
     def start(cls, config: EngineConfig) -> EngineProcess:
         """Spawn the process; it reports on the sockets when it is ready, or why it cannot be."""
-        run_dir = Path(tempfile.mkdtemp(prefix="seesaw-"))  # mode 0700: nobody else may talk to the engine
+        run_dir = make_run_dir()
         context = multiprocessing.get_context("spawn")
         # Not daemonic: it has children of its own.
         process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
@@ -115,6 +115,7 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
     signal.signal(signal.SIGTERM, _raise_exit)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
+    tempfile.tempdir = run_dir  # also what multiprocessing makes goes with it, should this process be killed
     frontend = _Frontend(Path(run_dir))
     code = 0
     try:
