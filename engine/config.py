@@ -52,7 +52,9 @@ class EngineConfig:
 
     max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")
     block_size: int = _option(16, "tokens in a KV block")
-    kv_cache_memory_bytes: int = _option(0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU)")
+    kv_cache_memory_bytes: int = _option(
+        0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU, 4 GiB simulated)"
+    )
     num_device_blocks: int = _option(0, "KV blocks of each device pool; overrides kv_cache_memory_bytes")
     host_kv_bytes: int = _option(4 * GIB, "shared host KV pool, used when layouts differ")
     num_host_blocks: int = _option(0, "KV blocks of the host pool; overrides host_kv_bytes")

@@ -65,7 +65,8 @@ class Trace:
         if self._phase is not None:
             self._add(self._open_phase(started_s), now)
             self._phase = None
-        self._add(self._span(TRANSITIONS, "transition", change, started_s, now, parts_s), now)
+        rounded = {part: round(seconds, 6) for part, seconds in parts_s.items()}
+        self._add(self._span(TRANSITIONS, "transition", change, started_s, now, rounded), now)
 
     def step(self, kind: str, replica: int, sent_s: float, busy_s: float, now: float, **args: int | str) -> None:
         """A forward completed on all ranks; it kept the slowest busy for `busy_s`."""

@@ -91,10 +91,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError(text)
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _config(args: argparse.Namespace) -> EngineConfig:
@@ -107,14 +106,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
 def _systems(config: EngineConfig, against: str) -> list[EngineConfig]:
     """The configured plan, then the static ones. Only the first is traced."""
     layouts = [name for name in against.split(",") if name]
-    statics = [replace(config, prefill=layout, decode="", tail="", trace="") for layout in layouts]
-    for static in statics:
-        if static.plan.world_size != config.plan.world_size:
-            raise ConfigError(
-                f"--against {static.plan} uses {static.plan.world_size} devices but {config.plan} "
-                f"{config.plan.world_size}: compare layouts of one world size"
-            )
-    return [config, *statics]
+    return [config] + [replace(config, prefill=layout, decode="", tail="", trace="") for layout in layouts]
 
 
 def _check_output(path: Path | None) -> None:

@@ -26,6 +26,7 @@ class SystemResult:
     """What one plan did with the requests. Counters are of this run only."""
 
     name: str  # as in P4->T4
+    devices: int
     info: EngineInfo
     start_s: float  # until the engine was ready, by the wall clock
     figures: Figures
@@ -53,6 +54,7 @@ class SystemResult:
         stats = self.stats
         return {
             "name": self.name,
+            "devices": self.devices,
             "start_s": self.start_s,
             **asdict(self.figures),
             "phase_seconds": stats.phase_seconds,
@@ -90,7 +92,16 @@ def run_system(config: EngineConfig, jobs: Sequence[Job], *, hide_output_lengths
         info = llm.info
     records = _records(results)
     outputs = [result.outputs[0].token_ids for result in results]
-    return SystemResult(str(config.plan), info, start_s, summarize(records), stats, records, outputs)
+    return SystemResult(
+        name=str(config.plan),
+        devices=config.plan.world_size,
+        info=info,
+        start_s=start_s,
+        figures=summarize(records),
+        stats=stats,
+        requests=records,
+        outputs=outputs,
+    )
 
 
 def _check_context(jobs: Sequence[Job], limit: int) -> None:

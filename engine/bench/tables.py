@@ -42,7 +42,7 @@ def describe(result: SystemResult) -> str:
 def compare(results: Sequence[SystemResult]) -> str:
     """A row for each system. The last two columns say how many times the first system's rate is this one's."""
     first = results[0].figures
-    head = ["system", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
+    head = ["system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
     head += [f"{results[0].name} is", "w/o tail"]
     rows = [head]
     for result in results:
@@ -53,7 +53,7 @@ def compare(results: Sequence[SystemResult]) -> str:
             first.requests_per_second / f.requests_per_second,
             first.requests_per_second_without_tail / f.requests_per_second_without_tail,
         ]
-        rows.append([result.name, *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
+        rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
     return "\n".join(_aligned(rows))
 
 

@@ -20,7 +20,7 @@ from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.parallel.layout import Layout
 from engine.steps import Command, Forward, Report, Swap, Transition
 
-DEFAULT_DEVICE_KV_BYTES = 1 << 30
+DEFAULT_DEVICE_KV_BYTES = 4 << 30
 
 # What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
 DEFAULT_SHAPE = ModelShape(
