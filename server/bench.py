@@ -45,13 +45,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     for system in systems:
         results.append(run_system(system, jobs, hide_output_lengths=args.hide_output_lengths))
         print(describe(results[-1]), flush=True)
+        if args.output_json:  # after every system: the next may fail, or take long
+            args.output_json.write_text(json.dumps(_report(args, config, results), indent=1) + "\n")
     if tokenizer is not None and args.print_output:
         for index, tokens in enumerate(results[0].outputs):
             print(f"[{index}] {tokenizer.decode(tokens)!r}")
     if len(results) > 1:
         print(compare(results))
-    if args.output_json:
-        args.output_json.write_text(json.dumps(_report(args, config, results), indent=1) + "\n")
     return 0
 
 
