@@ -39,6 +39,9 @@ class EngineConfig:
     executor: ExecutorName = _option(
         "processes", "simulated answers from a virtual clock without a model (for tests and planning)"
     )
+    simulated_step_s: float = _option(
+        0.0, "simulated: real time of a forward step, to load the server at a known rate (0: as fast as it can)"
+    )
 
     prefill: str = _option("T1", "layout of the prefill phase, e.g. P4")
     decode: str = _option("", "layout of the decode phase, e.g. T4 (default: the prefill layout, never switching)")
@@ -93,6 +96,7 @@ class EngineConfig:
             "host_kv_bytes",
             "num_host_blocks",
             "tail_max_seqs",
+            "simulated_step_s",
             "max_stall_s",
             "max_wait_s",
             "step_timeout_s",

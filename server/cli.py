@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import re
@@ -20,6 +21,11 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, SeesawError
 from server.config import ServerConfig
 
+# The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
+BENCH_TOOLS = {
+    "serve": ("clients.load_test", "load a running server over HTTP"),
+    "report": ("clients.report", "make an HTML page of results and traces"),
+}
 API_KEY_VARIABLE = "SEESAW_API_KEY"
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
@@ -32,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 2 for what its user can fix, 1 for a death."""
     try:
         arguments = vars(_parser().parse_args(argv))
-        arguments.pop("command")
+        if arguments.pop("command") == "bench":
+            return _bench(**arguments)
         engine, server = read_configs(arguments)
         from server.service import serve
 
@@ -88,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # so that what was not given does not override the config file
     )
+    bench = commands.add_parser("bench", help="measure: " + "; ".join(f"{t}: {h}" for t, (_, h) in BENCH_TOOLS.items()))
+    bench.add_argument("tool", choices=BENCH_TOOLS)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see `seesaw bench TOOL --help`")
     serve.add_argument("model", nargs="?", metavar="MODEL", help=_help(_field("model")))
     serve.add_argument("--config", metavar="FILE", help='JSON file with the same settings, e.g. {"max_num_seqs": 64}')
     for title, config in (("engine", EngineConfig), ("server", ServerConfig)):
@@ -96,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
             if f.name != "model":
                 _add_flag(group, f)
     return parser
+
+
+def _bench(tool: str, arguments: list[str]) -> int:
+    module = importlib.import_module(BENCH_TOOLS[tool][0])
+    code = module.main(arguments, prog=f"seesaw bench {tool}")
+    assert isinstance(code, int)
+    return code
 
 
 def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
