@@ -31,9 +31,11 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Forget a request. No further Output follows once this is processed; its blocks are freed."""
+    """Forget a request, or one of its sequences. No further Output of it follows once this is processed; its blocks
+    are freed."""
 
     id: str
+    index: int | None = None
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -78,8 +80,11 @@ class Stats(msgspec.Struct, frozen=True):
     transition_seconds: dict[str, float] = {}  # by part: "drain", "weights"
     swap_bytes: dict[str, int] = {}  # by "out" and "in"
     swap_seconds: dict[str, float] = {}
-    phase_seconds: dict[str, float] = {}  # time in each phase, by phase
+    phase_seconds: dict[str, float] = {}  # by phase, the transition out of it included
+    phase_prompt_tokens: dict[str, int] = {}  # by the phase in which the prompt's prefill ended
+    phase_generation_tokens: dict[str, int] = {}
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
+    decodes: int = 0  # sequences that decoded in a step, summed over all steps
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import read_configs
+from server.settings import read_configs
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.json"))
 

@@ -66,7 +66,8 @@ class SimulatedExecutor(Executor):
         real_time: bool = False,
     ) -> None:
         if shape is None:
-            shape = read_shape(Path(config.model), config.dtype) if config.model else DEFAULT_SHAPE
+            source = config.shape_source
+            shape = read_shape(Path(source), config.dtype) if source else DEFAULT_SHAPE
         self._plan = config.plan
         check_plan(self._plan, shape)
         self._rates = rates or HostRates()
@@ -103,11 +104,14 @@ class SimulatedExecutor(Executor):
     def submit(self, command: Command) -> None:
         match command:
             case Forward():
-                self._at(self._forward_end(command), lambda: self._report(command, self.run_forward(command)))
+                end_s, busy_s = self._run_stages(command)
+                self._at(end_s, lambda: self._report(command, self.run_forward(command), busy_s))
             case Swap():
-                self._at(self._swap_end(command), lambda: self._report_swap(command))
+                end_s, busy_s = self._run_copies(command)
+                self._at(end_s, lambda: self._report_swap(command, busy_s))
             case Transition():
-                self._at(self.now() + self._seconds(self._rates.transition_s), lambda: self._report(command, []))
+                busy_s = self._seconds(self._rates.transition_s)
+                self._at(self.now() + busy_s, lambda: self._report(command, [], busy_s))
 
     def collect(self) -> list[Report]:
         """Advance the clock to the next completion, and return all that happen then."""
@@ -152,41 +156,47 @@ class SimulatedExecutor(Executor):
     def _seconds(self, duration_s: float) -> float:
         return 0.0 if self._instant else duration_s
 
-    def _forward_end(self, forward: Forward) -> float:
+    def _run_stages(self, forward: Forward) -> tuple[float, float]:
+        """When the forward ends, and how long it keeps each stage busy."""
         layout, rates = self._plan.layouts[forward.layout], self._rates
         communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
         work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
+        busy_s = self._seconds(rates.step_s / layout.pp + work_s)
         time_s = self.now()
         for stage in range(layout.pp):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
-            time_s = start_s + self._seconds(rates.step_s / layout.pp + work_s)
+            time_s = start_s + busy_s
             self._stage_free_s[forward.replica, stage] = time_s
-        return time_s
+        return time_s, busy_s
 
-    def _swap_end(self, swap: Swap) -> float:
+    def _run_copies(self, swap: Swap) -> tuple[float, float]:
+        """When the swap ends, and how long it keeps each rank's copies busy."""
         rank_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes / self._layout(swap).ranks_per_replica
         start_s = max(self.now(), self._copies_free_s[swap.replica])
         if swap.to_host:
             start_s = max(start_s, *(self._stage_free_s[swap.replica, s] for s in range(self._layout(swap).pp)), 0.0)
-        self._copies_free_s[swap.replica] = start_s + self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
-        return self._copies_free_s[swap.replica]
+        busy_s = self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
+        self._copies_free_s[swap.replica] = start_s + busy_s
+        return start_s + busy_s, busy_s
 
     def _layout(self, command: Forward | Swap) -> Layout:
         return self._plan.layouts[command.layout]
 
     # --- reports
 
-    def _report(self, command: Forward | Swap | Transition, tokens: list[int], num_bytes: int = 0) -> list[Report]:
+    def _report(
+        self, command: Forward | Swap | Transition, tokens: list[int], busy_s: float, num_bytes: int = 0
+    ) -> list[Report]:
         if isinstance(command, Transition):
-            return [Report(rank, command.id) for rank in range(self._plan.world_size)]
+            return [Report(rank, command.id, seconds=busy_s) for rank in range(self._plan.world_size)]
         layout = self._layout(command)
         sampling_rank = layout.sampling_rank(command.replica)
         return [
-            Report(rank, command.id, tokens if rank == sampling_rank else [], bytes=num_bytes)
+            Report(rank, command.id, tokens if rank == sampling_rank else [], busy_s, num_bytes)
             for rank in layout.replica_ranks(command.replica)
         ]
 
-    def _report_swap(self, swap: Swap) -> list[Report]:
+    def _report_swap(self, swap: Swap, busy_s: float) -> list[Report]:
         self.run_swap(swap)
         total = len(swap.device_blocks) * self._geometry.host_block_bytes
-        return self._report(swap, [], total // self._layout(swap).ranks_per_replica)
+        return self._report(swap, [], busy_s, total // self._layout(swap).ranks_per_replica)

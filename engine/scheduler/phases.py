@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from engine.parallel.layout import Layout
@@ -10,6 +11,8 @@ from engine.scheduler.ledger import Ledger
 from engine.scheduler.policy import Phase, Policy, View, home_layout, phase_layout
 from engine.scheduler.request import ON_DEVICE, SeqState, Sequence
 from engine.steps import Transition
+
+logger = logging.getLogger(__name__)
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 
@@ -43,6 +46,8 @@ class PhaseChanger:
         self.phase = policy.first_phase()
         self.layout = phase_layout(self._plan, self.phase)
         ledger.residency.enter(self.layout)
+        if ledger.trace is not None:
+            ledger.trace.enter(self.phase, self.layout, ledger.now)
 
     @property
     def changing(self) -> bool:
@@ -79,11 +84,19 @@ class PhaseChanger:
         change, now = self._change, self._ledger.now
         assert change is not None and change.drained_s is not None
         layout = phase_layout(self._plan, change.target)
-        self._ledger.counters.changed(
-            f"{self.layout}->{layout}",
-            drain=change.drained_s - change.started_s,
-            evacuate=flight.sent_s - change.drained_s,
-            weights=now - flight.sent_s,
+        drain_s, evacuate_s = change.drained_s - change.started_s, flight.sent_s - change.drained_s
+        weights_s = now - flight.sent_s
+        name = f"{self.layout}->{layout}"
+        self._ledger.counters.changed(name, drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        if self._ledger.trace is not None:
+            parts = {"drain_s": drain_s, "evacuate_s": evacuate_s, "weights_s": weights_s}
+            self._ledger.trace.transition(name, change.started_s, now, **parts)
+            self._ledger.trace.enter(change.target, layout, now)
+        view = self.view()
+        logger.info(
+            f"{self.phase} {self.layout} -> {change.target} {layout} after {view.phase_s:.2f} s: "
+            f"drain {drain_s:.3f} s, evacuate {evacuate_s:.3f} s, weights {weights_s:.3f} s; "
+            f"{view.waiting} waiting, {view.running} running, {view.hosted} on the host"
         )
         self._ledger.counters.left(self.phase, now)
         self._change = None

@@ -20,19 +20,27 @@ from engine.scheduler.policy import Policy, make_policy
 from engine.scheduler.request import SeqState, Sequence
 from engine.scheduler.stepper import Stepper
 from engine.steps import Command, Forward, Report, Swap, Transition
+from engine.trace import Trace
 
 
 class Scheduler:
     """Owned by one thread. `now` is seconds on the executor's clock."""
 
-    def __init__(self, config: EngineConfig, capacity: Capacity, now: float, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        capacity: Capacity,
+        now: float,
+        policy: Policy | None = None,
+        trace: Trace | None = None,
+    ) -> None:
         self._config = config
         self._capacity = capacity
         self._eos = frozenset(capacity.shape.eos_token_ids)
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
         self._outputs: list[Output] = []
-        self._ledger = Ledger(config, capacity, now)
+        self._ledger = Ledger(config, capacity, now, trace)
         self._stepper = Stepper(self._ledger)
         self._phases = PhaseChanger(self._ledger, policy or make_policy(config.plan, config))
 
@@ -83,11 +91,16 @@ class Scheduler:
         if self._ledger.roster.count(SeqState.WAITING) >= self._config.max_queued_requests:
             raise QueueFullError(f"{self._config.max_queued_requests} requests wait already: try again later.")
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request: no more output. An unknown id (it has ended) is ignored."""
-        for seq in self._requests.pop(request_id, []):
-            if seq.is_live:
-                self._ledger.finish(seq)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored."""
+        for seq in self._requests.get(request_id, []):
+            if seq.is_live and index in (None, seq.index):
+                self._finish(seq)
+
+    def _finish(self, seq: Sequence) -> None:
+        self._ledger.finish(seq)
+        if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
+            del self._requests[seq.request_id]
 
     def take_outputs(self) -> list[Output]:
         """The tokens that came in since the last call."""
@@ -128,6 +141,7 @@ class Scheduler:
         if not flight.reported(report):
             return
         del ledger.in_flight[report.id]
+        ledger.trace_flight(flight)
         match flight.command:
             case Forward(replica=replica):
                 ledger.residency.replicas[replica].forwards_in_flight -= 1
@@ -147,21 +161,19 @@ class Scheduler:
         seq.pending -= 1
         if not seq.is_live:
             return  # a step sent before its end was known
-        counters = self._ledger.counters
+        counters, phase = self._ledger.counters, self._phases.phase
         if len(seq.tokens) == seq.prompt_len and seq.index == 0:
-            counters.prompt_tokens += seq.prompt_len
-        counters.generation_tokens += 1
+            counters.prompt_tokens[phase] += seq.prompt_len
+        counters.generation_tokens[phase] += 1
         seq.tokens.append(token)
         reason, stop_token = None, None
         if token in seq.params.stop_token_ids or (token in self._eos and not seq.params.ignore_eos):
             reason, stop_token = FinishReason.STOP, token
-        elif len(seq.tokens) - seq.prompt_len >= seq.max_tokens:
+        elif len(seq.tokens) - seq.prompt_len in (seq.max_tokens, seq.params.ends_after):
             reason = FinishReason.LENGTH
         self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
         if reason is not None:
-            self._ledger.finish(seq)
-            if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
-                del self._requests[seq.request_id]
+            self._finish(seq)
 
     # --- for the operator
 
