@@ -38,12 +38,16 @@ def throughput(systems: Mapping[str, Mapping[str, float]], title: str) -> Figure
     names = list(systems)
     for axes, (key, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
         bars = axes.barh(names, [systems[name][key] for name in names], color=PHASE_COLORS["prefill"], height=0.6)
-        axes.bar_label(bars, fmt="%.4g", padding=3)
+        axes.bar_label(bars, fmt=_shown, padding=3)
         axes.set_xlabel(label)
         axes.margins(x=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()  # shared: the first system on top
     return figure
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def latency_percentiles(results: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -57,7 +61,7 @@ def latency_percentiles(results: Mapping[str, Mapping[str, Any]]) -> Figure:
             values = _percentiles(result, metric)
             places = np.arange(len(percentiles)) + (index - (len(results) - 1) / 2) * width
             bars = axes.bar(places, [values.get(p, np.nan) for p in percentiles], width * 0.92, label=name)
-            axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+            axes.bar_label(bars, fmt=_shown, padding=2, fontsize=8)
         axes.set_xticks(range(len(percentiles)), [f"P{p:g}" for p in percentiles])
         axes.set_title(title, fontsize=10)
         axes.set_ylabel("ms")
@@ -85,7 +89,8 @@ def timeline(run: Timeline, title: str) -> Figure:
     _draw_counters(rows[1], run.counters.get("sequences", {}), "sequences")
     _draw_steps(rows[2], run.steps, "sequences", "batch size\n(sequences/step)")
     _draw_steps(rows[3], run.steps, "tokens", "tokens/step")
-    rows[3].set_yscale("symlog", linthresh=1)
+    rows[3].set_yscale("log")
+    rows[3].set_ylim(bottom=0.7)
     _draw_swaps(rows[4], run)
     pools = {
         name: next(iter(run.counters[counter].values()))
@@ -116,10 +121,10 @@ def _draw_phases(axes: Axes, run: Timeline) -> None:
     axes.set_yticks([])
     axes.set_ylabel("phase", rotation=0, ha="right", va="center")
     axes.set_ylim(-0.5, 0.5)
-    names = list(dict.fromkeys(phase.name for phase in run.phases))
-    patches = [Patch(color=PHASE_COLORS.get(name, "gray"), label=name) for name in names]
+    layouts = {phase.name: phase.args.get("layout", "") for phase in run.phases}
+    patches = [Patch(color=PHASE_COLORS.get(name, "gray"), label=f"{name} {layouts[name]}") for name in layouts]
     total_s = sum(change.duration_s for change in run.transitions)
-    label = f"{len(run.transitions)} transitions, {total_s:.3g} s"
+    label = f"transition ({len(run.transitions)}: {total_s:.3g} s)"
     _legend(axes, [*patches, Patch(color=TRANSITION_COLOR, label=label)])
 
 
@@ -133,12 +138,15 @@ def _draw_counters(axes: Axes, counters: Mapping[str, Series], label: str) -> No
 
 
 def _draw_steps(axes: Axes, steps: Sequence[Span], key: str, label: str) -> None:
+    """A bar as long as each step, at the height of its quantity."""
     for name, color in STEP_COLORS.items():
         chosen = [step for step in steps if step.name == name and key in step.args]
         if chosen:
-            times_s, values = [step.start_s for step in chosen], [step.args[key] for step in chosen]
-            axes.plot(times_s, values, ".", markersize=3, color=color, label=f"{name} steps")
+            starts_s, ends_s = [step.start_s for step in chosen], [step.end_s for step in chosen]
+            lines = axes.hlines([step.args[key] for step in chosen], starts_s, ends_s, color, label=f"{name} steps")
+            lines.set(linewidth=2.5, capstyle="projecting")  # so that also a short step is seen
     axes.set_ylabel(label)
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
     if steps:
         _legend(axes)
