@@ -42,6 +42,9 @@ class EngineConfig:
     executor: ExecutorName = _option(
         "processes", "simulated computes nothing, on a virtual clock (for tests and planning); a server answers at once"
     )
+    simulated_step_s: float = _option(
+        0.0, "simulated: real time of a forward step, to load the server at a known rate (0: as fast as it can)"
+    )
 
     prefill: str = _option("T1", "layout of the prefill phase, e.g. P4")
     decode: str = _option("", "layout of the decode phase, e.g. T4 (default: the prefill layout, never switching)")
@@ -99,6 +102,7 @@ class EngineConfig:
             "host_kv_bytes",
             "num_host_blocks",
             "tail_max_seqs",
+            "simulated_step_s",
             "max_stall_s",
             "max_wait_s",
             "step_timeout_s",

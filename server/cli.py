@@ -14,6 +14,8 @@ from server.settings import Parser, add_flags, help_text, read_configs
 
 # The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
 BENCH_TOOLS = {
+    "serve": ("clients.load_test", "load a running server over HTTP"),
+    "report": ("clients.report", "make an HTML page of results and traces"),
     "offline": ("server.bench", "run requests through the engine without HTTP, in one plan of layouts or several"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from engine.config import EngineConfig
@@ -15,8 +16,11 @@ def make_executor(
     EngineDeadError. `on_progress` gets lines for the operator meanwhile. `instant`: a simulated host answers at once,
     for those whose clock is not its own."""
     if config.executor == "simulated":
-        from engine.executor.simulated import SimulatedExecutor
+        from engine.executor.simulated import HostRates, SimulatedExecutor
 
+        if config.simulated_step_s:
+            rates = HostRates(config.simulated_step_s, 0.0, 0.0, math.inf, 0.0)
+            return SimulatedExecutor(config, rates=rates, real_time=True)
         return SimulatedExecutor(config, instant=instant)
     from engine.executor.processes import ProcessExecutor  # imports torch
 

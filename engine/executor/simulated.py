@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class HostRates:
 class SimulatedExecutor(Executor):
     """Stages are busy one forward at a time; each replica copies its swaps one after another, beside its forwards.
 
-    `instant` takes no time at all: to measure what surrounds the engine.
+    `instant` takes no time at all: to measure what surrounds the engine. In `real_time` the clock is the wall's, and
+    `collect` sleeps until the next completion: to load what surrounds the engine at a known rate.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SimulatedExecutor(Executor):
         rates: HostRates | None = None,
         *,
         instant: bool = False,
+        real_time: bool = False,
     ) -> None:
         if shape is None:
             source = config.shape_source
@@ -72,6 +75,7 @@ class SimulatedExecutor(Executor):
         self._geometry = KVGeometry(shape, self._plan, config.block_size)
         self.capacity = self._make_capacity(config, shape)
         self._clock_s = 0.0
+        self._wall_origin_s = time.monotonic() if real_time else None
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
         self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -107,13 +111,17 @@ class SimulatedExecutor(Executor):
                 self._at(end_s, lambda: self._report_swap(command, busy_s))
             case Transition():
                 busy_s = self._seconds(self._rates.transition_s)
-                self._at(self._clock_s + busy_s, lambda: self._report(command, [], busy_s))
+                self._at(self.now() + busy_s, lambda: self._report(command, [], busy_s))
 
     def collect(self) -> list[Report]:
         """Advance the clock to the next completion, and return all that happen then."""
         if not self._events:
             return []
-        self._clock_s = max(self._clock_s, self._events[0][0])
+        if self._wall_origin_s is None:
+            self._clock_s = max(self._clock_s, self._events[0][0])
+        else:
+            time.sleep(max(0.0, self._events[0][0] - self.now()))
+            self._clock_s = max(self.now(), self._events[0][0])
         reports: list[Report] = []
         while self._events and self._events[0][0] <= self._clock_s:
             reports += heapq.heappop(self._events)[2]()
@@ -123,6 +131,8 @@ class SimulatedExecutor(Executor):
         return None
 
     def now(self) -> float:
+        if self._wall_origin_s is not None:
+            return time.monotonic() - self._wall_origin_s
         return self._clock_s
 
     def close(self) -> None:
@@ -152,7 +162,7 @@ class SimulatedExecutor(Executor):
         communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
         work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
         busy_s = self._seconds(rates.step_s / layout.pp + work_s)
-        time_s = self._clock_s
+        time_s = self.now()
         for stage in range(layout.pp):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
             time_s = start_s + busy_s
@@ -162,7 +172,7 @@ class SimulatedExecutor(Executor):
     def _run_copies(self, swap: Swap) -> tuple[float, float]:
         """When the swap ends, and how long it keeps each rank's copies busy."""
         rank_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes / self._layout(swap).ranks_per_replica
-        start_s = max(self._clock_s, self._copies_free_s[swap.replica])
+        start_s = max(self.now(), self._copies_free_s[swap.replica])
         if swap.to_host:
             start_s = max(start_s, *(self._stage_free_s[swap.replica, s] for s in range(self._layout(swap).pp)), 0.0)
         busy_s = self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
