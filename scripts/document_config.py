@@ -19,7 +19,6 @@ from server.config import ServerConfig  # noqa: E402
 from server.settings import FOR_READERS, HINTS, read_configs  # noqa: E402
 
 CONFIGS = REPOSITORY / "configs"
-NO_CONFIGS = ("schema.json", "grafana-dashboard.json")
 SCHEMA_PATH, PAGE_PATH = CONFIGS / "schema.json", REPOSITORY / "docs" / "configuration.md"
 
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -45,7 +44,7 @@ a host with the devices, with `--executor simulated` on any. What the paper did 
 
 
 def config_files() -> list[Path]:
-    return [path for path in sorted(CONFIGS.glob("*.json")) if path.name not in NO_CONFIGS]
+    return [path for path in sorted(CONFIGS.glob("*.json")) if path != SCHEMA_PATH]
 
 
 def schema() -> str:

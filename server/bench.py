@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import get_args
 
 from clients.datasets import load_sharegpt
+from clients.sharegpt import sharegpt
+from clients.wheels import FetchError
 from engine.bench.offline import SystemResult, run_system
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job, Order, arrange, read_lengths
@@ -64,7 +66,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--dataset-path",
         type=Path,
         metavar="FILE",
-        help="ShareGPT's JSON (scripts/fetch_sharegpt.py prints one), or a CSV with prompt_len and output_len",
+        help="ShareGPT's JSON (default: fetched), or a CSV with prompt_len and output_len",
     )
     add("--num-requests", type=_count, default=100, metavar="N", help="default: 100")
     add("--input-len", type=_count, metavar="TOKENS", help="constant: of each prompt; else longer ones are passed over")
@@ -119,15 +121,15 @@ def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer |
         if not (args.input_len and args.output_len):
             raise ConfigError("--dataset constant needs --input-len and --output-len")
         return [Job(args.input_len, args.output_len)] * args.num_requests
-    if args.dataset_path is None:
-        raise ConfigError(f"--dataset {args.dataset} needs --dataset-path; scripts/fetch_sharegpt.py prints one")
     if args.dataset == "csv":
+        if args.dataset_path is None:
+            raise ConfigError("--dataset csv needs --dataset-path")
         return read_lengths(args.dataset_path, args.num_requests, args.input_len, args.output_len)
     assert tokenizer is not None
     encode = tokenizer.encode
     try:
         samples = load_sharegpt(
-            args.dataset_path,
+            args.dataset_path or sharegpt(),
             _Single(tokenizer),
             args.num_requests,
             config.seed,
@@ -135,7 +137,7 @@ def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer |
             max_prompt_tokens=args.input_len or SHAREGPT_PROMPT_TOKENS,
             max_output_tokens=args.output_len,
         )
-    except (OSError, ValueError) as error:
+    except (FetchError, OSError, ValueError) as error:
         raise ConfigError(f"cannot draw {args.num_requests} conversations: {error}") from None
     if config.load_format == "dummy" or config.executor == "simulated":
         return [Job(s.prompt_tokens, s.output_tokens) for s in samples]  # only lengths count

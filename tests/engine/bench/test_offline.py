@@ -14,7 +14,9 @@ from engine.bench.workload import Job
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 
-CONFIG = EngineConfig(prefill="P4", decode="T4", executor="simulated", num_host_blocks=1500, max_model_len=2048)
+CONFIG = EngineConfig(
+    prefill="P4", decode="T4", executor="simulated", num_device_blocks=1024, num_host_blocks=1000, max_model_len=2048
+)
 JOBS = [Job(50 + 37 * i % 900, 4 + 11 * i % 60) for i in range(80)]
 
 
