@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ class Trace:
             raise ConfigError(f"cannot write the trace {path} ({error.strerror}): choose another --trace") from None
         self._end_bytes = len(HEAD)  # of the events written so far
         self._pending: list[str] = []
-        self._origin_s = self._sampled_s = self._flushed_s = now
+        self._origin_s = self._flushed_s = now
+        self._sampled_s = -math.inf
         self._phase: tuple[str, Layout, float] | None = None  # the open one and its start
         self._busy_until_s: dict[Track, float] = {}
         self._counters: dict[str, dict[str, int]] = {}
