@@ -34,10 +34,16 @@ class EngineConfig:
     model: str = _option("", "checkpoint folder (config.json and *.safetensors) or hub name")
     tokenizer: str = _option("", "tokenizer folder or hub name (default: the model's)")
     dtype: Dtype = _option("auto", "auto is the checkpoint's")
+    shape: str = _option(
+        "", "folder whose config.json gives the sizes of dummy weights and simulated models (default: the model's)"
+    )
     load_format: LoadFormat = _option("safetensors", "dummy makes random weights of the right shapes")
     device: Device = _option("auto", "auto is cuda where there is a GPU")
     executor: ExecutorName = _option(
-        "processes", "simulated answers from a virtual clock without a model (for tests and planning)"
+        "processes", "simulated computes nothing, on a virtual clock (for tests and planning); a server answers at once"
+    )
+    simulated_step_s: float = _option(
+        0.0, "simulated: real time of a forward step, to load the server at a known rate (0: as fast as it can)"
     )
 
     prefill: str = _option("T1", "layout of the prefill phase, e.g. P4")
@@ -49,7 +55,9 @@ class EngineConfig:
 
     max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")
     block_size: int = _option(16, "tokens in a KV block")
-    kv_cache_memory_bytes: int = _option(0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU)")
+    kv_cache_memory_bytes: int = _option(
+        0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU, 4 GiB simulated)"
+    )
     num_device_blocks: int = _option(0, "KV blocks of each device pool; overrides kv_cache_memory_bytes")
     host_kv_bytes: int = _option(4 * GIB, "shared host KV pool, used when layouts differ")
     num_host_blocks: int = _option(0, "KV blocks of the host pool; overrides host_kv_bytes")
@@ -67,6 +75,7 @@ class EngineConfig:
     max_wait_s: float = _option(60.0, "longest time that a prompt waits for the decode phase to end by itself")
 
     seed: int = _option(0, "seed of requests that bring none, and of dummy weights")
+    trace: str = _option("", "file for a timeline in Chrome's trace format, which Perfetto opens (default: none)")
     step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker")
     start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up")
 
@@ -93,6 +102,7 @@ class EngineConfig:
             "host_kv_bytes",
             "num_host_blocks",
             "tail_max_seqs",
+            "simulated_step_s",
             "max_stall_s",
             "max_wait_s",
             "step_timeout_s",
@@ -101,6 +111,12 @@ class EngineConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         del plan
+
+    @property
+    def shape_source(self) -> str:
+        """The checkpoint folder or hub name whose config.json holds."""
+        needs_weights = self.load_format != "dummy" and self.executor != "simulated"
+        return self.model if needs_weights else self.shape or self.model
 
     @property
     def plan(self) -> Plan:

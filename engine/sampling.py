@@ -26,6 +26,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     n: int = 1
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    # Ends after so many tokens as if by itself: unlike max_tokens, no schedule can count on it. For benchmarks, whose
+    # output lengths are given but must not be known beforehand. 0: off.
+    ends_after: int = 0
 
     @property
     def is_greedy(self) -> bool:

@@ -46,6 +46,8 @@ class PhaseChanger:
         self.phase = policy.first_phase()
         self.layout = phase_layout(self._plan, self.phase)
         ledger.residency.enter(self.layout)
+        if ledger.trace is not None:
+            ledger.trace.enter(self.phase, self.layout, ledger.now)
 
     @property
     def changing(self) -> bool:
@@ -84,7 +86,12 @@ class PhaseChanger:
         layout = phase_layout(self._plan, change.target)
         drain_s, evacuate_s = change.drained_s - change.started_s, flight.sent_s - change.drained_s
         weights_s = now - flight.sent_s
-        self._ledger.counters.changed(f"{self.layout}->{layout}", drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        name = f"{self.layout}->{layout}"
+        self._ledger.counters.changed(name, drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        if self._ledger.trace is not None:
+            parts = {"drain_s": drain_s, "evacuate_s": evacuate_s, "weights_s": weights_s}
+            self._ledger.trace.transition(name, change.started_s, now, **parts)
+            self._ledger.trace.enter(change.target, layout, now)
         view = self.view()
         logger.info(
             f"{self.phase} {self.layout} -> {change.target} {layout} in {now - change.started_s:.3f} s "
