@@ -14,6 +14,7 @@ from engine.errors import ConfigError
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Axis, Extent, extents, stage_layers
+from engine.wording import at_least
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int
         raise ConfigError(
             f"the device KV pool has {num_device_blocks} blocks of {geometry.block_size} tokens but max_model_len "
             f"{max_model_len} needs {needed}: lower --max-model-len or raise --kv-cache-memory-bytes to at least "
-            f"{needed * geometry.max_device_block_bytes}"
+            f"{at_least(needed * geometry.max_device_block_bytes)}"
         )
     if not static and num_host_blocks < one:
         raise ConfigError(
             f"the host KV pool has {num_host_blocks} blocks of {geometry.block_size} tokens but max_model_len "
             f"{max_model_len} needs {one}: lower --max-model-len or raise --host-kv-bytes to at least "
-            f"{one * geometry.host_block_bytes}"
+            f"{at_least(one * geometry.host_block_bytes)}"
         )

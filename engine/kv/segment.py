@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from engine.errors import ConfigError
+from engine.wording import GIB, as_size
 
 REGISTER_PIECE_BYTES = 64 << 30  # cudaHostRegister fails on larger ranges on some drivers
 
@@ -71,7 +72,7 @@ def register(memory: torch.Tensor) -> None:
         result = cudart.cudaHostRegister(piece.data_ptr(), piece.numel(), 0)
         if int(result) != 0:
             raise ConfigError(
-                f"CUDA refuses to pin {_gib(piece.numel())} of shared host memory (error {int(result)}): "
+                f"CUDA refuses to pin {as_size(piece.numel())} of shared host memory (error {int(result)}): "
                 "raise the memlock limit (ulimit -l unlimited; docker: --ulimit memlock=-1)"
             )
 
@@ -87,13 +88,13 @@ def check_room(num_bytes: int, what: str) -> None:
     try:
         stat = os.statvfs(folder)
     except OSError:
-        raise ConfigError(f"there is no {folder}, which {what} needs: mount a tmpfs there") from None
+        raise ConfigError(f"there is no {folder} for {what}: mount a tmpfs there") from None
     if stat.f_bavail * stat.f_frsize < num_bytes:
         raise _too_small(num_bytes, what)
     for limit, room in (("the container's memory limit", _cgroup_room_bytes()), ("this host", _host_room_bytes())):
         if room is not None and room < num_bytes:
             raise ConfigError(
-                f"{what} needs {_gib(num_bytes)} of host memory but {limit} leaves {_gib(room)}: "
+                f"{limit} leaves {as_size(room)} of memory but {what} would take {as_size(num_bytes)}: "
                 "raise the limit, lower --host-kv-bytes, or use one layout, which needs no host memory"
             )
 
@@ -103,15 +104,11 @@ def _too_small(num_bytes: int, what: str) -> ConfigError:
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     used = stat.f_blocks * stat.f_frsize - free
-    mib = -(-(used + num_bytes) // (1 << 20))
+    gib = -(-(used + num_bytes) // GIB)
     return ConfigError(
-        f"{what} needs {_gib(num_bytes)} of shared memory but {folder} has {_gib(free)} free: "
-        f"enlarge it (docker: --shm-size={mib}m) or lower --host-kv-bytes"
+        f"{folder} has {as_size(free)} free but {what} would take {as_size(num_bytes)}: "
+        f"enlarge it (docker: --shm-size={gib}g) or lower --host-kv-bytes"
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.2f} GiB" if num_bytes >= 1 << 27 else f"{num_bytes / (1 << 20):.1f} MiB"
 
 
 def _host_room_bytes() -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.errors import ConfigError
+from engine.wording import count
 
 
 class Coord(NamedTuple):
@@ -104,7 +105,7 @@ class Plan:
         for name, other in (("decode", self.decode), ("tail", self.tail)):
             if other is not None and other.world_size != self.prefill.world_size:
                 raise ConfigError(
-                    f"prefill layout {self.prefill} uses {self.prefill.world_size} devices but {name} layout "
+                    f"prefill layout {self.prefill} uses {count(self.prefill.world_size, 'device')} but {name} layout "
                     f"{other} uses {other.world_size}: choose layouts of one world size"
                 )
 
