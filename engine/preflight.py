@@ -15,7 +15,7 @@ from engine.model.shapes import check_plan, read_shape
 
 def check_early(config: EngineConfig) -> None:
     """Raise ConfigError if the model is a folder and its config.json rules the layouts or the pools out."""
-    folder = Path(config.model)
+    folder = Path(config.model).expanduser()
     if not config.model or not (folder.exists() or config.model.startswith((".", "/", "~"))):
         return  # a hub name: nothing is known yet
     if not folder.is_dir():

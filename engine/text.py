@@ -5,11 +5,15 @@ Used by the server and by `engine.LLM`; the engine process itself knows token id
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from engine.errors import ConfigError
+from engine.hub import find_model
 from engine.messages import FinishReason, Output
+
+logger = logging.getLogger(__name__)
 
 BYTES_TOKENIZER = "bytes"
 
@@ -26,9 +30,11 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     special_ids: frozenset[int]
+    max_token_chars: int  # so many characters of a text become one token at most
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, with the special tokens (such as BOS) that the model expects."""
+        """Token ids of each text, with the special tokens (such as BOS) that the model expects. Half a surrogate pair,
+        which no UTF-8 can hold, counts as `?`."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special ones included. Broken UTF-8 becomes U+FFFD, unknown ids nothing."""
@@ -43,11 +49,14 @@ class FastTokenizer:
         self._core = core
         self.vocab_size: int = core.get_vocab_size()
         self.special_ids = frozenset(id for id, token in core.get_added_tokens_decoder().items() if token.special)
+        # A vocabulary's entry has a character for each byte or each character that it stands for.
+        self.max_token_chars = max(map(len, core.get_vocab()), default=1)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if len(texts) == 1:
-            return [self._core.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self._core.encode_batch_fast(texts)]
+        whole = [text.encode(errors="replace").decode() for text in texts]
+        if len(whole) == 1:
+            return [self._core.encode(whole[0]).ids]
+        return [encoding.ids for encoding in self._core.encode_batch_fast(whole)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._core.decode(tokens, skip_special_tokens=False)
@@ -58,6 +67,7 @@ class ByteTokenizer:
 
     vocab_size = 256
     special_ids: frozenset[int] = frozenset()
+    max_token_chars = 1
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode(errors="replace")) for text in texts]
@@ -73,14 +83,15 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == BYTES_TOKENIZER:
         return ByteTokenizer()
+    folder = find_model(name, ["*.json", "tokenizer*"], "tokenizer", "name a local folder or `bytes` with --tokenizer")
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
+        loaded = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises nearly anything: OSError, ValueError, KeyError, ImportError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.debug("transformers cannot load a tokenizer from %s", folder, exc_info=True)
         raise ConfigError(
-            f"cannot load a tokenizer from {name!r} ({reason}): "
+            f"there is no tokenizer in {name} that transformers can load: "
             "name a folder or hub model that has one with --tokenizer"
         ) from error
     core = getattr(loaded, "backend_tokenizer", None)

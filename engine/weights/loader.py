@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.config import LoadFormat
 from engine.errors import ConfigError
+from engine.hub import find_model
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Span
 from engine.weights.dummy import DummySource
@@ -30,9 +31,8 @@ def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> P
     """
     if not model:
         raise ConfigError("no model given: name a Llama checkpoint folder or a hub name")
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        folder = _download(model, load_format)
+    weights = ["*.safetensors"] if load_format == "safetensors" else []
+    folder = find_model(model, ["*.json", "tokenizer*", "*.jinja", *weights], "weights" if weights else "config.json")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
     if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
@@ -40,24 +40,6 @@ def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> P
             f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"
         )
     return folder
-
-
-def _download(model: str, load_format: LoadFormat) -> Path:
-    # Imported here: a local folder needs no hub, and it is slow to import.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
-    patterns = ["*.json", "tokenizer*", "*.jinja"] + (["*.safetensors"] if load_format == "safetensors" else [])
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(
-            f"{model!r} is no folder and could not be fetched from the hub ({reason}): "
-            "check the name, the network and HF_TOKEN, or give a local folder"
-        ) from None
 
 
 def open_source(folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int) -> Source:

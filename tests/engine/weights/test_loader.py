@@ -179,5 +179,7 @@ def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) 
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(ConfigError, match=r"'some/llama' is no folder and could not be fetched .*local folder"):
+    with pytest.raises(
+        ConfigError, match=r"'some/llama' is no folder and its weights could not be fetched .*local folder"
+    ):
         resolve_checkpoint("some/llama")

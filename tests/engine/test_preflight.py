@@ -1,0 +1,24 @@
+"""What is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.preflight import check_early
+
+
+def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match="model_type 'gpt2': only llama checkpoints are supported"):
+        check_early(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        check_early(EngineConfig(model="~/."))
