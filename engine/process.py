@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -132,20 +132,18 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
     tempfile.tempdir = run_dir  # also what multiprocessing makes goes with it, should this process be killed
-    frontend = _Frontend(Path(run_dir))
     code = 0
-    try:
-        _serve(config, frontend)
-    except SeesawError as error:
-        is_config = isinstance(error, ConfigError)
-        code = 2 if is_config else 1
-        frontend.send(Dead(str(error), is_config))
-    except Exception as error:
-        logger.exception("the engine failed")
-        code = 1
-        frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
-    finally:
-        frontend.close()
+    with closing(_Frontend(Path(run_dir))) as frontend, ExitStack() as stack:
+        try:
+            _serve(config, frontend, stack)
+        except SeesawError as error:
+            is_config = isinstance(error, ConfigError)
+            code = 2 if is_config else 1
+            frontend.send(Dead(str(error), is_config))
+        except Exception as error:
+            logger.exception("the engine failed")
+            code = 1
+            frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
     sys.exit(code)
 
 
@@ -153,14 +151,13 @@ def _raise_exit(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _serve(config: EngineConfig, frontend: _Frontend) -> None:
+def _serve(config: EngineConfig, frontend: _Frontend, stack: ExitStack) -> None:
+    """Until Stop. The executor is closed with the stack: after the last words, since ending workers takes seconds."""
     executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
-    try:
-        with closing(Core(config, executor)) as core:
-            frontend.send(Ready(describe(config, executor)))
-            _Loop(core, executor, frontend).run()
-    finally:
-        executor.close()
+    stack.callback(executor.close)
+    with closing(Core(config, executor)) as core:
+        frontend.send(Ready(describe(config, executor)))
+        _Loop(core, executor, frontend).run()
 
 
 class _Loop:

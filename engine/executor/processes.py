@@ -22,6 +22,7 @@ from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.weights.loader import resolve_checkpoint
 from engine.weights.store import WeightStore
+from engine.wording import as_size, at_least, count
 from engine.worker.worker import WorkerSpec
 
 
@@ -41,7 +42,7 @@ class ProcessExecutor(Executor):
         try:
             self.capacity = self._start()
         except BaseException:
-            self._ranks.close()
+            self._ranks.close(grace_s=0.0)  # whoever still starts does not hear of it
             raise
 
     def submit(self, command: Command) -> None:
@@ -79,9 +80,8 @@ class ProcessExecutor(Executor):
         timeout_s = self._config.step_timeout_s
         for command_id, (sent, waiting) in self._outstanding.items():
             if time.monotonic() - sent > timeout_s:
-                raise EngineDeadError(
-                    f"worker ranks {sorted(waiting)} did not finish step {command_id} within {timeout_s:g} s"
-                )
+                ranks = f"worker ranks {sorted(waiting)}"
+                self._ranks.give_up(EngineDeadError(f"{ranks} did not finish step {command_id} within {timeout_s:g} s"))
             return  # the oldest is the first
 
     def _start(self) -> Capacity:
@@ -117,7 +117,7 @@ class ProcessExecutor(Executor):
                 )
                 for rank in range(plan.world_size)
             ]
-            self._say(f"loading {Path(config.model).name} on {plan.world_size} {device} workers ({plan})")
+            self._say(f"loading {Path(config.model).name} on {count(plan.world_size, f'{device} worker')} ({plan})")
             self._ranks.start(specs)
         finally:
             for segment in segments:  # the workers have their own descriptors
@@ -125,10 +125,13 @@ class ProcessExecutor(Executor):
 
         deadline = time.monotonic() + config.start_timeout_s
         num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
+        self._say("weights loaded; allocating KV pools and warming up")
         check_pools(geometry, max_model_len, num_device_blocks, num_host_blocks)
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
         self._await_all("serving", deadline)
-        self._say(f"{num_device_blocks} device and {num_host_blocks} host blocks of {config.block_size} tokens")
+        self._say(
+            f"ready with {num_device_blocks} device and {num_host_blocks} host blocks of {config.block_size} tokens"
+        )
         return Capacity(
             shape=shape,
             max_model_len=max_model_len,
@@ -145,7 +148,7 @@ class ProcessExecutor(Executor):
         if self._plan.is_static:
             return []
         weight_bytes = WeightStore.size_bytes(shape, self._plan)
-        check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool together")
+        check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool")
         segments: list[Segment] = []
         try:
             for num_bytes, what in ((weight_bytes, "the weight store"), (kv_bytes, "the host KV pool")):
@@ -189,8 +192,8 @@ def _num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:
     blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
     if blocks == 0:
         raise ConfigError(
-            f"host_kv_bytes {config.host_kv_bytes} does not hold one KV block: "
-            f"raise --host-kv-bytes to at least {geometry.host_block_bytes}"
+            f"host_kv_bytes {as_size(config.host_kv_bytes)} does not hold one KV block: "
+            f"raise --host-kv-bytes to at least {at_least(geometry.host_block_bytes)}"
         )
     return blocks
 
@@ -202,7 +205,7 @@ def _device(config: EngineConfig) -> str:
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     if device == "cuda" and gpus < config.plan.world_size:
         raise ConfigError(
-            f"plan {config.plan} needs {config.plan.world_size} GPUs but this host has {gpus}: "
+            f"plan {config.plan} needs {count(config.plan.world_size, 'GPU')} but this host has {gpus}: "
             "choose smaller layouts, or --device cpu"
         )
     return device

@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import weakref
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 import msgspec
 import zmq
@@ -39,6 +41,8 @@ class Ranks:
 
     def __init__(self) -> None:
         self.run_dir = make_run_dir()
+        # Also at the exit of a process that never calls `close`.
+        self._remove_run_dir = weakref.finalize(self, shutil.rmtree, self.run_dir, ignore_errors=True)
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._commands: list[zmq.Socket[bytes]] = []
@@ -96,8 +100,7 @@ class Ranks:
             else:
                 messages.append(message)
         if failures:
-            self._death = self._root_cause(failures)
-            raise self._death
+            self.give_up(self._root_cause(failures))
         return messages
 
     def wait(self, timeout_s: float) -> list[Report | RankReady]:
@@ -105,22 +108,28 @@ class Ranks:
         self._reports.poll(int(max(0.0, timeout_s) * 1000))
         return self.receive()
 
-    def close(self) -> None:
-        """End all workers, gently first, and give back sockets and files. Idempotent."""
+    def give_up(self, error: SeesawError) -> NoReturn:
+        """Count all ranks as dead of this error, and raise it: `close` will not wait for them."""
+        self._death = error
+        raise error
+
+    def close(self, grace_s: float = GRACE_S) -> None:
+        """End all workers and give back sockets and files. They have `grace_s` to end by themselves, unless one has
+        failed. Idempotent."""
         if self._closed:
             return
         self._closed = True
         if self._watch is not None:
             self._watch.stop()
-        grace_s = 0.0
         if self._death is None:
             self.send(range(len(self._processes)), Shutdown())
-            grace_s = GRACE_S
+        else:
+            grace_s = 0.0
         end_children(self._processes, grace_s)
         for process in self._processes:
             process.close()
         self._context.destroy(linger=0)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._remove_run_dir()
 
     def _announce_death(self, rank: int) -> None:
         # In the watching thread: only it may not touch the process, whose exit code is read once, by the owner.

@@ -7,18 +7,21 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import pytest
 
+import engine.executor.ranks
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
 from engine.sampling import RowSampling
 from engine.steps import Chunk, Command, Forward, Report, SlotInit, Swap, TableUpdate, Transition
+from engine.supervision import end_children
 from tests.tiny import reference_greedy, write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -232,16 +235,32 @@ def test_an_impossible_command_ends_the_engine_with_its_reason(executor: Process
         executor.collect()
 
 
-def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path) -> None:
+@pytest.fixture
+def graces(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long workers were given to end by themselves."""
+    given: list[float] = []
+
+    def end(children: Sequence[BaseProcess], grace_s: float) -> None:
+        given.append(grace_s)
+        end_children(children, grace_s)
+
+    monkeypatch.setattr(engine.executor.ranks, "end_children", end)
+    return given
+
+
+def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path, graces: list[float]) -> None:
     executor = ProcessExecutor(make_config(checkpoint, "P1", step_timeout_s=0.0))
     try:
         os.kill(pids(executor)[0], signal.SIGSTOP)
         executor.submit(Transition(1, 0))
         with pytest.raises(EngineDeadError, match=r"ranks \[0\] did not finish step 1 within 0 s"):
             executor.collect()
+        with pytest.raises(EngineDeadError):  # and from then on
+            executor.submit(Transition(2, 0))
         os.kill(pids(executor)[0], signal.SIGCONT)
     finally:
         executor.close()
+    assert graces == [0.0]  # it does not listen, and clients wait
 
 
 def test_close_leaves_nothing(checkpoint: Path) -> None:
@@ -278,6 +297,30 @@ def test_death_before_ready(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(EngineDeadError, match="rank 0 was killed by SIGKILL"):
         ProcessExecutor(make_config(checkpoint, "P2", "T2"))
     assert not ranks[0].run_dir.exists()
+
+
+def test_a_start_that_is_interrupted_does_not_wait(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, graces: list[float]
+) -> None:
+    def interrupted(self: Ranks, timeout_s: float) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Ranks, "wait", interrupted)
+    with pytest.raises(SystemExit):
+        ProcessExecutor(make_config(checkpoint, "P2", "T2"))
+    assert graces == [0.0]
+
+
+def test_a_process_that_never_closes_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    script = (
+        "from tests.engine.executor.test_processes import make_config; from pathlib import Path; "
+        "from engine.executor.processes import ProcessExecutor; "
+        f"executor = ProcessExecutor(make_config(Path({str(checkpoint)!r}), 'P2', 'T2')); "
+        "print(executor._ranks.run_dir)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0
+    assert not Path(done.stdout.strip()).exists()
 
 
 def test_what_a_worker_finds_wrong_with_the_checkpoint_is_a_config_error(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""The engine process's main function, in this process."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from engine import process
+from engine.config import EngineConfig
+from engine.errors import EngineDeadError
+from engine.executor.simulated import SimulatedExecutor
+from engine.messages import Dead, FromEngine
+from engine.process import from_engine_address, run_engine
+
+
+def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending workers takes seconds, and clients wait for the words."""
+    heard: list[FromEngine] = []
+
+    class Dying(SimulatedExecutor):
+        def collect(self) -> list[object]:  # type: ignore[override]
+            raise EngineDeadError("a step took too long")
+
+        def close(self) -> None:
+            while inbox.poll(10_000):
+                heard.append(msgspec.msgpack.decode(inbox.recv(), type=FromEngine))
+                if isinstance(heard[-1], Dead):
+                    return
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(process, "make_executor", lambda config, say, instant: Dying(config, instant=instant))
+    monkeypatch.setattr(process, "POLL_MS", 0)
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as folder,
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as inbox,
+    ):
+        monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
+        inbox.bind(from_engine_address(Path(folder)))
+        with pytest.raises(SystemExit) as ended:
+            run_engine(EngineConfig(executor="simulated", tokenizer="bytes"), folder)
+    assert ended.value.code == 1
+    assert heard[-1] == Dead("a step took too long")
