@@ -16,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY))  # Seesaw need not be installed for this
 
 from engine.config import EngineConfig  # noqa: E402
 from server.config import ServerConfig  # noqa: E402
-from server.settings import FOR_READERS, HINTS, read_configs  # noqa: E402
+from server.settings import FOR_READERS, HINTS, default_text, read_configs  # noqa: E402
 
 CONFIGS = REPOSITORY / "configs"
 SCHEMA_PATH, PAGE_PATH = CONFIGS / "schema.json", REPOSITORY / "docs" / "configuration.md"
@@ -96,12 +96,8 @@ def _key_row(f: Field[Any]) -> str:
 
 
 def _default(f: Field[Any]) -> str:
-    default: Any = f.default
-    if default in ("", ()) or "(default:" in f.metadata["help"]:
-        return ""  # the help says what happens then
-    if f.name.endswith("_bytes"):
-        return f"`{default >> 30}GiB`" if default % (1 << 30) == 0 else f"`{default >> 20}MiB`"
-    return f"`{json.dumps(default)}`"
+    text = default_text(f)
+    return f"`{json.dumps(text) if isinstance(f.default, str) else text}`" if text else ""
 
 
 def _config_row(path: Path) -> str:

@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, SeesawError
 from server.config import ServerConfig
 from server.settings import Parser, add_flags, help_text, read_configs
+from server.version import seesaw_version
 
 # The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
 BENCH_TOOLS = {
@@ -23,7 +24,7 @@ BENCH_TOOLS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 2 for what its user can fix, 1 for a death."""
     try:
-        arguments = vars(_parser().parse_args(argv))
+        arguments = vars(make_parser().parse_args(argv))
         if arguments.pop("command") == "bench":
             return _bench(**arguments)
         engine, server = read_configs(arguments)
@@ -38,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line's; what it parses holds only what was given. Raises ConfigError."""
     parser = Parser(prog="seesaw", description="LLM server that re-shards between prefill and decode.")
+    parser.add_argument("--version", action="version", version=f"seesaw {seesaw_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",

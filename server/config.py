@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,13 +22,18 @@ class ServerConfig:
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = _option(8000, "port to listen on; 0 takes a free one")
     served_model_name: str = _option("", "model name that clients use (default: the model as given)")
-    api_key: tuple[str, ...] = _option((), "key that clients of /v1 must send; may be given several times")
+    api_key: tuple[str, ...] = _option(
+        (), "key that clients of /v1 must send; may be given several times (default: $SEESAW_API_KEY, else none)"
+    )
 
     health_timeout_s: float = _option(10.0, "/health says 503 if the engine's loop does not turn within this time")
     shutdown_timeout_s: float = _option(
         0.0, "after SIGTERM, time for requests in flight to end before they are aborted"
     )
-    max_body_bytes: int = _option(64 * MIB, "largest request body")
+    engine_timeout_s: float = _option(
+        60.0, "an engine that leaves a ping unanswered for so long while requests run is ended, and the server with it"
+    )
+    max_body_bytes: int = _option(16 * MIB, "largest request body")
 
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
     access_log: bool = _option(False, "log every HTTP request")
@@ -35,10 +41,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, not {self.port}")
-        if self.health_timeout_s <= 0:
-            raise ConfigError(f"health_timeout_s must be positive, not {self.health_timeout_s}")
-        if self.shutdown_timeout_s < 0:
-            raise ConfigError(f"shutdown_timeout_s must not be negative, got {self.shutdown_timeout_s}")
+        for name in ("health_timeout_s", "engine_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
+        if not 0 <= self.shutdown_timeout_s < math.inf:
+            raise ConfigError(f"shutdown_timeout_s must be 0 or a number of seconds, not {self.shutdown_timeout_s}")
         if self.max_body_bytes < 1:
             raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
         if "" in self.api_key:

@@ -11,12 +11,14 @@ import difflib
 import json
 import os
 import re
+import sys
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.wording import at_least
 from server.config import ServerConfig
 
 API_KEY_VARIABLE = "SEESAW_API_KEY"
@@ -24,6 +26,12 @@ UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
+}
+# Other servers' flags for what is part of a layout here.
+LAYOUT_FLAGS = {
+    **dict.fromkeys(("--tensor-parallel-size", "--tp-size", "-tp"), "T"),
+    **dict.fromkeys(("--pipeline-parallel-size", "--pp-size", "-pp"), "P"),
+    **dict.fromkeys(("--data-parallel-size", "--dp-size", "-dp"), "D"),
 }
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
 BESIDE_THE_FILE = ("shape",)  # keys whose relative paths start at the config file's folder
@@ -59,10 +67,30 @@ def parse_bytes(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would exit."""
+    """Raises ConfigError where argparse would exit, and says what an unknown flag may have meant."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Here and not in `parse_args`, which knows only the main parser and not the subcommand's.
+        given = list(sys.argv[1:] if args is None else args)
+        namespace, unknown = super().parse_known_args(given, namespace)
+        if unknown:
+            self.error(self._explain(unknown[0], given))
+        return namespace, unknown
+
+    def _explain(self, unknown: str, given: list[str]) -> str:
+        if not unknown.startswith("-"):
+            return f"there is no place for {unknown!r}"
+        flag, _, value = unknown.partition("=")
+        if flag in LAYOUT_FLAGS:
+            following = given[given.index(unknown) + 1 : given.index(unknown) + 2]
+            degree = value or "".join(following)
+            layout = LAYOUT_FLAGS[flag] + (degree if degree.isdecimal() else "2")
+            return f"there is no flag {flag}: write it as a layout, as in `--prefill {layout}`"
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"there is no flag {flag}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, config: type[Any], *, without: str = "") -> None:
@@ -93,9 +121,18 @@ def help_text(name: str) -> str:
 
 
 def _help(f: Field[Any]) -> str:
-    text = str(f.metadata["help"]).replace("%", "%%")
-    shown = f.default not in ("", 0, (), False) and "default" not in text
-    return f"{text} (default: {f.default})" if shown else text
+    text, default = str(f.metadata["help"]), default_text(f)
+    return (f"{text} (default: {default})" if default else text).replace("%", "%%")
+
+
+def default_text(f: Field[Any]) -> str:
+    """The field's default as one would write it; empty if there is none or the help says what happens then."""
+    default: Any = f.default
+    if default in ("", ()) or "(default:" in f.metadata["help"]:
+        return ""
+    if isinstance(default, bool):
+        return "true" if default else "false"
+    return at_least(default) if f.name.endswith("_bytes") else str(default)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

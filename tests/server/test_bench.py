@@ -75,7 +75,7 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--output-json", "/none/x.json"], "cannot write --output-json /none/x.json"),
         (["--input-len", "9000"], "does not fit the context"),
         (["/none.json"], "cannot read the config file"),
-        (["--max-num-seq", "3"], "unrecognized arguments"),
+        (["--max-num-seq", "3"], "no flag --max-num-seq: did you mean --max-num-seqs?"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(

@@ -14,7 +14,7 @@ from server.config import ServerConfig
 
 
 def configs(*arguments: str) -> tuple[EngineConfig, ServerConfig]:
-    given = vars(cli._parser().parse_args(["serve", *arguments]))
+    given = vars(cli.make_parser().parse_args(["serve", *arguments]))
     given.pop("command")
     return settings.read_configs(given)
 
@@ -52,7 +52,16 @@ def test_sizes(text: str, size: int) -> None:
     ("arguments", "part"),
     [
         ([], "no model"),
-        (["m", "--prefil", "P2"], "--prefil"),
+        (["m", "--prefil", "P2"], "no flag --prefil: did you mean --prefill?; see `seesaw serve --help`"),
+        (["m", "extra"], "no place for 'extra'"),
+        (["m", "--tensor-parallel-size", "4"], "as in `--prefill T4`"),
+        (["-tp", "4", "m"], "as in `--prefill T4`"),
+        (["m", "--pipeline-parallel-size=3"], "as in `--prefill P3`"),
+        (["m", "--data-parallel-size"], "as in `--prefill D2`"),
+        (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
+        (["m", "--shutdown-timeout-s", "nan"], "shutdown_timeout_s must be"),
+        (["m", "--health-timeout-s", "nan"], "health_timeout_s must be a positive number"),
+        (["m", "--engine-timeout-s", "0"], "engine_timeout_s must be a positive number"),
         (["m", "--port", "many"], "--port must be a whole number, not 'many'"),
         (["m", "--port", "99999"], "between 0 and 65535"),
         (["m", "--host-kv-bytes", "4 apples"], "size such as 4GiB"),
@@ -107,3 +116,18 @@ def test_every_setting_has_a_flag_and_a_help(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     for name in (*EngineConfig.__dataclass_fields__, *ServerConfig.__dataclass_fields__):
         assert name == "model" or f"--{name.replace('_', '-')}" in shown
+    flat = " ".join(shown.split())
+    for part in (
+        "dummy weights (default: 0)",
+        "aborted (default: 0.0)",
+        "(default: $SEESAW_API_KEY",
+        "(default: 4GiB)",
+    ):
+        assert part in flat
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("seesaw ")

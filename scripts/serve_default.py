@@ -1,0 +1,55 @@
+"""`seesaw serve`, with the default model if none is named. Run by `scripts/serve`; it becomes the server's process, so
+that signals reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fetch_default_model import NAME, default_model
+
+from clients.wheels import FetchError
+from engine.errors import ConfigError
+from server.cli import make_parser
+
+LAYOUTS = ("prefill", "decode", "tail")
+# On a CPU a step of the usual 2048 tokens takes seconds, for which all running sequences stand still.
+CPU_STEP_TOKENS = 512
+
+
+def complete(arguments: list[str], model: Callable[[], Path] = default_model) -> list[str]:
+    """The arguments for `seesaw serve`: as given, or with the default model and what suits it."""
+    try:
+        given = vars(make_parser().parse_args(["serve", *arguments]))
+    except ConfigError:
+        return arguments  # the server says what is wrong with them
+    if given.keys() & {"model", "config"} or given.get("executor") == "simulated":
+        return arguments
+    added = [str(model())]
+    if "served_model_name" not in given:
+        added += ["--served-model-name", NAME]
+    if not given.keys() & set(LAYOUTS):
+        added += ["--prefill", "P2", "--decode", "T2"]
+    if "max_num_batched_tokens" not in given and _is_on_cpu(given.get("device", "auto")):
+        added += ["--max-num-batched-tokens", str(CPU_STEP_TOKENS)]
+    return [*added, *arguments]
+
+
+def _is_on_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists())  # torch knows, but is slow
+
+
+def main() -> None:
+    try:
+        arguments = complete(sys.argv[1:])
+    except FetchError as error:
+        sys.exit(f"serve: error: {error}")
+    seesaw = Path(sys.executable).with_name("seesaw")
+    os.execv(seesaw, [str(seesaw), "serve", *arguments])
+
+
+if __name__ == "__main__":
+    main()

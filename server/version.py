@@ -1,0 +1,12 @@
+"""The version that `seesaw --version` and `/version` show."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def seesaw_version() -> str:
+    try:
+        return version("seesaw")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"
