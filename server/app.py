@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -21,6 +20,7 @@ from server.config import ServerConfig
 from server.openai.completions import Completions
 from server.openai.models import Models
 from server.tokens import TokenizerPool
+from server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
 SCRAPE_TIMEOUT_S = 1.0
@@ -30,7 +30,7 @@ def create_app(bridge: Bridge, info: EngineInfo, tokenizer: Tokenizer, config: S
     """The application for an engine that is ready."""
     tokens = TokenizerPool(tokenizer)
     models = Models(model_name(config, info), info)
-    completions = Completions(bridge, info, models, tokens, max_prompts=bridge.max_queued_requests)
+    completions = Completions(bridge, info, models, tokens)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,12 +77,5 @@ def model_name(config: ServerConfig, info: EngineInfo) -> str:
     """The name that clients use and read."""
     if config.served_model_name or not info.model:
         return config.served_model_name or "simulated"
-    folder = Path(info.model)
+    folder = Path(info.model).expanduser()
     return folder.resolve().name if folder.is_dir() else info.model
-
-
-def seesaw_version() -> str:
-    try:
-        return version("seesaw")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

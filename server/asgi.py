@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.wording import as_size
 from server.errors import ErrorInfo
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._error = ErrorInfo(413, f"The body is larger than {max_body_bytes} bytes: send several requests.")
+        self._error = ErrorInfo(413, f"The body is larger than {as_size(max_body_bytes)}: send several requests.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

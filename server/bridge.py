@@ -2,7 +2,7 @@
 
 The bridge binds both ZeroMQ sockets and the engine connects, so either may come first. Everything here
 runs in the event loop's thread. Memory stays bounded: streams hold token ids only, outputs that a slow
-client has not taken are merged, and the number of requests without a first token is limited.
+client has not taken are merged, and the number of sequences without a first token is limited.
 """
 
 from __future__ import annotations
@@ -106,31 +106,62 @@ class Bridge:
         if self._death.done():
             raise self._death.result()
 
+    async def hangs(self, timeout_s: float) -> bool:
+        """Wait until the engine has left pings unanswered for `timeout_s` while requests were live (True), or ended
+        in any other way (False)."""
+        missed = 0
+        while self._failure is None:
+            try:
+                if self._live:
+                    await self.ping(timeout_s / 2)
+            except TimeoutError:
+                missed += 1
+                if missed == 2:  # two halves, since one could pass while this very process stood still
+                    return True
+            except SeesawError:
+                return False
+            else:
+                missed = 0
+                await asyncio.sleep(timeout_s / 4)
+        return False
+
     async def death(self) -> SeesawError:
         """Wait until the engine is dead, and say why."""
         return await asyncio.shield(self._death)
+
+    def die(self, error: SeesawError) -> None:
+        """The engine is dead of this error; the first that is named counts."""
+        if not self._death.done():
+            self._death.set_result(error)
+            self.fail(EngineDeadError(str(error)))
+
+    def check_room(self, num_sequences: int) -> None:
+        """Raise QueueFullError if so many more may not wait, or what ended the engine."""
+        if self._failure is not None:
+            raise fresh(self._failure)
+        if self._num_waiting + num_sequences > self.max_queued_requests:
+            raise QueueFullError(
+                f"The queue is full: {self._num_waiting} sequences wait and at most {self.max_queued_requests} may; "
+                "try again later."
+            )
 
     def submit(
         self, id: str, requests: Sequence[tuple[list[int], SamplingParams]], arrival_s: float | None = None
     ) -> Stream:
         """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
 
-        Raises QueueFullError if too many requests wait for their first token, EngineDeadError if the engine
+        Raises QueueFullError if too many sequences wait for their first token, EngineDeadError if the engine
         died, or what `fail` was given.
         """
-        if self._failure is not None:
-            raise fresh(self._failure)
-        if self._num_waiting + len(requests) > self.max_queued_requests:
-            raise QueueFullError(
-                f"The queue is full: {self._num_waiting} requests wait and at most {self.max_queued_requests} may; "
-                "try again later."
-            )
+        num_sequences = sum(sampling.n for _, sampling in requests)
+        self.check_room(num_sequences)
+        adds = [Add(f"{id}-{index}", prompt, sampling) for index, (prompt, sampling) in enumerate(requests)]
+        payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
-        for index, (prompt, sampling) in enumerate(requests):
-            request = stream.add(f"{id}-{index}", sampling.n)
-            self._live[request.id] = request
-            self._num_waiting += 1
-            self._send(Add(request.id, prompt, sampling))
+        for add, payload in zip(adds, payloads, strict=True):
+            self._live[add.id] = stream.add(add.id, add.sampling.n)
+            self._send_encoded(payload)
+        self._num_waiting += num_sequences
         return stream
 
     async def ping(self, timeout_s: float) -> Stats:
@@ -151,7 +182,7 @@ class Bridge:
 
     @property
     def num_waiting(self) -> int:
-        """Requests whose first output has not come."""
+        """Sequences whose first output has not come."""
         return self._num_waiting
 
     def fail(self, error: SeesawError) -> None:
@@ -182,9 +213,12 @@ class Bridge:
         self._context.destroy()
 
     def _send(self, message: ToEngine) -> None:
+        self._send_encoded(self._encoder.encode(message))
+
+    def _send_encoded(self, payload: bytes) -> None:
         # Again: nobody is connected, so the engine is ending; whoever waits for an answer hears of it by its death.
         with contextlib.suppress(zmq.Again):
-            self._send_now.send(self._encoder.encode(message), zmq.NOBLOCK)
+            self._send_now.send(payload, zmq.NOBLOCK)
 
     def _abort(self, request: LiveRequest, index: int | None) -> None:
         if request.id not in self._live:
@@ -195,7 +229,7 @@ class Bridge:
 
     def _forget(self, request: LiveRequest) -> None:
         del self._live[request.id]
-        self._num_waiting -= request.waits
+        self._num_waiting -= len(request.waiting)
 
     async def _read(self) -> None:
         try:
@@ -204,7 +238,7 @@ class Bridge:
                 await asyncio.sleep(0)  # receiving what is here does not yield, and would starve the handlers
         except Exception as error:  # a message that cannot be read: nothing after it can be trusted
             logger.exception("cannot read from the engine")
-            self._die(EngineDeadError(f"the engine sent what the server cannot read: {error}"))
+            self.die(EngineDeadError(f"the engine sent what the server cannot read: {error}"))
 
     def _handle(self, message: FromEngine) -> None:
         match message:
@@ -229,15 +263,17 @@ class Bridge:
             case Ready(info=info):
                 if not self._info.done():
                     self._info.set_result(info)
+                    self.metrics.expect_layouts(info)
             case Dead(message=reason, is_config=is_config):
-                self._die(ConfigError(reason) if is_config else EngineDeadError(reason))
+                self.die(ConfigError(reason) if is_config else EngineDeadError(reason))
 
     def _deliver(self, output: Output, now_s: float) -> None:
         request = self._live.get(output.id)
         if request is None:
             return  # aborted while this was on its way
-        self._num_waiting -= request.waits
-        request.waits = False
+        if output.index in request.waiting:
+            request.waiting.discard(output.index)
+            self._num_waiting -= 1
         if request.stream.put(request, output, now_s):
             self._forget(request)
 
@@ -245,10 +281,4 @@ class Bridge:
         assert self._sentinel is not None
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._sentinel)
-        loop.call_later(LAST_WORDS_S, self._die, EngineDeadError("the engine process ended without a word"))
-
-    def _die(self, error: SeesawError) -> None:
-        if self._death.done():
-            return
-        self._death.set_result(error)
-        self.fail(EngineDeadError(str(error)))
+        loop.call_later(LAST_WORDS_S, self.die, EngineDeadError("the engine process ended without a word"))

@@ -30,10 +30,11 @@ class TextStream:
     aborts what has not finished.
     """
 
-    def __init__(self, stream: Stream, num_choices: int, make_text: Callable[[int], OutputText], metrics: Metrics):
+    def __init__(self, stream: Stream, make_text: Callable[[int], OutputText], metrics: Metrics) -> None:
         """`make_text` gives the empty text of a choice."""
         self._stream = stream
-        self._texts = [make_text(choice) for choice in range(num_choices)]
+        self._make_text = make_text
+        self._texts: dict[int, OutputText] = {}  # of choices that had an output
         self._metrics = metrics
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
@@ -41,7 +42,9 @@ class TextStream:
         async for batch in self._stream:
             deltas = []
             for choice, output in batch:
-                text = self._texts[choice]
+                text = self._texts.get(choice)
+                if text is None:
+                    text = self._texts[choice] = self._make_text(choice)
                 piece = text.push(output)
                 if text.finish_reason is not None:
                     self._finish(choice, text.finish_reason)
@@ -54,12 +57,12 @@ class TextStream:
     @property
     def num_tokens(self) -> int:
         """Tokens of all choices so far."""
-        return sum(text.num_tokens for text in self._texts)
+        return sum(text.num_tokens for text in self._texts.values())
 
     def close(self) -> None:
-        """Abort what has not finished. Idempotent."""
+        """Abort what has not finished. Idempotent. What never ran does not count as aborted."""
         self._stream.close()
-        for text in self._texts:
+        for text in self._texts.values():
             if text.finish_reason is None:
                 text.finish_reason = FinishReason.ABORT
                 self._metrics.request_success.labels(FinishReason.ABORT.wire).inc()

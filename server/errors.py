@@ -82,8 +82,6 @@ def install(app: FastAPI) -> None:
     """Answer every exception of the app by `describe`."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, RequestValidationError) and not _is_json(request):
-            return ErrorInfo(400, "The body must be JSON, sent with Content-Type: application/json.").response
         if isinstance(error, HTTPException) and error.status_code == 404:
             return ErrorInfo(404, _bounded(f"There is no {request.url.path} here. {ENDPOINTS}")).response
         return describe(error).response
@@ -91,11 +89,6 @@ def install(app: FastAPI) -> None:
     # By type, since a handler for Exception runs outside all middleware and logs a traceback.
     for kind in (SeesawError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer)
-
-
-def _is_json(request: Request) -> bool:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type == "application/json" or media_type.endswith("+json")
 
 
 def _describe_validation(error: RequestValidationError) -> ErrorInfo:
@@ -106,10 +99,14 @@ def _describe_validation(error: RequestValidationError) -> ErrorInfo:
         if each["type"] == "json_invalid":
             reason = each.get("ctx", {}).get("error", "")
             return ErrorInfo(400, _bounded(f"The body is not valid JSON: {reason}."))
-        location = each["loc"]
-        param = ".".join(_bounded(str(part), 50) for part in (location[1:] if location[0] == "body" else location))
+        param = ".".join(_bounded(str(part), 50) for part in each["loc"])
         message = each["msg"].removeprefix("Value error, ")
-        sentences.append(_bounded(f"{param}: {message}" if param else message))
+        if each["type"] == "missing":
+            sentences.append(f"{param} is missing: add it to the body")
+        elif param:
+            sentences.append(_bounded(f"{param}: {message}"))
+        else:
+            sentences.append("The body must be a JSON object")
         params.append(param)
     if len(errors) > MAX_VALIDATION_ERRORS:
         sentences.append(f"and {len(errors) - MAX_VALIDATION_ERRORS} more errors")

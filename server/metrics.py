@@ -5,16 +5,22 @@ Names are vLLM's where the meaning is the same, under the prefix `seesaw:`; dash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.messages import Stats
+from engine.messages import EngineInfo, FinishReason, Stats
 
 PREFIX = "seesaw:"
+
+# Label values that show 0 from the start: a rate over a series that begins with its first event misses that event.
 PHASES = ("prefill", "decode", "tail")
+STEPS = ("prefill", "decode", "mixed")
+DIRECTIONS = ("out", "in")
+PARTS = ("drain", "evacuate", "weights")
 
 # vLLM's buckets, in seconds.
 TTFT_BUCKETS = (
@@ -36,8 +42,10 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], Stats]) -> None:
         """`stats` gives the engine's latest snapshot."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
         self._registry = CollectorRegistry()
-        self._registry.register(EngineCollector(stats))
+        self._engine = EngineCollector(stats)
+        self._registry.register(self._engine)
         self.time_to_first_token = self._histogram(
             "time_to_first_token", "From a request's arrival to a sequence's first token.", TTFT_BUCKETS
         )
@@ -53,6 +61,13 @@ class Metrics:
         self.request_success = Counter(
             PREFIX + "request_success", "Sequences that ended, by reason.", ["finished_reason"], registry=self._registry
         )
+        for reason in FinishReason:
+            self.request_success.labels(reason.wire)
+
+    def expect_layouts(self, info: EngineInfo) -> None:
+        """Show the changes between these layouts from the start."""
+        layouts = dict.fromkeys(filter(None, (info.prefill, info.decode, info.tail)))
+        self._engine.changes = [f"{a}->{b}" for a, b in itertools.permutations(layouts, 2)]
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -67,6 +82,7 @@ class EngineCollector(Collector):
 
     def __init__(self, stats: Callable[[], Stats]) -> None:
         self._stats = stats
+        self.changes: list[str] = []  # that may happen, as in "P2->T2"
 
     def collect(self) -> Iterator[Metric]:
         s = self._stats()
@@ -85,12 +101,23 @@ class EngineCollector(Collector):
         yield _counter("prompt_tokens", "Prompt tokens prefilled.", s.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", s.generation_tokens)
         yield _counter("num_preemptions", "Sequences preempted.", s.preemptions)
-        yield _counter("transitions", "Changes of layout.", s.transitions, "change")
-        yield _counter("transition_seconds", "Time spent changing layout.", s.transition_seconds, "part")
-        yield _counter("swap_bytes", "KV bytes moved to (out) and from (in) the host pool.", s.swap_bytes, "direction")
-        yield _counter("swap_seconds", "Time the copies took.", s.swap_seconds, "direction")
-        yield _counter("phase_seconds", "Time spent in each phase.", s.phase_seconds, "phase")
-        yield _counter("steps", "Forward steps, by what they computed.", s.steps, "kind")
+        yield _counter("transitions", "Changes of layout.", _from_zero(s.transitions, self.changes), "change")
+        yield _counter(
+            "transition_seconds", "Time spent changing layout.", _from_zero(s.transition_seconds, PARTS), "part"
+        )
+        yield _counter(
+            "swap_bytes",
+            "KV bytes moved to (out) and from (in) the host pool.",
+            _from_zero(s.swap_bytes, DIRECTIONS),
+            "direction",
+        )
+        yield _counter("swap_seconds", "Time the copies took.", _from_zero(s.swap_seconds, DIRECTIONS), "direction")
+        yield _counter("phase_seconds", "Time spent in each phase.", _from_zero(s.phase_seconds, PHASES), "phase")
+        yield _counter("steps", "Forward steps, by what they computed.", _from_zero(s.steps, STEPS), "kind")
+
+
+def _from_zero(counts: dict[str, int] | dict[str, float], known: Iterable[str]) -> dict[str, float]:
+    return dict.fromkeys(known, 0.0) | counts
 
 
 def _gauge(name: str, help: str, value: float | dict[str, int], label: str = "") -> Metric:

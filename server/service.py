@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 import uvicorn
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, EngineDeadError
 from engine.messages import EngineInfo
 from engine.preflight import check_early
 from engine.text import BYTES_TOKENIZER, load_tokenizer
@@ -76,6 +77,8 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
 
 async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, start_engine: StartEngine) -> int:
     stop = StopSignal()
+    report = _timed_report()
+    report("starting the engine")
     handle = start_engine(engine)
     stop.on_second = lambda: handle.close(0.0)
     bridge = Bridge(
@@ -83,8 +86,9 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         handle.receive_address,
         max_queued_requests=engine.max_queued_requests,
         sentinel=handle.process.sentinel,
-        on_progress=_report,
+        on_progress=report,
     )
+    grace_s = 0.0  # an engine that still starts does not hear that it should stop
     try:
         bridge.start()
         starting = asyncio.ensure_future(_start(engine, server, bridge))
@@ -92,10 +96,16 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
             starting.cancel()
             return 0
         http, info = starting.result()
-        return await _run(http, info, server, listener, bridge, stop)
+        grace_s = ENGINE_STOP_S
+        report("ready")
+        guard = asyncio.create_task(_end_if_hung(bridge, handle.process, server.engine_timeout_s))
+        try:
+            return await _run(http, info, server, listener, bridge, stop)
+        finally:
+            guard.cancel()
     finally:
         await bridge.close()
-        await asyncio.to_thread(handle.close, ENGINE_STOP_S)  # in a thread, so that a second signal is heard
+        await asyncio.to_thread(handle.close, grace_s)  # in a thread, so that a second signal is heard
 
 
 async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
@@ -111,6 +121,18 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
         timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
     return HTTPServer(config), info
+
+
+async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
+    if not await bridge.hangs(timeout_s):
+        return
+    process.kill()  # it would not listen to less; its workers end with it
+    bridge.die(
+        EngineDeadError(
+            f"the engine has hung for {timeout_s:g} s and was killed: "
+            "look for what stopped it, or raise --engine-timeout-s if it was only slow"
+        )
+    )
 
 
 async def _run(
@@ -132,7 +154,7 @@ async def _run(
         _report(f"error: {dying.result()}")
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
     await serving
-    return 0 if stop.requested.done() else 1
+    return 0 if first is stop.requested else 1
 
 
 class HTTPServer(uvicorn.Server):
@@ -226,6 +248,12 @@ async def _first(*futures: asyncio.Future[Any]) -> asyncio.Future[Any]:
     """The first of them that is done; of several, the one named first."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     return next(future for future in futures if future.done())
+
+
+def _timed_report() -> Callable[[str], None]:
+    """`_report` with the seconds since now, which show where a start spends its time."""
+    start_s = time.monotonic()
+    return lambda line: _report(f"{time.monotonic() - start_s:5.1f} s: {line}")
 
 
 def _report(line: str) -> None:

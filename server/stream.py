@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -30,8 +30,12 @@ class LiveRequest:
     id: str
     stream: Stream
     choices: range
-    num_open: int  # of the choices
-    waits: bool = True  # for its first output
+    num_open: int = field(init=False)  # of the choices
+    waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
+
+    def __post_init__(self) -> None:
+        self.num_open = len(self.choices)
+        self.waiting = set(range(len(self.choices)))
 
 
 class Stream:
@@ -94,7 +98,7 @@ class Stream:
     def add(self, id: str, n: int) -> LiveRequest:
         """A request of n choices, before its first output. All requests of a stream have the same n."""
         first = len(self._requests) * n
-        request = LiveRequest(id, self, range(first, first + n), num_open=n)
+        request = LiveRequest(id, self, range(first, first + n))
         self._requests.append(request)
         self._open.update(request.choices)
         return request

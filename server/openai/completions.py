@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from engine.errors import RequestError, SeesawError
 from engine.messages import EngineInfo
@@ -19,6 +20,7 @@ from server.asgi import EventStream, until_disconnect
 from server.bridge import Bridge
 from server.deltas import Delta, TextStream
 from server.errors import error_event
+from server.openai.body import read_body
 from server.openai.models import Models
 from server.openai.protocol import Choice, Completion, CompletionRequest, Usage
 from server.tokens import TokenizerPool
@@ -49,16 +51,19 @@ class _Header:
 class Completions:
     """The handler of `/v1/completions`."""
 
-    def __init__(self, bridge: Bridge, info: EngineInfo, models: Models, tokens: TokenizerPool, max_prompts: int):
-        """`max_prompts`: so many prompts may come in one request."""
+    def __init__(self, bridge: Bridge, info: EngineInfo, models: Models, tokens: TokenizerPool) -> None:
         self._bridge = bridge
         self._info = info
         self._models = models
         self._tokens = tokens
-        self._max_prompts = max_prompts
+        self._max_sequences = bridge.max_queued_requests
 
-    async def create(self, request: Request, body: CompletionRequest) -> Response:
-        response = await until_disconnect(request.receive, self._respond(body))
+    async def create(self, request: Request) -> Response:
+        try:
+            body = await read_body(request, CompletionRequest, {"max_prompts": self._max_sequences})
+            response = await until_disconnect(request.receive, self._respond(body))
+        except ClientDisconnect:
+            response = None
         return response or Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def _respond(self, body: CompletionRequest) -> Response:
@@ -66,6 +71,8 @@ class Completions:
         self._models.check(body.model)
         body.check()
         sampling = body.sampling()
+        self._check_number(body.num_prompts, sampling.n)
+        self._bridge.check_room(body.num_prompts * sampling.n)
         prompts = await self._tokenize(body)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
 
@@ -81,27 +88,40 @@ class Completions:
 
         header = _Header(f"cmpl-{uuid.uuid4().hex}", int(time.time()), self._models.name, sum(map(len, prompts)))
         stream = self._bridge.submit(header.id, requests, arrival_s)
-        text = TextStream(stream, len(prompts) * sampling.n, make_text, self._bridge.metrics)
+        text = TextStream(stream, make_text, self._bridge.metrics)
         if body.stream:
             return EventStream(_events(header, text, body), text.close)
         return await _whole(header, text, len(prompts) * sampling.n)
 
     async def _tokenize(self, body: CompletionRequest) -> list[list[int]]:
         texts, token_lists = body.texts, body.token_lists
-        if len(texts or token_lists) > self._max_prompts:
-            raise RequestError(
-                f"prompt has {len(texts or token_lists)} entries, more than {self._max_prompts}.", "prompt"
-            )
+        most_chars = self._info.max_model_len * self._tokens.tokenizer.max_token_chars
+        for text in texts:
+            if len(text) > most_chars:  # said now, since tokenizing it would take long
+                raise RequestError(
+                    f"The prompt has {len(text)} characters, which do not fit the context of "
+                    f"{self._info.max_model_len} tokens: shorten the prompt.",
+                    "prompt",
+                )
         prompts = await self._tokens.encode(texts) if texts else token_lists
         for prompt in prompts:
             if not prompt:
                 raise RequestError("The prompt is empty: it must have at least one token.", "prompt")
+            self._check_length(prompt)
             if token_lists and not 0 <= min(prompt) <= max(prompt) < self._info.vocab_size:
                 raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", "prompt")
         return prompts
 
-    def _fit(self, prompt: list[int], sampling: SamplingParams) -> SamplingParams:
-        """Check the prompt and `max_tokens` against the context; as in vLLM, give what room the prompt leaves."""
+    def _check_number(self, num_prompts: int, n: int) -> None:
+        """Refuse for good what would never find room."""
+        if num_prompts * n > self._max_sequences:
+            raise RequestError(
+                f"{num_prompts} prompts with n {n} make {num_prompts * n} sequences, more than the "
+                f"{self._max_sequences} that may wait: send fewer prompts at once or lower n.",
+                "prompt",
+            )
+
+    def _check_length(self, prompt: list[int]) -> None:
         context = self._info.max_model_len
         if len(prompt) >= context:
             raise RequestError(
@@ -109,6 +129,10 @@ class Completions:
                 "must remain for the output: shorten the prompt.",
                 "prompt",
             )
+
+    def _fit(self, prompt: list[int], sampling: SamplingParams) -> SamplingParams:
+        """Check `max_tokens` against the context; as in vLLM, give what room the prompt leaves."""
+        context = self._info.max_model_len
         if sampling.max_tokens > context:
             raise RequestError(
                 f"max_tokens is {sampling.max_tokens} but the context is {context} tokens: ask for fewer.", "max_tokens"

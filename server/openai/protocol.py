@@ -6,12 +6,13 @@ Requests are pydantic models; responses are msgspec structs, since a chunk is en
 from __future__ import annotations
 
 import logging
+import math
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo
 
 from engine.errors import RequestError
 from engine.sampling import SamplingParams
@@ -57,8 +58,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _read_prompt(value: Any) -> Prompt:
+def _read_prompt(value: Any, info: ValidationInfo) -> Prompt:
     # By hand: pydantic's union reports one error per item and alternative, and is slow on a million ids.
+    most = (info.context or {}).get("max_prompts", math.inf)
+    if isinstance(value, list) and len(value) > most and isinstance(value[0], (str, list)):
+        raise ValueError(f"has {len(value)} entries, more than {most}: send several requests")
     match value:
         case str():
             return value
@@ -107,6 +111,10 @@ class CompletionRequest(BaseModel):
     stop_token_ids: list[int] | None = Field(default=None, max_length=1024)
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.texts or self.token_lists)
 
     @property
     def texts(self) -> list[str]:

@@ -149,6 +149,7 @@ class FakeProcess:
         self.process.start()
 
     def close(self, timeout_s: float) -> None:
+        print(f"the fake engine has {timeout_s:g} s to end", flush=True)
         self.process.join(timeout_s)
         if self.process.is_alive():
             self.process.kill()

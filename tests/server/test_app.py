@@ -112,6 +112,17 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site) -> None:
     assert {name: got[f"seesaw:{name}"] for name in expected} == expected
 
 
+async def test_known_series_show_0_from_the_start_and_none_its_creation(site: Site) -> None:
+    got = await samples(site)
+    for name in (
+        *("transitions_total,P2->T2", "transitions_total,T2->P2", "transition_seconds_total,drain"),
+        *("swap_bytes_total,out", "swap_seconds_total,in", "phase_seconds_total,tail", "steps_total,mixed"),
+        *("request_success_total,stop", "request_success_total,abort"),
+    ):
+        assert got[f"seesaw:{name}"] == 0, name
+    assert not [name for name in got if "_created" in name]
+
+
 async def test_metrics_count_what_went_through(site: Site) -> None:
     site.engine.script = answer("abcd")
     await site.complete(prompt="p", n=2, max_tokens=4)

@@ -98,6 +98,40 @@ async def test_the_queue_is_bounded_by_requests_without_a_first_token() -> None:
         assert [m.id[0] for m in line.engine.received if isinstance(m, Add)] == ["a"]  # nothing of b was sent
 
 
+async def test_the_queue_counts_sequences() -> None:
+    async with connected(max_queued_requests=4) as line:
+        line.bridge.submit("a", [([1], SamplingParams(n=3))])
+        with pytest.raises(QueueFullError, match="3 sequences wait and at most 4 may"):
+            line.bridge.submit("b", [([1], SamplingParams(n=2))])
+        id = (await line.engine.expect(Add)).id
+        for _ in range(2):  # only the first output ends the wait of its sequence, and of no other
+            await line.engine.say(id, "x", index=1)
+        await line.bridge.ping(10.0)
+        assert line.bridge.num_waiting == 2
+        line.bridge.submit("b", [([1], SamplingParams(n=2))]).close()
+        assert line.bridge.num_waiting == 2
+
+
+async def test_what_cannot_be_encoded_changes_nothing(line: Line) -> None:
+    with pytest.raises(OverflowError):
+        line.bridge.submit("a", [([1], GREEDY), ([2], SamplingParams(top_k=2**70))])
+    assert line.bridge.num_waiting == 0
+    await line.bridge.ping(10.0)
+    assert not any(isinstance(message, Add) for message in line.engine.received)
+
+
+async def test_only_an_engine_with_work_can_hang(line: Line) -> None:
+    line.engine.silent = True
+    hanging = asyncio.create_task(line.bridge.hangs(0.0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not hanging.done()
+    line.bridge.submit("a", [([1], GREEDY)])
+    assert await hanging
+    line.bridge.fail(EngineDeadError("gone"))
+    assert not await line.bridge.hangs(10.0)
+
+
 async def test_the_engines_last_words_end_every_stream(line: Line) -> None:
     streams = [line.bridge.submit(str(i), [([1], GREEDY)]) for i in range(3)]
     id = (await line.engine.expect(Add)).id

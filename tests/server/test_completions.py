@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -12,6 +13,8 @@ from engine.errors import EngineDeadError
 from engine.messages import Abort, Add, FinishReason, Output
 from engine.sampling import SamplingParams
 from server.config import ServerConfig
+from server.openai import protocol
+from server.openai.body import LARGE_BODY_BYTES
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
 
@@ -160,7 +163,10 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
         ("prompt", {"prompt": [1.5]}, "must be a string"),
         ("prompt", {"prompt": [256]}, "between 0 and 255"),
         ("prompt", {"prompt": [-1]}, "between 0 and 255"),
-        ("prompt", {"prompt": [[1]] * 101}, "more than 100"),
+        ("prompt", {"prompt": [[1]] * 101}, "101 entries, more than 100"),
+        ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
+        ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 make 120 sequences, more than the 100"),
+        ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit the context of 64"),
         ("temperature", {"temperature": -1}, ">= 0"),
         ("temperature", {"temperature": "hot"}, "number"),
         ("n", {"n": 0}, "between 1 and 128"),
@@ -202,7 +208,8 @@ async def test_unsupported_parameters_may_have_their_default(site: Site) -> None
 
 
 async def test_another_model_is_not_found(site: Site) -> None:
-    assert "'fake'" in await refused(site, 404, "model", prompt="p", model="gpt-5")
+    message = await refused(site, 404, "model", prompt="p", model="gpt-5")
+    assert "'fake'" in message and INFO.model not in message
     site.engine.script = answer("x")
     assert (await site.complete(prompt="p", model="")).status_code == 200
 
@@ -217,16 +224,33 @@ async def test_bad_bodies_get_bounded_answers(site: Site) -> None:
     assert array.status_code == 400
     missing = await post("/v1/completions", json={})
     assert missing.json()["error"]["param"] == "prompt"
+    assert missing.json()["error"]["message"] == "prompt is missing: add it to the body"
+    half = await post("/v1/completions", content=rb'{"prompt": "\ud800"}', headers={"content-type": "application/json"})
+    assert (half.status_code, "not valid JSON" in half.text) == (400, True)
     secret = "s3cret" * 1000
     many = await post("/v1/completions", json={"prompt": {"a": secret}, "stop": [{"b": secret}] * 1000, "n": secret})
     assert many.status_code == 400
     assert "s3cret" not in many.text and len(many.content) < 4000
 
 
+async def test_a_large_body_is_parsed_in_a_thread(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    real = protocol._are_ids
+    monkeypatch.setattr(protocol, "_are_ids", lambda value: threads.append(threading.get_ident()) or real(value))
+    padding = {"user": "x" * LARGE_BODY_BYTES}
+    message = await refused(site, 400, "prompt", prompt=[1.5], **padding)  # errors have the same shape
+    assert "must be a string" in message
+    assert threads and threading.get_ident() not in threads
+    threads.clear()
+    await refused(site, 400, "prompt", prompt=[1.5])
+    assert set(threads) == {threading.get_ident()}
+
+
 async def test_a_body_over_the_limit(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(max_body_bytes=100))
     response = await site.complete(prompt="p" * 100)
     assert (response.status_code, response.json()["error"]["code"]) == (413, 413)
+    assert "100 bytes" in response.json()["error"]["message"]
 
     async def drip() -> Any:
         for _ in range(20):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlparse
 
 import psutil
 import pytest
@@ -95,7 +98,7 @@ def wait_for_first_tokens(url: str, count: int) -> None:
 def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Path) -> None:
     with served("echo", tmp_path) as server, ThreadPoolExecutor() as threads:
         url = server.wait_ready()
-        assert "loading nothing" in "".join(server.lines)
+        assert re.search(r"seesaw: +\d+\.\d s: loading nothing", "".join(server.lines))
         assert "P2 (prefill), T2 (decode)" in server.wait_for("layouts")
         assert "100 blocks = 1600 tokens" in server.wait_for("device KV")
         server.wait_for("curl")
@@ -105,7 +108,8 @@ def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Pa
         server.process.send_signal(signal.SIGINT)
         status, body = waiting.result()
         assert (status, body["error"]["type"]) == (503, "ServiceUnavailableError")  # type: ignore[index]
-        assert server.end()[0] == 0
+        code, rest = server.end()
+        assert code == 0 and "has 10 s to end" in rest
 
 
 def test_the_engines_death_ends_every_request_and_the_server_with_1(tmp_path: Path) -> None:
@@ -118,6 +122,30 @@ def test_the_engines_death_ends_every_request_and_the_server_with_1(tmp_path: Pa
         assert "engine has stopped" in body["error"]["message"]  # type: ignore[index]
         code, rest = server.end()
         assert code == 1 and "the engine process ended without a word" in rest
+
+
+def test_a_signal_after_the_engines_death_does_not_make_it_a_clean_end(tmp_path: Path) -> None:
+    with served("echo", tmp_path) as server:
+        url = server.wait_ready()
+        address = urlparse(url)
+        with socket.create_connection((address.hostname, address.port)) as unfinished:
+            # Half a request: the server does not end before this client has gone.
+            unfinished.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            unfinished.sendall(b"Content-Length: 100\r\n\r\n{")
+            complete(url, "die")
+            server.wait_for("error: the engine process ended")
+            server.process.send_signal(signal.SIGTERM)
+        assert server.end()[0] == 1
+
+
+def test_an_engine_that_hangs_is_killed_and_ends_the_server_with_1(tmp_path: Path) -> None:
+    with served("echo", tmp_path, "--engine-timeout-s=0.5") as server, ThreadPoolExecutor() as threads:
+        url = server.wait_ready()
+        (engine,) = [child for child in server.children if "spawn_main" in " ".join(child.cmdline())]
+        engine.suspend()
+        assert threads.submit(complete, url, "hello").result()[0] == 500
+        code, rest = server.end()
+        assert code == 1 and "the engine has hung for 0.5 s and was killed" in rest
 
 
 def test_draining_lets_requests_end_and_a_second_signal_does_not_wait(tmp_path: Path) -> None:
@@ -148,4 +176,5 @@ def test_a_signal_while_the_engine_starts(tmp_path: Path) -> None:
     with served("slow", tmp_path) as server:
         server.wait_for("loading nothing")
         server.process.send_signal(signal.SIGTERM)
-        assert server.end()[0] == 0
+        code, rest = server.end()
+        assert code == 0 and "has 0 s to end" in rest  # it would not hear that it should stop

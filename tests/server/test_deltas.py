@@ -1,0 +1,30 @@
+"""The text of a call's choices: made as they come, counted as they end."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.messages import Add
+from engine.sampling import SamplingParams
+from engine.text import ByteTokenizer, OutputText
+from server.deltas import Delta, TextStream
+from tests.server.conftest import Line
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_only_what_had_an_output_has_a_text_and_counts_as_aborted(line: Line) -> None:
+    made: list[int] = []
+
+    def make_text(choice: int) -> OutputText:
+        made.append(choice)
+        return OutputText(ByteTokenizer())
+
+    stream = line.bridge.submit("a", [([1], SamplingParams(n=3))])
+    text = TextStream(stream, make_text, line.bridge.metrics)
+    await line.engine.say((await line.engine.expect(Add)).id, "hi", index=1)
+    assert await anext(text.deltas()) == [Delta(1, "hi", 2, None, None)]
+    text.close()
+    text.close()
+    assert made == [1]
+    assert b'request_success_total{finished_reason="abort"} 1.0' in line.bridge.metrics.render()
