@@ -139,7 +139,9 @@ class LLM:
             outputs = self._core.turn()
             now = self._executor.now()
             for output in outputs:
-                result = results[output.id]
+                result = results.get(output.id)
+                if result is None:
+                    continue  # of an earlier call that was interrupted
                 result.first_token_s = min(result.first_token_s, now)
                 result.finished_s = now
                 completion = result.outputs[output.index]

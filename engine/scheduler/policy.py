@@ -40,8 +40,8 @@ class View:
     prefilling: int  # on the device, some of their known tokens not yet computed
     hosted: int  # in the host pool, on the way there or back
     running: int  # on the device, decoding or standing still
-    phase_s: float  # how long the phase has lasted
-    held_up_s: float  # how long it has kept the first waiting prompt waiting
+    phase_s: float  # since the phase's first step
+    held_up_s: float  # how much of that the first waiting prompt has been kept waiting
 
 
 class Policy(ABC):
