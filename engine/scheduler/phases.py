@@ -96,7 +96,8 @@ class PhaseChanger:
         logger.info(
             f"{self.phase} {self.layout} -> {change.target} {layout} in {now - change.started_s:.3f} s "
             f"(drain {drain_s:.3f}, evacuate {evacuate_s:.3f}, weights {weights_s:.3f}), "
-            f"after {now - self._entered_s:.1f} s in {self.layout}; {view.waiting} waiting, {view.running} running, {view.hosted} on the host"
+            f"after {now - self._entered_s:.1f} s in {self.layout}; "
+            f"{view.waiting} waiting, {view.running} running, {view.hosted} on the host"
         )
         self._ledger.counters.left(self.phase, now)
         self._ledger.working_since_s = None
