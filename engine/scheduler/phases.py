@@ -94,9 +94,9 @@ class PhaseChanger:
             self._ledger.trace.enter(change.target, layout, now)
         view = self.view()
         logger.info(
-            f"{self.phase} {self.layout} -> {change.target} {layout} after {view.phase_s:.2f} s: "
-            f"drain {drain_s:.3f} s, evacuate {evacuate_s:.3f} s, weights {weights_s:.3f} s; "
-            f"{view.waiting} waiting, {view.running} running, {view.hosted} on the host"
+            f"{self.phase} {self.layout} -> {change.target} {layout} in {now - change.started_s:.3f} s "
+            f"(drain {drain_s:.3f}, evacuate {evacuate_s:.3f}, weights {weights_s:.3f}), after {view.phase_s:.1f} s "
+            f"in {self.layout}; {view.waiting} waiting, {view.running} running, {view.hosted} on the host"
         )
         self._ledger.counters.left(self.phase, now)
         self._change = None
