@@ -216,6 +216,7 @@ class LocalModel:
             hidden = list(self._threads.map(lambda rank, x: self._run(rank, x, batch), ranks, hidden))
         return hidden[0]
 
+    @torch.inference_mode()
     def _run(self, rank: int, x: torch.Tensor, batch: BatchInputs) -> Any:
         llama, pool = self.ranks[rank], self.pools[rank]
         plan = self._ops[rank].plan(batch, llama.num_heads, llama.num_kv_heads)

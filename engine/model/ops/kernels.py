@@ -103,18 +103,18 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
         # Blocks lie far apart: a pool has more than 2^32 elements.
         block = tl.load(places + places_stride + token).to(tl.int64)
         slot = tl.load(places + 2 * places_stride + token)
-        head = tl.arange(0, KV_HEADS_BLOCK)[:, None]
-        mask = (head < kv_heads) & (dims < HALF)
+        kv_head = tl.arange(0, KV_HEADS_BLOCK)[:, None]
+        kv_mask = (kv_head < kv_heads) & (dims < HALF)
         size = block_size * (2 * HALF)
-        target = kv + block * block_stride + (slice_ * kv_heads + head) * (2 * size) + slot * (2 * HALF) + dims
-        source = k + token * k_token_stride + slice_ * k_slice_stride + head * (2 * HALF) + dims
-        first = tl.load(source, mask).to(tl.float32)
-        second = tl.load(source + HALF, mask).to(tl.float32)
-        tl.store(target, first * c - second * s, mask)
-        tl.store(target + HALF, second * c + first * s, mask)
-        source = v + token * v_token_stride + slice_ * v_slice_stride + head * (2 * HALF) + dims
-        tl.store(target + size, tl.load(source, mask), mask)
-        tl.store(target + size + HALF, tl.load(source + HALF, mask), mask)
+        kv_target = kv + block * block_stride + (slice_ * kv_heads + kv_head) * (2 * size) + slot * (2 * HALF) + dims
+        kv_source = k + token * k_token_stride + slice_ * k_slice_stride + kv_head * (2 * HALF) + dims
+        k_first = tl.load(kv_source, kv_mask).to(tl.float32)
+        k_second = tl.load(kv_source + HALF, kv_mask).to(tl.float32)
+        tl.store(kv_target, k_first * c - k_second * s, kv_mask)
+        tl.store(kv_target + HALF, k_second * c + k_first * s, kv_mask)
+        kv_source = v + token * v_token_stride + slice_ * v_slice_stride + kv_head * (2 * HALF) + dims
+        tl.store(kv_target + size, tl.load(kv_source, kv_mask), kv_mask)
+        tl.store(kv_target + size + HALF, tl.load(kv_source + HALF, kv_mask), kv_mask)
 
 
 def draw(scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
