@@ -72,6 +72,10 @@ class WorkerSpec:
         return f"ipc://{self.run_dir}/reports"
 
 
+def device_of(spec: WorkerSpec) -> torch.device:
+    return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")
+
+
 def run_worker(spec: WorkerSpec) -> None:
     """The process's main function. Ends with 0 after `Shutdown`, with 1 after saying why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine ends its workers
@@ -100,8 +104,7 @@ class Worker:
         self._outbox = outbox
         self._plan = spec.config.plan
         self._geometry = KVGeometry(spec.shape, self._plan, spec.config.block_size)
-        cuda = spec.device == "cuda"
-        self._device = torch.device("cuda", spec.rank) if cuda else torch.device("cpu")
+        self._device = device_of(spec)
         self._groups: list[LayoutGroups] = []
         self._weights: Weights
         self._ops: Ops

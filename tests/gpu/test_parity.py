@@ -14,6 +14,7 @@ from engine.parallel.layout import Layout, Plan
 from engine.sampling import SamplingParams
 from engine.worker.graphs import DecodeGraphs
 from tests.engine.drive import greedy, random_prompts, running
+from tests.gpu import one_gpu
 from tests.tiny import LocalModel, write_tiny_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -139,23 +140,8 @@ def test_the_engine_on_one_gpu(folder: Path, reference: Any, monkeypatch: pytest
     assert tokens["s0"][0][:4] == tokens["s1"][0][:4] == again["s"][0][:4]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize(
-    ("plan", "weights"),
-    [
-        ("T2", "auto"),
-        ("P2", "auto"),
-        ("P2->T2", "reload"),
-        ("P2->T2", "resident"),
-        ("T2->P2", "reload"),
-        ("D2->T2", "reload"),
-    ],
-)
-def test_the_engine_on_two_gpus(
-    folder: Path, reference: Any, plan: str, weights: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEESAW_POISON_KV", "1")
-    monkeypatch.setenv("SEESAW_POISON_WEIGHTS", "1")
+def _check_plan(folder: Path, reference: Any, plan: str, weights: str) -> None:
+    """Prompts in several chunks, swaps and changes of layout; every pool and reloaded arena starts as NaN."""
     prefill, _, decode = plan.partition("->")
     prompts = random_prompts(seed=4, count=40, longest=300, vocab=VOCAB)
     requests = {f"g{i}": (prompt, greedy(24)) for i, prompt in enumerate(prompts)}
@@ -169,5 +155,36 @@ def test_the_engine_on_two_gpus(
     for i, prompt in enumerate(prompts):
         assert len(tokens[f"g{i}"][0]) == 24
         _check_tokens(reference, prompt, tokens[f"g{i}"][0], error)
+    assert stats.device_blocks_used == stats.host_blocks_used == 0
     if decode:
         assert sum(stats.transitions.values()) >= 2 and stats.swap_bytes["in"] > 0
+
+
+PLANS = [
+    ("T2", "auto"),
+    ("P2", "auto"),
+    ("P2->T2", "reload"),
+    ("P2->T2", "resident"),
+    ("T2->P2", "reload"),
+    ("D2->T2", "reload"),
+]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_POISON_KV", "1")
+    monkeypatch.setenv("SEESAW_POISON_WEIGHTS", "1")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize(("plan", "weights"), PLANS)
+def test_plans_on_two_gpus(folder: Path, reference: Any, plan: str, weights: str, poison: None) -> None:
+    _check_plan(folder, reference, plan, weights)
+
+
+@pytest.mark.parametrize(("plan", "weights"), [*PLANS, ("P4->T4", "reload"), ("P4->T2P2", "resident")])
+def test_plans_on_one_gpu(
+    folder: Path, reference: Any, plan: str, weights: str, poison: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_gpu.use(monkeypatch)
+    _check_plan(folder, reference, plan, weights)
