@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-_SAMPLE_BLOCK = 4096
+_SAMPLE_BLOCK = 2048
 
 
 def rope_and_write(
@@ -134,10 +134,11 @@ def _draw(scores, row_stride, temperatures, keys, tokens, vocab, BLOCK: tl.const
     row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(temperatures + row)
     key = tl.load(keys + row)
-    best = float("-inf")
-    best_token = row * 0
+    lanes = tl.arange(0, BLOCK)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)  # of each lane, with the id it has it at
+    best_id = lanes
     for start in range(0, vocab, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
+        ids = start + lanes
         score = tl.load(scores + row * row_stride + ids, ids < vocab, other=float("-inf")).to(tl.float32)
         if temperature > 0:
             # argmax(score - log(e)) with exponential e draws from the softmax (the Gumbel trick). The smallest e
@@ -145,8 +146,8 @@ def _draw(scores, row_stride, temperatures, keys, tokens, vocab, BLOCK: tl.const
             u = (tl.randint(key, ids).to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
             e = tl.where(u < 1e-3, u + 0.5 * u * u, -tl.log(tl.maximum(1.0 - u, 1e-10)))
             score = score / temperature - tl.log(e)
-        found = tl.max(score, 0)
-        if found > best:
-            best = found
-            best_token = start + tl.argmax(score, 0, tie_break_left=True).to(tl.int64)
-    tl.store(tokens + row, best_token)
+        better = score > best
+        best = tl.where(better, score, best)
+        best_id = tl.where(better, ids, best_id)
+    least = tl.min(tl.where(best == tl.max(best, 0), best_id, vocab), 0)
+    tl.store(tokens + row, tl.minimum(least, vocab - 1).to(tl.int64))
