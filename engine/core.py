@@ -23,8 +23,9 @@ class Core:
         """Queue a request. Raises RequestError or QueueFullError; nothing has changed then."""
         self._scheduler.add(request, self._executor.now())
 
-    def abort(self, request_id: str) -> None:
-        self._scheduler.abort(request_id)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences; its blocks come free once nothing in flight names them."""
+        self._scheduler.abort(request_id, index)
 
     def turn(self) -> list[Output]:
         """Take in what the ranks report, send what can be sent, return the new tokens.

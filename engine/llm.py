@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from engine.core import Core, describe
 from engine.executor import make_executor
 from engine.messages import Add, EngineInfo, FinishReason, Output, Stats
+from engine.preflight import check_early
 from engine.sampling import SamplingParams
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
 
@@ -55,6 +56,7 @@ class LLM:
         """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out."""
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
         self.config = EngineConfig(model=model, **{"max_queued_requests": UNBOUNDED, **options})
+        check_early(self.config)
         self._tokenizer: Tokenizer | None = None
         if not skip_tokenizer:
             self._tokenizer = load_tokenizer(self.config.tokenizer or model)

@@ -31,9 +31,11 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Forget a request. No further Output follows once this is processed; its blocks are freed."""
+    """Forget a request, or one of its sequences. No further Output of it follows once this is processed; its blocks
+    are freed."""
 
     id: str
+    index: int | None = None
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):

@@ -25,12 +25,27 @@ from engine.core import Core, describe
 from engine.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from engine.executor import make_executor
 from engine.executor.base import Executor
-from engine.messages import Abort, Add, Dead, FromEngine, Outputs, Ping, Pong, Progress, Ready, Refused, Stop, ToEngine
-from engine.supervision import end_children, exit_with_parent
+from engine.messages import (
+    Abort,
+    Add,
+    Dead,
+    FromEngine,
+    Outputs,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Refused,
+    Stats,
+    Stop,
+    ToEngine,
+)
+from engine.supervision import end_children, exit_with_parent, make_run_dir
 
 logger = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 0.25
+LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
 POLL_MS = 1000  # an upper bound only: sockets wake the loop
 
@@ -45,7 +60,7 @@ class EngineProcess:
     @classmethod
     def start(cls, config: EngineConfig) -> EngineProcess:
         """Spawn the process; it reports on the sockets when it is ready, or why it cannot be."""
-        run_dir = Path(tempfile.mkdtemp(prefix="seesaw-"))  # mode 0700: nobody else may talk to the engine
+        run_dir = make_run_dir()
         context = multiprocessing.get_context("spawn")
         # Not daemonic: it has children of its own.
         process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
@@ -115,6 +130,7 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
     signal.signal(signal.SIGTERM, _raise_exit)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
+    tempfile.tempdir = run_dir  # also what multiprocessing makes goes with it, should this process be killed
     frontend = _Frontend(Path(run_dir))
     code = 0
     try:
@@ -159,6 +175,7 @@ class _Loop:
         if handle is not None:
             self._poller.register(handle, zmq.POLLIN)
         self._stats_sent_s = 0.0
+        self._log = _ProgressLog()
 
     def run(self) -> None:
         """Until Stop."""
@@ -169,12 +186,13 @@ class _Loop:
                 match message:
                     case Add():
                         self._add(message)
-                    case Abort(id=id):
-                        self._core.abort(id)
+                    case Abort(id=id, index=index):
+                        self._core.abort(id, index)
                     case Ping(nonce=nonce):
                         self._frontend.send(Pong(nonce, self._core.stats()))
                     case Stop():
                         return
+            self._log.heard(self._core)
             was_idle = self._core.is_idle
             outputs = self._core.turn()
             now = time.monotonic()
@@ -192,3 +210,31 @@ class _Loop:
             self._frontend.send(Refused(request.id, str(error), error.param))
         except QueueFullError as error:
             self._frontend.send(Refused(request.id, str(error), queue_full=True))
+
+
+class _ProgressLog:
+    """A line for the operator every few seconds, while there is something to do."""
+
+    def __init__(self) -> None:
+        self._last = Stats()
+        self._last_s = 0.0
+
+    def heard(self, core: Core) -> None:
+        """One turn of the loop."""
+        now = time.monotonic()
+        elapsed_s = now - self._last_s
+        if core.is_idle:
+            self._last_s = 0.0
+        elif not self._last_s:
+            self._last, self._last_s = core.stats(), now
+        elif elapsed_s >= LOG_INTERVAL_S:
+            last, stats = self._last, core.stats()
+            prompts = (stats.prompt_tokens - last.prompt_tokens) / elapsed_s
+            outputs = (stats.generation_tokens - last.generation_tokens) / elapsed_s
+            logger.info(
+                f"{stats.phase} {stats.layout}: {prompts:.1f} prompt and {outputs:.1f} output tokens/s; "
+                f"{stats.requests_running} running, {stats.requests_waiting} waiting, "
+                f"{stats.requests_hosted} on the host; blocks used: device {stats.device_blocks_used} of "
+                f"{stats.device_blocks_total}, host {stats.host_blocks_used} of {stats.host_blocks_total}"
+            )
+            self._last, self._last_s = stats, now

@@ -6,12 +6,26 @@ Used by the executor (over its workers), the worker (over the engine process) an
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+LONGEST_SOCKET_PATH = 107  # bytes, of a Unix socket
+LONGEST_BELOW_RUN_DIR = 45  # a nested run folder, or the fork server's, and a socket in it
+
+
+def make_run_dir() -> Path:
+    """A private folder (mode 0700) for an engine's sockets and rendezvous; whoever makes it removes it.
+
+    It is in /tmp where TMPDIR is so deep that the sockets' paths would be too long.
+    """
+    deep = len(os.fsencode(tempfile.gettempdir())) + len("/seesaw-12345678") + LONGEST_BELOW_RUN_DIR
+    return Path(tempfile.mkdtemp(prefix="seesaw-", dir="/tmp" if deep > LONGEST_SOCKET_PATH else None))
 
 
 def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:

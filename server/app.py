@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -36,7 +37,8 @@ def create_app(bridge: Bridge, info: EngineInfo, tokenizer: Tokenizer, config: S
         yield
         tokens.close()
 
-    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan)
+    # No /docs: its page needs a CDN, and clients know this API from OpenAI's own documentation.
+    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan, openapi_url=None)
     app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
     if config.api_key:
         app.add_middleware(ApiKeys, keys=config.api_key)
@@ -73,7 +75,10 @@ def create_app(bridge: Bridge, info: EngineInfo, tokenizer: Tokenizer, config: S
 
 def model_name(config: ServerConfig, info: EngineInfo) -> str:
     """The name that clients use and read."""
-    return config.served_model_name or info.model or "simulated"
+    if config.served_model_name or not info.model:
+        return config.served_model_name or "simulated"
+    folder = Path(info.model)
+    return folder.resolve().name if folder.is_dir() else info.model
 
 
 def seesaw_version() -> str:

@@ -186,10 +186,12 @@ class Bridge:
         with contextlib.suppress(zmq.Again):
             self._send_now.send(self._encoder.encode(message), zmq.NOBLOCK)
 
-    def _abort(self, request: LiveRequest) -> None:
-        if request.id in self._live:
+    def _abort(self, request: LiveRequest, index: int | None) -> None:
+        if request.id not in self._live:
+            return
+        if index is None:
             self._forget(request)
-            self._send(Abort(request.id))
+        self._send(Abort(request.id, index))
 
     def _forget(self, request: LiveRequest) -> None:
         del self._live[request.id]

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_VALIDATION_ERRORS = 10
 MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
+ENDPOINTS = "Use POST /v1/completions, or GET /v1/models, /health, /metrics or /version."
 
 
 class ModelNotFoundError(RequestError):
@@ -83,6 +84,8 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError) and not _is_json(request):
             return ErrorInfo(400, "The body must be JSON, sent with Content-Type: application/json.").response
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            return ErrorInfo(404, _bounded(f"There is no {request.url.path} here. {ENDPOINTS}")).response
         return describe(error).response
 
     # By type, since a handler for Exception runs outside all middleware and logs a traceback.

@@ -25,6 +25,7 @@ import uvicorn
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.messages import EngineInfo
+from engine.preflight import check_early
 from engine.text import BYTES_TOKENIZER, load_tokenizer
 from server.app import create_app, model_name
 from server.bridge import Bridge
@@ -68,6 +69,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
+    check_early(engine)
     with _bind(server.host, server.port) as listener:
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
@@ -120,6 +122,8 @@ async def _run(
     dying = asyncio.ensure_future(bridge.death())
     print(banner(server, listener.getsockname()[1], info), flush=True)
     first = await _first(dying, stop.requested, serving)
+    if first is stop.requested:
+        _report("stopping; press Ctrl-C again to stop at once")
     http.should_exit = True  # accepts nothing more; connections close as their responses end
     if first is stop.requested and server.shutdown_timeout_s:
         _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")

@@ -32,8 +32,9 @@ class Stream:
     Output, or raises what ended it early. Must be closed, which aborts what has not finished.
     """
 
-    def __init__(self, abort: Callable[[LiveRequest], None], metrics: Metrics, arrival_s: float) -> None:
-        """`abort` tells the engine, unless the request has ended; `arrival_s` is of the monotonic clock."""
+    def __init__(self, abort: Callable[[LiveRequest, int | None], None], metrics: Metrics, arrival_s: float) -> None:
+        """`abort` tells the engine, unless the request has ended, to forget one of its continuations or all of it.
+        `arrival_s` is of the monotonic clock."""
         self.arrival_s = arrival_s
         self._abort = abort
         self._metrics = metrics
@@ -59,18 +60,18 @@ class Stream:
         return list(batch.items())
 
     def drop(self, choice: int) -> None:
-        """The caller wants no more of this choice; aborts its request when no other choice of it is open."""
+        """The caller wants no more of this choice: the engine need not go on with it."""
         self._pending.pop(choice, None)
         request = self._requests[choice // len(self._requests[0].choices)]
-        if self._close_choice(request, choice):
-            self._abort(request)
+        was_last = self._close_choice(request, choice)
+        self._abort(request, None if was_last else choice - request.choices.start)
 
     def close(self) -> None:
         """Abort what has not finished. Idempotent."""
         self._open.clear()
         self._pending.clear()
         for request in self._requests:
-            self._abort(request)
+            self._abort(request, None)
 
     # The bridge's side.
 

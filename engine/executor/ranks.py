@@ -9,19 +9,17 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import msgspec
 import zmq
 
 from engine.errors import ConfigError, EngineDeadError, SeesawError
 from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
-from engine.supervision import ChildWatch, end_children
+from engine.supervision import ChildWatch, end_children, make_run_dir
 from engine.worker.worker import WorkerSpec, run_worker
 
 DEATHS = "inproc://deaths"
@@ -40,7 +38,7 @@ class Ranks:
     """All workers of an engine. Commands reach a rank in the order sent; sending never blocks."""
 
     def __init__(self) -> None:
-        self.run_dir = Path(tempfile.mkdtemp(prefix="seesaw-"))  # mode 0700
+        self.run_dir = make_run_dir()
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._commands: list[zmq.Socket[bytes]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from engine.parallel.layout import Layout
@@ -10,6 +11,8 @@ from engine.scheduler.ledger import Ledger
 from engine.scheduler.policy import Phase, Policy, View, home_layout, phase_layout
 from engine.scheduler.request import ON_DEVICE, SeqState, Sequence
 from engine.steps import Transition
+
+logger = logging.getLogger(__name__)
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 
@@ -79,11 +82,14 @@ class PhaseChanger:
         change, now = self._change, self._ledger.now
         assert change is not None and change.drained_s is not None
         layout = phase_layout(self._plan, change.target)
-        self._ledger.counters.changed(
-            f"{self.layout}->{layout}",
-            drain=change.drained_s - change.started_s,
-            evacuate=flight.sent_s - change.drained_s,
-            weights=now - flight.sent_s,
+        drain_s, evacuate_s = change.drained_s - change.started_s, flight.sent_s - change.drained_s
+        weights_s = now - flight.sent_s
+        self._ledger.counters.changed(f"{self.layout}->{layout}", drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        view = self.view()
+        logger.info(
+            f"{self.phase} {self.layout} -> {change.target} {layout} in {now - change.started_s:.3f} s "
+            f"(drain {drain_s:.3f}, evacuate {evacuate_s:.3f}, weights {weights_s:.3f}), after {view.phase_s:.1f} s "
+            f"in {self.layout}; {view.waiting} waiting, {view.running} running, {view.hosted} on the host"
         )
         self._ledger.counters.left(self.phase, now)
         self._change = None

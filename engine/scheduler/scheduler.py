@@ -83,11 +83,16 @@ class Scheduler:
         if self._ledger.roster.count(SeqState.WAITING) >= self._config.max_queued_requests:
             raise QueueFullError(f"{self._config.max_queued_requests} requests wait already: try again later.")
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request: no more output. An unknown id (it has ended) is ignored."""
-        for seq in self._requests.pop(request_id, []):
-            if seq.is_live:
-                self._ledger.finish(seq)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored."""
+        for seq in self._requests.get(request_id, []):
+            if seq.is_live and index in (None, seq.index):
+                self._finish(seq)
+
+    def _finish(self, seq: Sequence) -> None:
+        self._ledger.finish(seq)
+        if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
+            del self._requests[seq.request_id]
 
     def take_outputs(self) -> list[Output]:
         """The tokens that came in since the last call."""
@@ -159,9 +164,7 @@ class Scheduler:
             reason = FinishReason.LENGTH
         self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
         if reason is not None:
-            self._ledger.finish(seq)
-            if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
-                del self._requests[seq.request_id]
+            self._finish(seq)
 
     # --- for the operator
 

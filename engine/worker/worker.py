@@ -23,6 +23,7 @@ import zmq
 
 from engine.config import GIB, EngineConfig
 from engine.device.reports import EventReports, elapsed_s
+from engine.errors import ConfigError
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -90,8 +91,9 @@ def run_worker(spec: WorkerSpec) -> None:
 
 def _die(outbox: Outbox, error: BaseException) -> None:
     """Say why and end, at once: exit handlers could wait for peers that are gone."""
-    traceback.print_exception(error)
-    sys.stderr.flush()
+    if not isinstance(error, ConfigError):  # that one is for the operator, and told in one sentence
+        traceback.print_exception(error)
+        sys.stderr.flush()
     outbox.fail(error)
     os._exit(1)
 

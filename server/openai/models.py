@@ -14,6 +14,7 @@ class Models:
 
     def __init__(self, name: str, info: EngineInfo) -> None:
         self.name = name
+        self._accepted = {name, info.model}
         self._card = {
             "id": name,
             "object": "model",
@@ -32,6 +33,6 @@ class Models:
         return self._card
 
     def check(self, model: str | None) -> None:
-        """Raise ModelNotFoundError unless the name is ours or empty."""
-        if model and model != self.name:
+        """Raise ModelNotFoundError unless the name is ours, the checkpoint's path, or empty."""
+        if model and model not in self._accepted:
             raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self.name!r} does.", "model")

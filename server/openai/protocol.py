@@ -6,6 +6,7 @@ Requests are pydantic models; responses are msgspec structs, since a chunk is en
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -72,6 +73,11 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
+@lru_cache(maxsize=1000)  # once for each name
+def _warn_of_unknown(name: str) -> None:
+    logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
+
+
 class StreamOptions(BaseModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -123,7 +129,7 @@ class CompletionRequest(BaseModel):
         """Raise RequestError for what no prompt could make right."""
         for name, value in (self.model_extra or {}).items():
             if name not in UNSUPPORTED:
-                logger.debug("ignoring the unknown parameter %.100r", name)
+                _warn_of_unknown(name[:100])
             elif value is not None and value not in UNSUPPORTED[name]:
                 raise RequestError(f"{name} is not supported: leave it out.", name)
         if self.best_of is not None and self.best_of != (self.n or 1):

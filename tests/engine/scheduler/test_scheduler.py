@@ -127,7 +127,7 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
     core = Core(config, executor)
     common = prompt_of(rng, max_model_len)
     expected: dict[tuple[str, int], list[int]] = {}
-    aborted: set[str] = set()
+    aborted: set[tuple[str, int]] = set()
     outputs: list[Output] = []
     for i in range(data.draw(st.integers(1, 25))):
         length = rng.randint(1, max_model_len - 1)
@@ -140,15 +140,15 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
             expected[f"r{i}", index] = reference(prompt, most)
         outputs += run(core, until_turn=rng.choice([0, 0, 1, 7, 40]))
         if rng.random() < 0.2:
-            victim = f"r{rng.randint(0, i)}"
+            victim, index = f"r{rng.randint(0, i)}", rng.choice([None, 0, 1])
             outputs += core.turn()
-            core.abort(victim)
-            aborted.add(victim)
+            core.abort(victim, index)
+            aborted.update(key for key in expected if key[0] == victim and index in (None, key[1]))
     outputs += run(core)
     tokens, _ = gather(outputs)
     for key, want in expected.items():
         got = tokens.get(key, [])
-        assert got == want if key[0] not in aborted else got == want[: len(got)], key
+        assert got == want if key not in aborted else got == want[: len(got)], key
     stats = core.stats()
     assert stats.device_blocks_used == stats.host_blocks_used == 0
 

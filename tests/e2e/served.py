@@ -1,0 +1,121 @@
+"""A real `seesaw serve` process for a test, with everything it leaves behind in sight."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Served:
+    """A server that is ready. `log` is where its stderr goes, `temp` the folder its run folders are in."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+    temp: Path
+
+    def children(self) -> list[psutil.Process]:
+        """Every process below the server: the engine, its workers, and their helpers."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes: forked from the fork server, which alone has children among the engine's."""
+        [engine] = [p for p in psutil.Process(self.process.pid).children() if "resource_tracker" not in cmdline(p)]
+        [fork_server] = [p for p in engine.children() if "forkserver" in cmdline(p)]
+        return fork_server.children()
+
+    def metrics(self) -> dict[str, float]:
+        """A scrape: totals by name (labels summed), without the prefix."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
+            text = response.read().decode()
+        totals: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix("seesaw:")
+                totals[name] = totals.get(name, 0.0) + sample.value
+        return totals
+
+    def until(self, what: str, holds: object, timeout_s: float = 30.0) -> None:
+        """Scrape until `holds(metrics)`; fail naming `what` if it never does."""
+        deadline = time.monotonic() + timeout_s
+        while not holds(metrics := self.metrics()):  # type: ignore[operator]
+            assert time.monotonic() < deadline, f"{what}: {metrics}"
+
+    def is_drained(self) -> None:
+        """All requests have ended and both pools are empty."""
+        gauges = ["num_requests_running", "num_requests_waiting", "num_requests_hosted"]
+        gauges += ["device_kv_blocks_used", "host_kv_blocks_used"]
+        self.until("blocks or requests are left", lambda metrics: all(metrics[name] == 0 for name in gauges))
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code, as `ended`."""
+        family = self.children()
+        self.process.send_signal(number)
+        return self.ended(family)
+
+    def ended(self, family: list[psutil.Process]) -> int:
+        """Wait for the server's end and return its exit code. Of `family`, its processes when all was well, and of
+        their files nothing may be left."""
+        code = self.process.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, [cmdline(p) for p in alive]
+        assert not list(self.temp.iterdir()), "run folders or sockets are left"
+        return code
+
+
+def cmdline(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
+
+
+@contextmanager
+def serving(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
+    """Serve on a free port until the block ends; then whatever still runs is killed."""
+    run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `temp`: socket paths must be short
+    log = temp / "log.txt"
+    shm_before = set(os.listdir("/dev/shm"))
+    command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
+    environment = {**os.environ, "TMPDIR": str(run_folders), "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
+    try:
+        yield Served(process, _url(process, log), log, run_folders)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            process.wait()
+    assert set(os.listdir("/dev/shm")) <= shm_before, "files are left in /dev/shm"
+    run_folders.rmdir()
+
+
+def _url(process: subprocess.Popen[str], log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    assert process.stdout is not None
+    while time.monotonic() < deadline:
+        if select.select([process.stdout], [], [], 1.0)[0]:
+            line = process.stdout.readline()
+            if found := re.search(r"at (http://\S+)/v1", line):
+                return found[1]
+            assert line, f"the server ended with {process.wait()}: {log.read_text()[-2000:]}"
+    raise AssertionError(f"the server was not ready in time: {log.read_text()[-2000:]}")
