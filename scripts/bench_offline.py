@@ -43,6 +43,8 @@ LLAMA3 = {
     "dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
+# One of four stages, alone: what P4 could do at most, without links, filling and draining.
+SHAPES["70b-stage"] = SHAPES["70b"] | {"num_hidden_layers": 20}
 Lengths = list[tuple[int, int]]  # of each request: prompt and output tokens
 
 

@@ -1,0 +1,1 @@
+"""Offline measurements of the engine itself, without HTTP; `server.bench` is their command line."""
