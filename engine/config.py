@@ -75,7 +75,7 @@ class EngineConfig:
     policy: Literal["paper"] = _option("paper", "when to change layout")
     surge_min_tokens: int = _option(
         -1,
-        "fewer waiting prompt tokens are prefilled in the decode layout (-1: max_num_batched_tokens; 0: none)",
+        "fewer waiting prompt tokens are prefilled in the decode layout (-1: four steps full of them; 0: none)",
         least=-1,
     )
     tail_max_seqs: int = _option(8, "with nothing waiting and at most so many sequences left, use the tail layout")

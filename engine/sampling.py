@@ -38,7 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     def validate(self) -> None:
         """Raise RequestError, naming the field, if a value is out of range."""
         if not 1 <= self.max_tokens <= MAX_INT:
-            raise RequestError(f"max_tokens must be between 1 and {MAX_INT}.", "max_tokens")
+            raise RequestError(f"max_tokens must be at least 1 and at most {MAX_INT}.", "max_tokens")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise RequestError(f"temperature must be a finite number >= 0, got {self.temperature}.", "temperature")
         if not 0.0 < self.top_p <= 1.0:
