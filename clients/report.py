@@ -41,7 +41,7 @@ LOAD_TEST_COLUMNS = {
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 4px 10px; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid #ddd; padding: 4px 8px; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
 """
@@ -123,8 +123,13 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
 
 
 def _load_test_table(load_tests: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [[name, *(result.get(key) for key in LOAD_TEST_COLUMNS)] for name, result in load_tests.items()]
+    rows = [[name, *(_cell(result, key) for key in LOAD_TEST_COLUMNS)] for name, result in load_tests.items()]
     return _table(["system", *LOAD_TEST_COLUMNS.values()], rows)
+
+
+def _cell(result: Mapping[str, Any], key: str) -> Any:
+    value = result.get(key)
+    return str(value).rstrip("/").split("/")[-1] if key == "model_id" else value
 
 
 def _offline_table(run: Mapping[str, Any]) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import zmq
 
 from engine.config import EngineConfig
 from engine.core import Core, describe
+from engine.errors import EngineDeadError
 from engine.executor import make_executor
 from engine.messages import Add, EngineInfo, FinishReason, Stats
 from engine.preflight import check_early
@@ -78,6 +83,7 @@ class LLM:
         if self._handle is not None:
             self._poller.register(self._handle, zmq.POLLIN)
         self._ids = itertools.count()
+        self._closed = False
 
     @property
     def info(self) -> EngineInfo:
@@ -85,12 +91,14 @@ class LLM:
         return describe(self.config, self._executor)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         """Complete prompts (texts or token ids; one, or many), all with the same parameters or each with its own.
 
         Returns results in the order of the prompts. Raises RequestError, before anything runs, if one is invalid.
         """
+        if self._closed:
+            raise EngineDeadError("this LLM is closed: make a new one")
         many = _as_list(prompts)
         each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(many):
@@ -117,7 +125,8 @@ class LLM:
         return self._core.stats()
 
     def close(self) -> None:
-        """End the workers and give back all memory. Idempotent."""
+        """End the workers and give back all memory; nothing can be generated any more. Idempotent."""
+        self._closed = True
         self._core.close()
         self._executor.close()
 
@@ -136,10 +145,13 @@ class LLM:
 
     def _run(self, results: dict[str, RequestOutput]) -> None:
         while not self._core.is_idle:
-            outputs = self._core.turn()
+            with _uninterrupted():
+                outputs = self._core.turn()
             now = self._executor.now()
             for output in outputs:
-                result = results[output.id]
+                result = results.get(output.id)
+                if result is None:
+                    continue  # of an earlier call that was interrupted
                 result.first_token_s = min(result.first_token_s, now)
                 result.finished_s = now
                 completion = result.outputs[output.index]
@@ -156,7 +168,31 @@ class LLM:
         return "".join([detokenizer.push(token) for token in tokens] + [detokenizer.flush()])
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the block's end: a turn torn in two has counted commands that no rank ever gets."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    if not isinstance(prompts, Sequence):
+        return list(prompts)
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

@@ -144,10 +144,12 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
             logger.exception("the engine failed")
             code = 1
             frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: nothing is left to interrupt
     sys.exit(code)
 
 
 def _raise_exit(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would interrupt the cleaning up
     raise SystemExit(0)
 
 

@@ -27,10 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.02
 FIRST_S = 0.5
 INPUT_TOKENS = 8
+# All at once, the server would take its time to accept them, which its log cannot know of.
+ARRIVALS_PER_S = 200
 # Streams, mean seconds between the tokens of a stream, tokens of a stream.
 CASES = ((1, 0.01, 500), (64, 0.02, 400), (512, 0.1, 200))
 LIMIT_STREAMS = 512
-LIMIT_RATES = (5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000)  # tokens/s
+LIMIT_RATES = (10_000, 20_000, 30_000, 40_000, 60_000)  # tokens/s while all streams run
 LIMIT_SECONDS = 6.0
 COMPARED = {
     "mean_ttft_ms": "mean TTFT",
@@ -56,6 +58,7 @@ def measure(streams: int, interval_s: float, tokens: int) -> tuple[dict[str, Any
             assert server.stdout is not None and server.stdout.readline() == "ready\n"
             command = [sys.executable, "-m", "clients.load_test", "--port", str(port), "--num-prompts", str(streams)]
             command += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(tokens), "--disable-tqdm"]
+            command += ["--request-rate", str(ARRIVALS_PER_S)]
             command += ["--save-result", "--result-dir", folder, "--result-filename", result.name]
             before_s = _children_cpu_s()
             subprocess.run(_on_core(1, command), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -110,19 +113,18 @@ def check_accuracy() -> bool:
 
 def find_limit() -> None:
     _, _, start_cpu_s = measure(1, 0.01, 1)  # what the process costs before it streams
-    print(f"\n{LIMIT_STREAMS} streams, tokens/s")
+    print(f"\n{LIMIT_STREAMS} streams, tokens/s in the best second")
     print(f"{'logged':>8} {'reported':>8} {'worst figure off':>24} {'client us/token':>16}")
     for rate in LIMIT_RATES:
         tokens = round(LIMIT_SECONDS * rate / LIMIT_STREAMS)
         reported, logged, cpu_s = measure(LIMIT_STREAMS, LIMIT_STREAMS / rate, tokens)
         off = errors(reported, logged)
-        off.pop("output_throughput")  # so short a run is, in part, opening connections
         worst = max(off, key=lambda key: abs(off[key]))
         each_us = (cpu_s - start_cpu_s) / reported["total_output_tokens"] * 1e6
-        rates = f"{logged['output_throughput']:>8.0f} {reported['output_throughput']:>8.0f}"
-        print(f"{rates} {COMPARED[worst]:>15} {off[worst]:>+8.1%} {each_us:>16.1f}")
+        peaks = [result["max_output_tokens_per_s"] for result in (logged, reported)]
+        print(f"{peaks[0]:>8.0f} {peaks[1]:>8.0f} {COMPARED[worst]:>15} {off[worst]:>+8.1%} {each_us:>16.1f}")
         if abs(off[worst]) > TOLERANCE:
-            print(f"the client is the limit at about {logged['output_throughput']:.0f} tokens/s, one token an event")
+            print(f"the client is the limit at {peaks[0]:.0f} tokens/s, one token an event")
             return
     print("the client was never the limit")
 

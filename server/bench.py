@@ -22,6 +22,7 @@ from engine.bench.tables import compare, describe
 from engine.bench.workload import Job, Order, arrange, read_lengths
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.preflight import check_early
 from engine.text import Tokenizer, load_tokenizer
 from server.settings import Parser, add_flags, read_configs
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         os.environ["HF_TOKEN"] = args.hf_token
     config = _config(args)
     systems = _systems(config, args.against)
+    for system in systems:  # the last of them should not fail after the others have run
+        check_early(system)
     _check_output(args.output_json)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
@@ -126,11 +129,11 @@ def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer |
             raise ConfigError("--dataset csv needs --dataset-path")
         return read_lengths(args.dataset_path, args.num_requests, args.input_len, args.output_len)
     assert tokenizer is not None
-    encode = tokenizer.encode
+    single = _Single(tokenizer)
     try:
         samples = load_sharegpt(
             args.dataset_path or sharegpt(),
-            _Single(tokenizer),
+            single,
             args.num_requests,
             config.seed,
             max_total_tokens=min(SHAREGPT_TOTAL_TOKENS, config.max_model_len or SHAREGPT_TOTAL_TOKENS),
@@ -141,7 +144,7 @@ def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer |
         raise ConfigError(f"cannot draw {args.num_requests} conversations: {error}") from None
     if config.load_format == "dummy" or config.executor == "simulated":
         return [Job(s.prompt_tokens, s.output_tokens) for s in samples]  # only lengths count
-    return [Job(s.prompt_tokens, s.output_tokens, tuple(encode([s.prompt])[0])) for s in samples]
+    return [Job(s.prompt_tokens, s.output_tokens, tuple(single.encode(s.prompt))) for s in samples]
 
 
 class _Single:

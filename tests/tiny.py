@@ -23,7 +23,7 @@ from engine.parallel.groups import SingleShard, TensorGroup
 from engine.parallel.layout import Layout, Plan
 from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
-from engine.weights.modes import StaticWeights
+from engine.weights.modes import ArenaWeights
 from engine.weights.tensors import StageWeights
 
 CPU = torch.device("cpu")
@@ -177,21 +177,22 @@ class LocalModel:
         block_size: int = 4,
         num_blocks: int = 64,
         stage: Callable[[int], StageWeights] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """`stage` gives a rank's weights (default: read from the checkpoint, cut for `plan` or for this layout)."""
-        self.shape, self.layout = read_shape(folder), layout
+        self.shape, self.layout, self._device = read_shape(folder), layout, device
         plan = plan or Plan(layout, layout)
         check_plan(plan, self.shape)
         if stage is None:
             source = CheckpointSource(folder)
 
             def stage(rank: int) -> StageWeights:
-                return StaticWeights(rank_arena(self.shape, plan, layout, rank), source, CPU).stage(0)
+                return ArenaWeights([rank_arena(self.shape, plan, layout, rank)], source, device).stage(0)
 
         self.geometry = KVGeometry(self.shape, plan, block_size)
         self.block_size = block_size
         groups = [group for _ in range(layout.pp) for group in ThreadGroup.make(layout.tp)]
-        self._ops = [make_ops(CPU, self.shape, block_size) for _ in groups]
+        self._ops = [make_ops(device, self.shape, block_size) for _ in groups]
         self.ranks = [Llama(self.shape, stage(rank), self._ops[rank], group) for rank, group in enumerate(groups)]
         self.pools = [self._pool(rank, num_blocks) for rank in layout.replica_ranks(0)]
         self._threads = ThreadPoolExecutor(layout.tp)
@@ -199,7 +200,7 @@ class LocalModel:
     def _pool(self, rank: int, num_blocks: int) -> torch.Tensor:
         extent, shape = self.geometry.extents(self.layout)[rank], self.shape
         size = (num_blocks, len(extent.layers), len(extent.slices), 2, self.block_size, shape.head_dim)
-        return torch.full(size, torch.nan, dtype=getattr(torch, shape.dtype))
+        return torch.full(size, torch.nan, dtype=getattr(torch, shape.dtype), device=self._device)
 
     def forward(self, chunks: list[tuple[int, list[int]]], tables: list[list[int]]) -> torch.Tensor:
         """Run (start, tokens) of each sequence over its blocks. Returns logits `[all tokens, vocab]`."""
@@ -209,19 +210,23 @@ class LocalModel:
             context_lens=torch.tensor([start + len(tokens) for start, tokens in chunks], dtype=torch.int32),
             tables=torch.tensor([table + [-1] * (width - len(table)) for table in tables], dtype=torch.int32),
         )
-        hidden = [torch.tensor([token for _, tokens in chunks for token in tokens])] * self.layout.tp
+        hidden = [torch.tensor([token for _, tokens in chunks for token in tokens]).to(self._device)] * self.layout.tp
         for stage in range(self.layout.pp):
             ranks = self.layout.stage_ranks(0, stage)
             hidden = list(self._threads.map(lambda rank, x: self._run(rank, x, batch), ranks, hidden))
         return hidden[0]
 
+    @torch.inference_mode()
     def _run(self, rank: int, x: torch.Tensor, batch: BatchInputs) -> Any:
         llama, pool = self.ranks[rank], self.pools[rank]
         plan = self._ops[rank].plan(batch, llama.num_heads, llama.num_kv_heads)
         stage = self.layout.coord(rank).stage
         hidden = llama.embed(x) if stage == 0 else x.clone()
         hidden = llama.layers(hidden, plan, list(pool.unbind(1)))
-        return llama.logits(hidden) if stage == self.layout.pp - 1 else hidden
+        if stage < self.layout.pp - 1:
+            return hidden
+        logits = llama.logits(hidden)
+        return None if logits is None else logits.float()
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """Logits `[len(token_ids), vocab]` of one whole prompt."""

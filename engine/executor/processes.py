@@ -97,7 +97,10 @@ class ProcessExecutor(Executor):
         device = _device(config)
         weights_mode = _weights_mode(config, device)
 
-        segments = self._make_segments(shape, num_host_blocks * geometry.host_block_bytes)
+        weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
+        if not plan.is_static and (weights_mode == "reload" or device == "cpu"):
+            weight_bytes = WeightStore.size_bytes(shape, plan)
+        segments = self._make_segments(weight_bytes, num_host_blocks * geometry.host_block_bytes)
         try:
             specs = [
                 WorkerSpec(
@@ -110,8 +113,8 @@ class ProcessExecutor(Executor):
                     device=device,
                     weights_mode=weights_mode,
                     run_dir=self._ranks.run_dir,
-                    weight_segment=segments[0] if segments else None,
-                    kv_segment=segments[1] if segments else None,
+                    weight_segment=segments["the weight store"],
+                    kv_segment=segments["the host KV pool"],
                     poison_kv=os.environ.get("SEESAW_POISON_KV") == "1",
                     poison_weights=os.environ.get("SEESAW_POISON_WEIGHTS") == "1",
                 )
@@ -120,13 +123,15 @@ class ProcessExecutor(Executor):
             self._say(f"loading {Path(config.model).name} on {count(plan.world_size, f'{device} worker')} ({plan})")
             self._ranks.start(specs)
         finally:
-            for segment in segments:  # the workers have their own descriptors
-                segment.close()
+            for segment in segments.values():  # the workers have their own descriptors
+                if segment is not None:
+                    segment.close()
 
         deadline = time.monotonic() + config.start_timeout_s
         num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
-        self._say("weights loaded; allocating KV pools and warming up")
         check_pools(geometry, max_model_len, num_device_blocks, num_host_blocks)
+        warming = " and warming up" if device == "cuda" else ""
+        self._say(f"weights loaded; allocating {num_device_blocks} device blocks{warming}")
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
         self._await_all("serving", deadline)
         self._say(
@@ -143,19 +148,20 @@ class ProcessExecutor(Executor):
             weights=weights_mode,
         )
 
-    def _make_segments(self, shape: ModelShape, kv_bytes: int) -> list[Segment]:
-        """The weight store and the host KV pool; none for a static plan."""
-        if self._plan.is_static:
-            return []
-        weight_bytes = WeightStore.size_bytes(shape, self._plan)
-        check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool")
-        segments: list[Segment] = []
+    def _make_segments(self, weight_bytes: int, kv_bytes: int) -> dict[str, Segment | None]:
+        """The weight store and the host KV pool, those that have any bytes."""
+        sizes = {"the weight store": weight_bytes, "the host KV pool": kv_bytes}
+        if weight_bytes and kv_bytes:
+            check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool")
+        segments: dict[str, Segment | None] = dict.fromkeys(sizes)
         try:
-            for num_bytes, what in ((weight_bytes, "the weight store"), (kv_bytes, "the host KV pool")):
-                segments.append(Segment.create(num_bytes, what))
+            for what, num_bytes in sizes.items():
+                if num_bytes:
+                    segments[what] = Segment.create(num_bytes, what)
         except BaseException:
-            for segment in segments:
-                segment.close()
+            for segment in segments.values():
+                if segment is not None:
+                    segment.close()
             raise
         return segments
 
@@ -214,8 +220,6 @@ def _device(config: EngineConfig) -> str:
 def _weights_mode(config: EngineConfig, device: str) -> str:
     if config.plan.is_static:
         return "static"
-    if device == "cuda":
-        if config.weights == "resident":
-            raise ConfigError("weights resident is for --device cpu only so far: use --weights reload")
-        return "reload"
-    return "reload" if config.weights == "reload" else "resident"
+    if config.weights == "auto":  # GPU memory is dear
+        return "reload" if device == "cuda" else "resident"
+    return config.weights

@@ -47,6 +47,7 @@ class HostRates:
     all_reduce_token_s: float = 4e-6  # added for every token if tp > 1
     swap_bytes_per_s: float = 20e9  # of one rank
     transition_s: float = 0.5
+    turn_s: float = 0.0  # of the engine's own loop
 
 
 class SimulatedExecutor(Executor):
@@ -115,6 +116,7 @@ class SimulatedExecutor(Executor):
 
     def collect(self) -> list[Report]:
         """Advance the clock to the next completion, and return all that happen then."""
+        self._clock_s += self._seconds(self._rates.turn_s)
         if not self._events:
             return []
         if self._wall_origin_s is None:

@@ -39,14 +39,16 @@ class BlockCopier:
             raise ValueError(f"swap {swap.id} pairs {len(swap.device_blocks)} with {len(swap.host_blocks)} blocks")
         if not swap.device_blocks or (swap.to_host and not self._writer[swap.layout]):
             return 0
-        device, host = self._device.view(swap.layout), self._host_views[swap.layout]
+        self._copy_blocks(swap, self._device.view(swap.layout), self._host_views[swap.layout])
+        return len(swap.device_blocks) * self._block_bytes[swap.layout]
+
+    def _copy_blocks(self, swap: Swap, device: torch.Tensor, host: torch.Tensor) -> None:
         # One call a block. A gather into scratch and a scatter out of it would move every byte twice.
         for device_block, host_block in zip(swap.device_blocks, swap.host_blocks, strict=True):
             if swap.to_host:
                 host[host_block].copy_(device[device_block])
             else:
                 device[device_block].copy_(host[host_block])
-        return len(swap.device_blocks) * self._block_bytes[swap.layout]
 
 
 def _check(blocks: list[int], num_blocks: int, pool: str) -> None:

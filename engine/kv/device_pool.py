@@ -16,15 +16,18 @@ class DevicePool:
     A block id names one byte span in every layout: the stride is the rank's largest rectangle. So a
     sequence keeps its blocks through a layout change, but their bytes mean something only in the layout
     that wrote them.
+
+    Behind them lies one block more, `padding_block`, which is nobody's: rows that only pad a batch write there.
     """
 
     def __init__(self, geometry: KVGeometry, rank: int, num_blocks: int, device: torch.device) -> None:
         self.num_blocks = num_blocks
+        self.padding_block = num_blocks
         self.device = device
         dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
         stride = geometry.device_block_bytes(rank) // dtype.itemsize
         try:
-            self._memory = torch.empty(num_blocks * stride, dtype=dtype, device=device)
+            self._memory = torch.empty((num_blocks + 1) * stride, dtype=dtype, device=device)
         except RuntimeError:
             raise ConfigError(
                 f"rank {rank} cannot allocate a KV pool of {num_blocks * stride * dtype.itemsize} bytes: "
@@ -35,14 +38,14 @@ class DevicePool:
             extent = geometry.extents(layout)[rank]
             sizes = (len(extent.layers), len(extent.slices), 2, geometry.block_size, geometry.shape.head_dim)
             strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-            self._views.append(self._memory.as_strided((num_blocks, *sizes), (stride, *strides)))
+            self._views.append(self._memory.as_strided((num_blocks + 1, *sizes), (stride, *strides)))
 
     def view(self, layout_index: int) -> torch.Tensor:
-        """`[blocks, own layers, own KV heads, 2, T, D]` of the plan's layout; contiguous within a block."""
+        """`[blocks + 1, own layers, own KV heads, 2, T, D]` of the plan's layout; contiguous within a block."""
         return self._views[layout_index]
 
     def layers(self, layout_index: int) -> list[torch.Tensor]:
-        """What the operators take: a view `[blocks, own KV heads, 2, T, D]` for each own layer."""
+        """What the operators take: a view `[blocks + 1, own KV heads, 2, T, D]` for each own layer."""
         return list(self._views[layout_index].unbind(1))
 
     def poison(self) -> None:

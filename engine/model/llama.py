@@ -75,12 +75,8 @@ class Llama:
         tokens = len(x)
         fused = F.linear(x, weights.qkv).view(tokens, self._num_slices, -1, dim)
         q, k, v = torch.split_with_sizes(fused, [part.heads, part.kv_heads, part.kv_heads], dim=2)
-        # Slices hold consecutive heads, so slice-major is the natural order of heads.
-        q = q.reshape(tokens, self.num_heads, dim)
-        k = k[:, :: self._kv_step].reshape(tokens, self.num_kv_heads, dim)
-        v = v[:, :: self._kv_step].reshape(tokens, self.num_kv_heads, dim)
-        q, k = self._ops.rope(plan, q, k)
-        self._ops.write_kv(plan, k, v, kv)
+        step = self._kv_step
+        q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv)
         return self._group.all_reduce(self._ops.attention(plan, q, kv) @ weights.o)
 
     def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
@@ -90,10 +86,10 @@ class Llama:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Final norm and head over some rows `[rows, hidden]` of the last stage's output.
 
-        All its shards must call this together. Returns float32 `[rows, vocab]` on shard 0, None on the others.
+        All its shards must call this together. Returns `[rows, vocab]` on shard 0, None on the others.
         """
         norm, head = self.weights.norm, self.weights.head
         assert norm is not None and head is not None, "only the last stage has the head"
         local = F.linear(self._ops.rms_norm(hidden, norm, self.shape.rms_eps), head)
         logits = self._group.gather_last(local)
-        return None if logits is None else logits[:, : self.shape.vocab].float()
+        return None if logits is None else logits[:, : self.shape.vocab]

@@ -1,23 +1,25 @@
-"""Sampling tokens from logits in plain torch. Used by `TorchOps.sample`.
+"""Sampling tokens from logits in plain torch. Used by `TorchOps.sample`; the noise keys by all operators.
 
 A row's token is a pure function of its logits, its parameters and (seed, position): never of the other rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from engine.sampling import RowSampling
 
-_GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
+GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
 _NUCLEUS_TOKENS = 1024
-_MASK64 = 2**64 - 1
 
 
 def sample(logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
     """`[rows, vocab]` float32 logits to `[rows]` int64 tokens. `positions[i]` is that of row i's new token."""
     tokens = logits.argmax(dim=-1)  # the first of equals
-    drawn = [i for i, row in enumerate(rows) if row.temperature >= _GREEDY_BELOW]
+    drawn = [i for i, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
         scores = restrict(logits[index], [rows[i] for i in drawn])
@@ -78,18 +80,19 @@ def _nucleus_score(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
 def _log_exponential(like: torch.Tensor, seed: int, position: int) -> torch.Tensor:
     """Logs of exponential noise, one per token id: `argmax(logit - log(noise))` is a draw from the softmax."""
-    generator = torch.Generator(device=like.device).manual_seed(_mix(seed, position))
+    generator = torch.Generator(device=like.device).manual_seed(int(noise_keys([seed], [position])[0]))
     noise = torch.empty_like(like).exponential_(generator=generator)
     return noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
 
 
-def _mix(seed: int, position: int) -> int:
-    """A 64-bit hash (splitmix64), so that neighbouring seeds and positions give unrelated noise.
+def noise_keys(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    """A 64-bit hash (splitmix64) of each pair, int64: neighbouring seeds and positions give unrelated noise.
 
     Its low half is as good as the whole: that is all the CPU generator uses.
     """
-    x = (seed & _MASK64) ^ (position * 0xD1342543DE82EF95 & _MASK64)
+    x = np.array(seeds, dtype=np.int64).view(np.uint64)
+    x = x ^ np.array(positions, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     for factor, shift in ((0xBF58476D1CE4E5B9, 30), (0x94D049BB133111EB, 27)):
-        x = (x + 0x9E3779B97F4A7C15) & _MASK64
-        x = ((x ^ (x >> shift)) * factor) & _MASK64
-    return x ^ (x >> 31)
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return torch.from_numpy((x ^ (x >> np.uint64(31))).view(np.int64))

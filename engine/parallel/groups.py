@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -99,13 +100,50 @@ class _Sends:
             work.wait()
 
 
-class Pipe:
-    """Hidden states from this rank's previous stage and to its next one (same shard, same replica)."""
+class Incoming:
+    """A tensor on its way to this rank. It is received beside what the rank computes meanwhile."""
 
-    def __init__(self, previous: int | None, following: int | None, group: Group, in_flight: int) -> None:
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: Group
+    ) -> None:
+        if device.type == "cuda":
+            # On a stream of its own the receive need not wait for the computations launched before it.
+            stream = _receive_stream(device)
+            with torch.cuda.stream(stream):
+                self._tensor = torch.empty(shape, dtype=dtype, device=device)
+                work = dist.irecv(self._tensor, source, group=group)
+            self._tensor.record_stream(torch.cuda.current_stream())
+        else:
+            self._tensor = torch.empty(shape, dtype=dtype, device=device)
+            work = dist.irecv(self._tensor, source, group=group)
+        assert work is not None
+        self._work = work
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, once it is here (on CUDA, for what is launched behind this call)."""
+        self._work.wait()
+        return self._tensor
+
+
+@lru_cache
+def _receive_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+class Pipe:
+    """Hidden states from this rank's previous stage and to its next one (same shard, same replica).
+
+    Each neighbour has a communicator of its own: NCCL runs the messages of one communicator in order, so a receive
+    would wait behind a send that waits for its step.
+    """
+
+    def __init__(
+        self, previous: int | None, following: int | None, group_in: Group, group_out: Group, in_flight: int
+    ) -> None:
         self._previous = previous
         self._following = following
-        self._group = group
+        self._group_in = group_in
+        self._group_out = group_out
         self._sends = _Sends(in_flight)
 
     @property
@@ -116,38 +154,26 @@ class Pipe:
     def is_last(self) -> bool:
         return self._following is None
 
-    def receive(self, x: torch.Tensor) -> torch.Tensor:
-        """Fill `x` from the previous stage; returns it. Messages arrive in the order they were sent."""
+    def post(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Incoming:
+        """Expect a tensor from the previous stage. Tensors arrive in the order in which they were sent."""
         assert self._previous is not None, "the first stage receives from nobody"
-        dist.recv(x, self._previous, group=self._group)
-        return x
+        return Incoming(shape, dtype, device, self._previous, self._group_in)
 
     def send(self, x: torch.Tensor) -> None:
         """Send to the next stage without waiting. The caller must not write `x` afterwards."""
         assert self._following is not None, "the last stage sends to nobody"
-        self._sends.add(x.contiguous(), [self._following], self._group)
+        self._sends.add(x.contiguous(), [self._following], self._group_out)
 
     def drain(self) -> None:
         """Wait until all that was sent has been received."""
         self._sends.drain()
 
 
-class PendingTokens(ABC):
-    """Sampled tokens on their way to a first-stage rank."""
+class PendingTokens(Protocol):
+    """Sampled tokens on their way to a first-stage rank: `Incoming`, or a test's."""
 
-    @abstractmethod
     def wait(self) -> torch.Tensor:
         """The tokens, int64 [rows], once they are here."""
-
-
-@dataclass(frozen=True)
-class _ReceivedTokens(PendingTokens):
-    tokens: torch.Tensor
-    work: dist.Work
-
-    def wait(self) -> torch.Tensor:
-        self.work.wait()
-        return self.tokens
 
 
 class Feedback:
@@ -172,10 +198,7 @@ class Feedback:
 
     def post(self, rows: int, device: torch.device) -> PendingTokens:
         """Expect `rows` tokens of the step just dispatched; on a first-stage rank that does not sample."""
-        tokens = torch.empty(rows, dtype=torch.int64, device=device)
-        work = dist.irecv(tokens, self._sampler, group=self._group)
-        assert work is not None
-        return _ReceivedTokens(tokens, work)
+        return Incoming((rows,), torch.int64, device, self._sampler, self._group)
 
     def drain(self) -> None:
         """Wait until all that was sent has been received."""
@@ -227,13 +250,14 @@ def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
             group = _new_group(ranks)
             if rank in ranks and layout.tp > 1:
                 tensor = ShardGroup(ranks, coord.shard, group)
-    chain: Group = None
+    edges: dict[tuple[int, int], Group] = {}  # this rank's, from a stage to the next
     for replica in range(layout.dp):
         for shard in range(layout.tp):
-            ranks_of_chain = [layout.rank(replica, stage, shard) for stage in range(layout.pp)]
-            group = _new_group(ranks_of_chain)
-            if rank in ranks_of_chain:
-                chain = group
+            for stage in range(layout.pp - 1):
+                ends = layout.rank(replica, stage, shard), layout.rank(replica, stage + 1, shard)
+                group = _new_group(ends)
+                if rank in ends:
+                    edges[ends] = group
     back: Group = None
     for replica in range(layout.dp):
         ranks_of_feedback = sorted({layout.sampling_rank(replica), *layout.stage_ranks(replica, 0)})
@@ -241,10 +265,13 @@ def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
         if rank in ranks_of_feedback:
             back = group
     replica, stage, shard = coord
+    previous = layout.rank(replica, stage - 1, shard) if stage > 0 else None
+    following = layout.rank(replica, stage + 1, shard) if stage + 1 < layout.pp else None
     pipe = Pipe(
-        previous=layout.rank(replica, stage - 1, shard) if stage > 0 else None,
-        following=layout.rank(replica, stage + 1, shard) if stage + 1 < layout.pp else None,
-        group=chain,
+        previous=previous,
+        following=following,
+        group_in=None if previous is None else edges[previous, rank],
+        group_out=None if following is None else edges[rank, following],
         in_flight=in_flight,
     )
     feedback = Feedback(rank, layout.sampling_rank(replica), layout.stage_ranks(replica, 0), back, in_flight)
@@ -260,7 +287,7 @@ def _warm(groups: LayoutGroups, device: torch.device) -> None:
     one = torch.ones(1, 1, device=device)
     groups.tensor.gather_last(groups.tensor.all_reduce(one.clone()))
     if not groups.pipe.is_first:
-        groups.pipe.receive(one.clone())
+        groups.pipe.post(one.shape, one.dtype, device).wait()
     if not groups.pipe.is_last:
         groups.pipe.send(one)
     if groups.feedback.is_sampler:

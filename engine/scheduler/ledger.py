@@ -32,6 +32,7 @@ class Ledger:
         self.trace = trace
         self.in_flight: dict[int, InFlight] = {}
         self.swaps_in_flight = 0
+        self.working_since_s: float | None = None  # when the current phase sent its first step
         self.now = now
         self._ids = itertools.count(1)
         self._outbox: list[Command] = []
@@ -67,6 +68,8 @@ class Ledger:
         kind: str = "",
     ) -> None:
         """Put a command in the outbox; `ranks` of them will report it."""
+        if isinstance(command, Forward) and self.working_since_s is None:
+            self.working_since_s = self.now
         self.in_flight[command.id] = InFlight(command, ranks, self.now, sequences or [], sampled or [], kind)
         self._outbox.append(command)
 

@@ -16,7 +16,7 @@ from engine.messages import Add, FinishReason, Output, Stats
 from engine.sampling import MAX_SEED, RowSampling
 from engine.scheduler.ledger import Ledger
 from engine.scheduler.phases import MOVING, PhaseChanger
-from engine.scheduler.policy import Policy, make_policy
+from engine.scheduler.policy import Phase, Policy, make_policy
 from engine.scheduler.request import SeqState, Sequence
 from engine.scheduler.stepper import Stepper
 from engine.steps import Command, Forward, Report, Swap, Transition
@@ -126,8 +126,12 @@ class Scheduler:
         """Everything that can be sent now, in the order in which it must be sent."""
         self._ledger.now = now
         if not self._phases.advance():
-            self._stepper.fill(self._phases.phase, self._phases.layout, self._phases.admits())
-            self._stepper.swap_in(self._phases.phase, self._phases.layout)
+            phase, layout = self._phases.phase, self._phases.layout
+            if phase is not Phase.PREFILL:
+                self._stepper.swap_in(phase, layout)  # before new prompts take the room
+            self._stepper.fill(phase, layout, self._phases.admits())
+            if phase is Phase.PREFILL:
+                self._stepper.swap_in(phase, layout)
         return self._ledger.take_commands()
 
     def update(self, report: Report, now: float) -> None:

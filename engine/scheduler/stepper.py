@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.parallel.layout import Layout
 from engine.scheduler.batch import Batch
 from engine.scheduler.ledger import Ledger
@@ -11,7 +13,9 @@ from engine.scheduler.residency import Replica
 
 # A step may run and the next one, whose input is its output, wait behind it.
 MAX_PENDING_TOKENS = 2
-MIN_SURGE_CHUNK_TOKENS = 256
+MIN_CHUNK_TOKENS = 256
+# What one more micro-batch costs each stage, in tokens of prompt: launches, and the lower efficiency of small products.
+MICRO_BATCH_TOKENS = 64
 
 
 class Stepper:
@@ -25,19 +29,28 @@ class Stepper:
 
     def fill(self, phase: Phase, layout: Layout, admits: bool) -> None:
         """Send every step that can be sent now. `admits`: waiting prompts may start in this layout."""
-        budget = self._config.max_num_batched_tokens
-        if phase is Phase.PREFILL:
-            # Few prompts are spread over the stages, rather than run as one micro-batch that idles the others.
-            tokens = self._roster.waiting_tokens
-            tokens += sum(seq.prefill_end - seq.dispatched for seq in self._roster.walk(SeqState.PREFILL))
-            even = -(-tokens // (layout.pp * layout.dp))
-            budget = min(budget, max(even, MIN_SURGE_CHUNK_TOKENS))
+        budget = self._chunk_tokens(layout)
         progress = True
         while progress:
             progress = False
             for replica in self._residency.replicas:
                 if replica.forwards_in_flight <= layout.pp:
                     progress |= self._step(replica, phase, layout, budget, admits)
+
+    def _chunk_tokens(self, layout: Layout) -> int:
+        """Tokens of a prefill micro-batch.
+
+        While a pipeline fills and drains, every stage waits for pp - 1 micro-batches, and every micro-batch costs
+        something by itself. For `t` tokens in micro-batches of `c` that is `(pp - 1) * c + MICRO_BATCH_TOKENS * t / c`
+        tokens' time, least at the `c` below.
+        """
+        tokens = self._roster.waiting_tokens
+        tokens += sum(seq.prefill_end - seq.dispatched for seq in self._roster.walk(SeqState.PREFILL))
+        best = -(-tokens // layout.dp)
+        if layout.pp > 1:
+            best = math.isqrt(best * MICRO_BATCH_TOKENS // (layout.pp - 1))
+        most = self._config.max_num_batched_tokens
+        return min(most, max(best, MIN_CHUNK_TOKENS))
 
     def _step(self, replica: Replica, phase: Phase, layout: Layout, budget: int, admits: bool) -> bool:
         """Send one step to a replica, if there is anything to run there."""

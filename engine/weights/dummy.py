@@ -19,20 +19,20 @@ _STRIDE = 7919  # odd, so that up to _PLACES rows have places of their own
 
 
 class DummySource(Source):
-    """Gaussian weights whose products keep unit variance; norms are ones."""
+    """Gaussian weights whose products keep unit variance; norms are ones. The same numbers on every device."""
 
-    def __init__(self, shape: ModelShape, seed: int) -> None:
+    def __init__(self, shape: ModelShape, seed: int, device: torch.device | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
         longest = max(shape.hidden, shape.ffn, shape.num_heads * shape.head_dim)
         noise = torch.randn(_PLACES + longest - 1, generator=generator) * shape.hidden**-0.5
-        self._noise = noise.to(getattr(torch, shape.dtype))
+        self._noise = noise.to(getattr(torch, shape.dtype)).to(device or "cpu")
         self._seed = seed
 
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
         if len(shape) == 1:
-            return torch.ones(len(part), dtype=self._noise.dtype)
+            return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
         width = shape[1 - dim]
         first = zlib.crc32(f"{self._seed}/{name}".encode())
-        places = (first + torch.arange(part.start, part.stop) * _STRIDE) % _PLACES
+        places = (first + torch.arange(part.start, part.stop, device=self._noise.device) * _STRIDE) % _PLACES
         windows = self._noise.unfold(0, width, 1)[places]
         return windows if dim == 0 else windows.T

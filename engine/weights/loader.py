@@ -42,10 +42,15 @@ def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> P
     return folder
 
 
-def open_source(folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int) -> Source:
-    """The weights of a resolved checkpoint, or random ones of its shapes that depend on `seed` only."""
+def open_source(
+    folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int, device: torch.device | None = None
+) -> Source:
+    """The weights of a resolved checkpoint, or random ones of its shapes that depend on `seed` only.
+
+    `device` is where random weights are made (default: the CPU).
+    """
     if load_format == "dummy":
-        return DummySource(shape, seed)
+        return DummySource(shape, seed, device)
     return CheckpointSource(folder)
 
 

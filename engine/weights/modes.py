@@ -7,6 +7,7 @@ once per `Transition`. The tensors of a layout never change their addresses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
@@ -33,23 +34,27 @@ class Weights(ABC):
         """Make a layout current; returns the bytes copied. Nothing may be computing with the old one."""
 
 
-class StaticWeights(Weights):
-    """One layout and no store: the rank's own arena, filled straight from the checkpoint."""
+class ArenaWeights(Weights):
+    """An arena of its own for each layout, all on the rank's device, filled straight from the checkpoint.
+
+    With one layout this is static serving; with several, a switch costs nothing. Neither needs a store.
+    """
 
     current = 0
 
-    def __init__(self, arena: Arena, source: Source, device: torch.device) -> None:
-        self._flat = torch.empty(arena.total_bytes, dtype=torch.uint8, device=device)
-        fill(arena, self._flat, source)
-        self._stage = arena.stage(self._flat)
+    def __init__(self, arenas: Sequence[Arena], source: Source, device: torch.device) -> None:
+        """`arenas` by layout of the plan."""
+        self._stages = []
+        for arena in arenas:
+            flat = torch.empty(arena.total_bytes, dtype=torch.uint8, device=device)
+            fill(arena, flat, source)
+            self._stages.append(arena.stage(flat))
 
     def stage(self, layout: int) -> StageWeights:
-        if layout != 0:
-            raise ValueError(f"a static plan has no layout {layout}")
-        return self._stage
+        return self._stages[layout]
 
     def switch(self, layout: int) -> int:
-        self.stage(layout)
+        self.current = layout
         return 0
 
 
@@ -99,5 +104,7 @@ class ReloadWeights(Weights):
             copy_move(move, store.arena, store.flat, self._arenas[layout], self._flat)
             for move in moves([whole], [wanted])
         )
+        if self._flat.is_cuda:
+            torch.cuda.current_stream().synchronize()  # the copies out of pinned memory are asynchronous
         self.current = layout
         return copied_bytes

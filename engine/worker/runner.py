@@ -1,8 +1,8 @@
 """Carries out `Forward` commands on one rank: its stage and shard of the model, in the current layout.
 
 Called by the worker, one step after another. What a rank does in a step follows from its coordinates:
-first-stage ranks embed, the others receive; last-stage ranks sample, the others send. All of it is
-launched without waiting for other ranks, except for what this step computes with.
+first-stage ranks embed, the others receive; last-stage ranks sample, the others send. On CUDA all of it is
+launched without waiting for the device; on the CPU it waits for what this step computes with.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from itertools import accumulate
 
 import torch
 
+from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.model.llama import Llama
-from engine.model.ops.base import Ops
+from engine.model.ops.base import BatchInputs, GraphOps, Ops
 from engine.parallel.groups import LayoutGroups
+from engine.sampling import RowSampling
 from engine.steps import Chunk, Forward
 from engine.weights.modes import Weights
+from engine.worker.graphs import DecodeGraphs
 from engine.worker.slots import SlotTable
 from engine.worker.tokens import TokenBuffer
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A launched step. `tokens` are int64 `[sampled chunks]` on the sampling rank, None elsewhere.
+    """A launched step. `tokens` int64 `[sampled chunks]` are on their way to the host, on the sampling rank only.
 
-    On the CPU a launched step is done; on a GPU it is once `event` has come.
+    On the CPU a launched step is done; on CUDA it is once `end` has come.
     """
 
     tokens: torch.Tensor | None
-    event: torch.cuda.Event | None
+    start: torch.cuda.Event | None = None
+    end: torch.cuda.Event | None = None
 
-    def wait(self) -> list[int]:
-        """The sampled tokens, once this rank's part of the step is done; none on other ranks."""
-        if self.event is not None:
-            self.event.synchronize()
+    def token_ids(self) -> list[int]:
+        """The sampled tokens of a step that is done; none on other ranks."""
         return self.tokens.tolist() if self.tokens is not None else []
 
 
@@ -58,15 +60,17 @@ class Runner:
         self._shape = geometry.shape
         self._dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
         self._device = pool.device
+        self._pool = pool
         self._weights = weights
         self._groups = groups
         self._ops = ops
         self._kv = [pool.layers(index) for index in range(len(groups))]
-        max_blocks = geometry.blocks_for(max_model_len)
-        self._slots = SlotTable(num_slots, max_blocks, pool.num_blocks, geometry.block_size)
+        self._max_blocks = geometry.blocks_for(max_model_len)
+        self._slots = SlotTable(num_slots, self._max_blocks, pool.num_blocks, geometry.block_size)
         in_flight = max(group.layout.pp for group in groups) + 1
         self._tokens = TokenBuffer(num_slots, in_flight, pool.device)
         self._models: dict[int, Llama] = {}
+        self._graphs: dict[int, DecodeGraphs] = {}  # by layout
         self.change_layout(0)
 
     def change_layout(self, layout: int) -> None:
@@ -79,31 +83,85 @@ class Runner:
             self._models[layout] = Llama(self._shape, weights, self._ops, group)
 
     @torch.inference_mode()
+    def capture(self, max_rows: int) -> None:
+        """Capture the current layout's decode steps of up to `max_rows` sequences. Shards of a stage do it together."""
+        if not isinstance(self._ops, GraphOps):
+            return
+        graphs = DecodeGraphs(
+            self._models[self.layout],
+            self._ops,
+            self._kv[self.layout],
+            self._pool.padding_block,
+            max_rows,
+            self._max_blocks,
+            self._groups[self.layout].pipe.is_first,
+        )
+        graphs.capture()
+        self._graphs[self.layout] = graphs
+
+    @torch.inference_mode()
+    def rehearse(self, num_tokens: int, num_rows: int) -> None:
+        """Run the largest step of this rank's stage on nonsense, without its neighbours: compiles kernels, and peaks.
+
+        `num_tokens` of prompts, of which `num_rows` rows are sampled. Shards of a stage do it together.
+        """
+        model, pipe = self._models[self.layout], self._groups[self.layout].pipe
+        longest = self._max_blocks * self._slots.block_size
+        lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)])
+        tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
+        plan = self._ops.plan(BatchInputs(lens.int(), lens.int(), tables), model.num_heads, model.num_kv_heads)
+        if pipe.is_first:
+            hidden = model.embed(torch.zeros(num_tokens, dtype=torch.int64, device=self._device))
+        else:
+            hidden = torch.randn(num_tokens, self._shape.hidden, dtype=self._dtype, device=self._device)
+        hidden = model.layers(hidden, plan, self._kv[self.layout])
+        if pipe.is_last:
+            logits = model.logits(hidden[:num_rows])
+            if logits is not None:
+                rows = [RowSampling(1.0, 0.9, 50, 0.01, seed=0)] * len(logits)
+                self._ops.sample(logits, rows, [0] * len(rows))
+
+    @torch.inference_mode()
     def execute(self, forward: Forward) -> Completion:
         if forward.layout != self.layout:
             raise ValueError(f"step {forward.id} is for layout {forward.layout}, this rank is in {self.layout}")
-        groups, model, chunks = self._groups[self.layout], self._models[self.layout], forward.chunks
+        start = self._mark()
+        groups, chunks = self._groups[self.layout], forward.chunks
+        incoming = None
+        if not groups.pipe.is_first:
+            incoming = groups.pipe.post((forward.num_tokens, self._shape.hidden), self._dtype, self._device)
         self._slots.update(forward)
-        plan = self._ops.plan(self._slots.batch(chunks), model.num_heads, model.num_kv_heads)
-        if groups.pipe.is_first:
-            hidden = model.embed(self._input_tokens(chunks))
+        batch = self._slots.batch(chunks)
+        graphs = self._graphs.get(self.layout)
+        is_graph = graphs is not None and graphs.fit(batch)
+        if graphs is not None and is_graph:
+            graphs.plan(batch)
+            hidden = graphs.replay(self._input_tokens(chunks) if incoming is None else incoming.wait())
         else:
-            empty = torch.empty(forward.num_tokens, self._shape.hidden, dtype=self._dtype, device=self._device)
-            hidden = groups.pipe.receive(empty)
-        hidden = model.layers(hidden, plan, self._kv[self.layout])
+            model = self._models[self.layout]
+            plan = self._ops.plan(batch, model.num_heads, model.num_kv_heads)
+            hidden = model.embed(self._input_tokens(chunks)) if incoming is None else incoming.wait()
+            hidden = model.layers(hidden, plan, self._kv[self.layout])
         if not groups.pipe.is_last:
-            groups.pipe.send(hidden)
+            groups.pipe.send(hidden.clone() if is_graph else hidden)  # the graph's next replay writes there
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
         sampled = [(chunk, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.sample]
         tokens = self._sample(hidden, sampled) if sampled else None
-        return Completion(tokens, torch.cuda.current_stream().record_event() if hidden.is_cuda else None)
+        return Completion(None if tokens is None else download(tokens), start, self._mark())
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record()
+        return event
 
     def _input_tokens(self, chunks: list[Chunk]) -> torch.Tensor:
         tokens = [token for chunk in chunks for token in chunk.tokens]
         references = [index for index, token in enumerate(tokens) if token < 0]
-        ids = torch.tensor(tokens, dtype=torch.int64).to(self._device)
+        ids = upload(torch.tensor(tokens), self._device)
         if references:
-            rows = torch.tensor(references, device=self._device)
+            rows = upload(torch.tensor(references), self._device)
             ids[rows] = self._tokens.read([~tokens[index] for index in references])
         return ids
 
@@ -117,7 +175,7 @@ class Runner:
         slots = [chunk.slot for chunk in chunks]
         tokens = None
         if groups.pipe.is_last:
-            rows = torch.tensor([row for _, row in sampled], device=self._device)
+            rows = upload(torch.tensor([row for _, row in sampled]), self._device)
             logits = model.logits(hidden[rows])
             if logits is not None:
                 positions = [chunk.start + len(chunk.tokens) for chunk in chunks]

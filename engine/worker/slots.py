@@ -16,7 +16,7 @@ class SlotTable:
         self._blocks = torch.zeros(num_slots, max_blocks, dtype=torch.int32)
         self._sampling: list[RowSampling | None] = [None] * num_slots
         self._num_device_blocks = num_device_blocks
-        self._block_size = block_size
+        self.block_size = block_size
 
     def update(self, forward: Forward) -> None:
         """Apply a step's `inits` and `tables`. Raises IndexError for a block that is not there."""
@@ -33,7 +33,7 @@ class SlotTable:
 
     def batch(self, chunks: list[Chunk]) -> BatchInputs:
         context_lens = [chunk.start + len(chunk.tokens) for chunk in chunks]
-        width = -(-max(context_lens) // self._block_size)
+        width = -(-max(context_lens) // self.block_size)
         return BatchInputs(
             query_lens=torch.tensor([len(chunk.tokens) for chunk in chunks], dtype=torch.int32),
             context_lens=torch.tensor(context_lens, dtype=torch.int32),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.device.upload import upload
 from engine.parallel.groups import PendingTokens
 
 
@@ -41,7 +42,7 @@ class TokenBuffer:
         needed = max((n for n, (filled, _) in enumerate(self._pending, 1) if not wanted.isdisjoint(filled)), default=0)
         for _ in range(needed):
             self._take_oldest()
-        return self._tokens[torch.as_tensor(slots, device=self._tokens.device)]
+        return self._tokens[self._index(slots)]
 
     def drain(self) -> None:
         """Wait for all that are on their way."""
@@ -53,4 +54,7 @@ class TokenBuffer:
         self._store(slots, tokens.wait())
 
     def _store(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
-        self._tokens[torch.as_tensor(slots, device=self._tokens.device)] = tokens
+        self._tokens[self._index(slots)] = tokens
+
+    def _index(self, slots: Sequence[int]) -> torch.Tensor:
+        return upload(torch.tensor(slots), self._tokens.device)

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,27 +22,28 @@ import torch.distributed as dist
 import zmq
 
 from engine.config import GIB, EngineConfig
+from engine.device.reports import EventReports, elapsed_s
 from engine.errors import ConfigError
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
 from engine.kv.segment import Segment, register
-from engine.model.ops.base import make_ops
+from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
-from engine.weights.modes import ReloadWeights, ResidentWeights, StaticWeights, Weights
+from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
 from engine.weights.store import WeightStore
 from engine.worker.outbox import Outbox
 from engine.worker.reshard import reshard
-from engine.worker.runner import Runner
+from engine.worker.runner import Completion, Runner
 
 CPU_POOL_BYTES = GIB
-CUDA_RESERVE_BYTES = 2 * GIB  # activations, workspaces, communicators
+CUDA_RESERVE_BYTES = 2 * GIB  # CUDA graphs, fragmentation, and whatever appears later
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class WorkerSpec:
     @property
     def reports_address(self) -> str:
         return f"ipc://{self.run_dir}/reports"
+
+
+def device_of(spec: WorkerSpec) -> torch.device:
+    return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")
 
 
 def run_worker(spec: WorkerSpec) -> None:
@@ -100,18 +106,21 @@ class Worker:
         self._outbox = outbox
         self._plan = spec.config.plan
         self._geometry = KVGeometry(spec.shape, self._plan, spec.config.block_size)
-        cuda = spec.device == "cuda"
-        self._device = torch.device("cuda", spec.rank) if cuda else torch.device("cpu")
+        self._device = device_of(spec)
         self._groups: list[LayoutGroups] = []
         self._weights: Weights
+        self._ops: Ops
         self._runner: Runner
         self._copies: Copies | None = None
+        self._reports: EventReports | None = None  # of forwards on CUDA
 
     def run(self) -> None:
         """Start up, then execute commands until `Shutdown`."""
         spec = self._spec
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+            # Not the default stream: work on that one would wait for copies and receives beside it.
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
         else:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._plan.world_size))
         with zmq.Context() as context, context.socket(zmq.PULL) as commands:
@@ -120,13 +129,15 @@ class Worker:
             commands.bind(spec.commands_address)
             join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
             self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
+            self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
             self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
             decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
             while not isinstance(command := decoder.decode(commands.recv()), Shutdown):
                 self._execute(command)
-        if self._copies is not None:
-            self._copies.close()
+        for beside in (self._copies, self._reports):
+            if beside is not None:
+                beside.close()
         dist.destroy_process_group()
 
     def _execute(self, command: Command) -> None:
@@ -134,8 +145,7 @@ class Worker:
         rank = self._spec.rank
         match command:
             case Forward():
-                tokens = self._runner.execute(command).wait()
-                self._outbox.send(Report(rank, command.id, tokens, seconds=time.perf_counter() - start))
+                self._report(command.id, self._runner.execute(command), start)
             case Swap():
                 if self._copies is None:
                     raise ValueError("a static plan has no host pool to swap with")
@@ -148,12 +158,23 @@ class Worker:
                 self._allocate(command.num_device_blocks)
                 self._outbox.send(RankReady(rank, "serving"))
 
+    def _report(self, id: int, completion: Completion, start_s: float) -> None:
+        """Report a launched step once it is done, without waiting for the device here."""
+        rank = self._spec.rank
+        began, done = completion.start, completion.end
+        if self._reports is None or began is None or done is None:
+            seconds = time.perf_counter() - start_s
+            self._outbox.send(Report(rank, id, completion.token_ids(), seconds=seconds))
+            return
+        self._reports.add(done, lambda: Report(rank, id, completion.token_ids(), seconds=elapsed_s(began, done)))
+
     def _load(self) -> Weights:
         """This rank's weights, in the plan's first layout. Ranks that share a store fill it together."""
         spec, plan = self._spec, self._plan
-        source = open_source(spec.checkpoint, spec.shape, spec.config.load_format, spec.config.seed)
+        source = open_source(spec.checkpoint, spec.shape, spec.config.load_format, spec.config.seed, self._device)
         if spec.weight_segment is None:
-            return StaticWeights(rank_arena(spec.shape, plan, plan.prefill, spec.rank), source, self._device)
+            arenas = [rank_arena(spec.shape, plan, layout, spec.rank) for layout in plan.layouts]
+            return ArenaWeights(arenas, source, self._device)
         memory = spec.weight_segment.map()
         spec.weight_segment.close()
         if self._device.type == "cuda":
@@ -170,15 +191,48 @@ class Worker:
         return weights
 
     def _max_device_blocks(self) -> int:
+        """The blocks that this rank has room for. On CUDA this also compiles and loads all kernels."""
         config, stride = self._spec.config, self._geometry.device_block_bytes(self._spec.rank)
+        peak_bytes = self._rehearse() if self._device.type == "cuda" else 0
         if config.num_device_blocks:
             return config.num_device_blocks
         if config.kv_cache_memory_bytes:
             return config.kv_cache_memory_bytes // stride
         if self._device.type == "cuda":
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            return max(0, free_bytes - CUDA_RESERVE_BYTES) // stride
+            return max(0, free_bytes - peak_bytes - CUDA_RESERVE_BYTES) // stride
         return CPU_POOL_BYTES // stride
+
+    def _rehearse(self) -> int:
+        """Run the largest steps of every layout over a pool without blocks; returns the bytes that they need."""
+        spec, config = self._spec, self._spec.config
+        runner = self._make_runner(DevicePool(self._geometry, spec.rank, 0, self._device))
+        before_bytes = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for layout in self._every_layout(runner):
+            # FlashInfer's kernels differ for long chunks, short ones and single tokens.
+            for num_tokens in (config.max_num_batched_tokens, 64, 1):
+                runner.rehearse(num_tokens, min(num_tokens, config.max_num_seqs))
+            torch.cuda.synchronize()
+            in_flight = self._plan.layouts[layout].pp + 1  # hidden states received ahead, or not yet sent
+        hidden_bytes = config.max_num_batched_tokens * spec.shape.hidden * spec.shape.dtype_bytes
+        peak_bytes = torch.cuda.max_memory_allocated() - before_bytes + 2 * in_flight * hidden_bytes
+        torch.cuda.empty_cache()
+        return peak_bytes
+
+    def _every_layout(self, runner: Runner) -> Iterator[int]:
+        """Be in each layout of the plan in turn, and back in the first one at the end."""
+        for layout in range(len(self._plan.layouts)):
+            self._weights.switch(layout)
+            runner.change_layout(layout)
+            yield layout
+        self._weights.switch(0)
+        runner.change_layout(0)
+
+    def _make_runner(self, pool: DevicePool) -> Runner:
+        spec = self._spec
+        slots = num_slots(spec.config.max_num_seqs)
+        return Runner(self._geometry, pool, self._weights, self._groups, self._ops, slots, spec.max_model_len)
 
     def _allocate(self, num_device_blocks: int) -> None:
         spec, geometry = self._spec, self._geometry
@@ -193,15 +247,28 @@ class Worker:
             host = HostPool(geometry, spec.num_host_blocks, memory)
             if spec.poison_kv and spec.rank == 0:
                 host.poison()
-            copier = BlockCopier(geometry, spec.rank, pool, host)
-            outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread
-            self._copies = ThreadCopies(spec.rank, copier, outbox.send, lambda error: _die(outbox, error))
-        self._runner = Runner(
-            geometry,
-            pool,
-            self._weights,
-            self._groups,
-            make_ops(self._device, spec.shape, spec.config.block_size),
-            num_slots(spec.config.max_num_seqs),
-            spec.max_model_len,
-        )
+            self._copies = self._make_copies(pool, host)
+        self._runner = self._make_runner(pool)
+        if self._device.type == "cuda":
+            self._reports = self._make_reports()
+            for _ in self._every_layout(self._runner):
+                self._runner.capture(spec.config.max_num_seqs)
+
+    def _make_copies(self, pool: DevicePool, host: HostPool) -> Copies:
+        spec, geometry = self._spec, self._geometry
+        if self._device.type == "cuda":
+            from engine.kv.cuda_copies import CudaBlockCopier, CudaCopies
+
+            engines = CudaBlockCopier(geometry, spec.rank, pool, host)
+            return CudaCopies(spec.rank, engines, self._device, self._make_reports, self._die)
+        outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread
+        copier = BlockCopier(geometry, spec.rank, pool, host)
+        return ThreadCopies(spec.rank, copier, outbox.send, lambda error: _die(outbox, error))
+
+    def _die(self, error: BaseException) -> None:
+        """In a thread without an outbox."""
+        _die(Outbox(self._spec.rank, self._spec.reports_address), error)
+
+    def _make_reports(self) -> EventReports:
+        outbox = Outbox(self._spec.rank, self._spec.reports_address)
+        return EventReports(self._device, outbox.send, lambda error: _die(outbox, error))

@@ -215,7 +215,9 @@ def test_a_hub_tokenizer_is_fetched_without_the_weights(monkeypatch: pytest.Monk
         raise OSError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(ConfigError, match="its tokenizer could not be fetched from the hub .*`bytes` with --tokenizer"):
+    with pytest.raises(
+        ConfigError, match=r"its tokenizer could not be fetched from the hub .*`bytes` with --tokenizer"
+    ):
         load_tokenizer("some/llama")
     assert not logging.getLogger("huggingface_hub").handlers  # the root logger's prints each line once
 

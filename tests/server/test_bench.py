@@ -72,6 +72,7 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--dataset", "sharegpt", "--tokenizer", "bytes", "--dataset-path", "/none"], "cannot draw"),
         (["--dataset", "book"], "invalid choice: 'book'"),
         (["--against", "X3"], "layout 'X3'"),
+        (["--against", "T4,T3", "--shape", "configs/models/llama3-8b"], "choose a T degree that divides 32"),
         (["--output-json", "/none/x.json"], "cannot write --output-json /none/x.json"),
         (["--input-len", "9000"], "does not fit the context"),
         (["/none.json"], "cannot read the config file"),
@@ -83,4 +84,4 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
 ) -> None:
     assert run(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("seesaw: error: ") and part in line
+    assert line.startswith("seesaw: error: ") and part in line  # and nothing ran: no log line

@@ -28,6 +28,13 @@ class BatchInputs:
     def num_tokens(self) -> int:
         return int(self.query_lens.sum())
 
+    def chunks_and_positions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each token of the step, int64 `[tokens]`: which chunk it is of, and its position there."""
+        query_lens, context_lens = self.query_lens.long(), self.context_lens.long()
+        chunks = torch.repeat_interleave(query_lens)
+        first_rows = query_lens.cumsum(0) - query_lens
+        return chunks, torch.arange(len(chunks)) + (context_lens - query_lens - first_rows)[chunks]
+
 
 class Ops(ABC):
     """Operators over one device. Stateless between steps, except for workspaces they own.
@@ -40,7 +47,7 @@ class Ops(ABC):
     def plan(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
         """Host work of a step's attention, once for all its layers. `num_heads`: this shard's.
 
-        The result is passed to `rope`, `write_kv` and `attention` of that step only.
+        The result is passed to `rope_and_write` and `attention` of that step only.
         """
 
     @abstractmethod
@@ -54,12 +61,14 @@ class Ops(ABC):
         """Returns (norm of the sum, the sum); may reuse both inputs' memory."""
 
     @abstractmethod
-    def rope(self, plan: Any, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotate `[tokens, heads, head_dim]` (any strides) to the plan's positions; returns contiguous tensors."""
+    def rope_and_write(
+        self, plan: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        """Rotate q and k to the plan's positions and write k and v into their blocks of a layer's KV view.
 
-    @abstractmethod
-    def write_kv(self, plan: Any, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor) -> None:
-        """Write the step's `[tokens, kv_heads, head_dim]` into their blocks of a layer's KV view."""
+        All are `[tokens, slices, heads of a slice, head_dim]`, strided over tokens and slices; k and v may have
+        fewer slices than q. Returns the rotated q, contiguous `[tokens, heads, head_dim]`.
+        """
 
     @abstractmethod
     def attention(self, plan: Any, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
@@ -72,15 +81,35 @@ class Ops(ABC):
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
-        """Sample `[rows, vocab]` float32 logits to `[rows]` int64 tokens, each by its own parameters.
+        """Sample `[rows, vocab]` logits to `[rows]` int64 tokens, each by its own parameters.
 
         Temperature 0 is greedy (lowest id wins a tie). Otherwise temperature, then top-k, top-p and min-p as in
         vLLM, and noise that is a pure function of (seed, position).
         """
 
 
+class GraphOps(Ops):
+    """Operators that CUDA graphs can be made of: they plan decode steps in buffers whose addresses stay."""
+
+    @abstractmethod
+    def graph_plan(self, rows: int, num_heads: int, num_kv_heads: int, indices: torch.Tensor) -> Any:
+        """A plan for `rows` chunks of one token each, to capture with. `replan` it before the capture.
+
+        `indices` int32 `[most blocks of a batch]`, on the device, is where it keeps its blocks; the plans of graphs
+        that never run at once can share it.
+        """
+
+    @abstractmethod
+    def replan(self, plan: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
+        """Describe the next replay's step, of just the plan's rows, in the plan's buffers."""
+
+
 def make_ops(device: torch.device, shape: ModelShape, block_size: int) -> Ops:
-    """The operators for a device."""
+    """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model."""
+    if device.type == "cuda" and shape.dtype != "float32":
+        from engine.model.ops.flashinfer import FlashInferOps
+
+        return FlashInferOps(shape, block_size, device)
     from engine.model.ops.torch import TorchOps
 
     return TorchOps(shape, block_size, device)

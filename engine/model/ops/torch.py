@@ -77,8 +77,7 @@ class TorchOps(Ops):
     def plan(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> TorchPlan:
         query_lens, context_lens, tables = batch.query_lens.long(), batch.context_lens.long(), batch.tables.long()
         first_rows = query_lens.cumsum(0) - query_lens
-        chunk = torch.repeat_interleave(query_lens)
-        positions = torch.arange(batch.num_tokens) + (context_lens - query_lens - first_rows)[chunk]
+        chunk, positions = batch.chunks_and_positions()
         angles = positions[:, None].float() * self._frequencies
         decodes, prefills = [], []
         by_blocks: dict[int, list[int]] = defaultdict(list)
@@ -144,10 +143,16 @@ class TorchOps(Ops):
         total = x.add_(residual)
         return self.rms_norm(total, weight, eps), total
 
-    def rope(self, plan: TorchPlan, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
+    def rope_and_write(
+        self, plan: TorchPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        # Slices hold consecutive heads, so slice-major is the natural order of heads.
+        q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+        self.write_kv(plan, rotate(k, plan.cos, plan.sin), v, kv)
+        return rotate(q, plan.cos, plan.sin)
 
     def write_kv(self, plan: TorchPlan, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor) -> None:
+        """Write the step's `[tokens, kv_heads, head_dim]`, rotated already, into their blocks of a KV view."""
         kv[plan.blocks, :, 0, plan.slots] = k
         kv[plan.blocks, :, 1, plan.slots] = v
 
@@ -189,7 +194,7 @@ class TorchOps(Ops):
         return F.silu(gate) * up
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
-        return sample(logits, rows, positions)
+        return sample(logits.float(), rows, positions)
 
     def _gather(self, kv: torch.Tensor, blocks: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy K and V of some blocks out of a KV view: `[..., kv_heads, blocks, block_size, head_dim]` each.

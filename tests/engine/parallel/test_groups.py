@@ -66,7 +66,7 @@ def _check_pipe(rank: int, groups: LayoutGroups) -> None:
     if not groups.pipe.is_first:
         previous = layout.rank(replica, stage - 1, shard)
         for step in range(in_flight):
-            received = groups.pipe.receive(torch.empty(1, WIDTH))
+            received = groups.pipe.post((1, WIDTH), torch.float32, CPU).wait()
             assert received.unique().tolist() == [100 * previous + step]
 
 

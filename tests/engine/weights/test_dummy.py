@@ -12,7 +12,7 @@ from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
 from engine.weights.arena import rank_arena
 from engine.weights.dummy import DummySource
-from engine.weights.modes import StaticWeights
+from engine.weights.modes import ArenaWeights
 from engine.weights.tensors import StageWeights
 from tests.tiny import CPU, LocalModel, tiny_shape, write_tiny_checkpoint
 
@@ -48,7 +48,7 @@ def test_layouts_agree_and_stay_finite(tmp_path: Path, dtype: str) -> None:
 
     def logits(layout: Layout) -> torch.Tensor:
         def stage(rank: int) -> StageWeights:
-            return StaticWeights(rank_arena(shape, Plan(layout, layout), layout, rank), source, CPU).stage(0)
+            return ArenaWeights([rank_arena(shape, Plan(layout, layout), layout, rank)], source, CPU).stage(0)
 
         return LocalModel(folder, layout, stage=stage).logits(tokens)
 

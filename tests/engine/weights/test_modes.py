@@ -13,7 +13,7 @@ from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
 from engine.weights.arena import ALIGNMENT_BYTES, Arena, rank_arena, weight_extents
 from engine.weights.dummy import DummySource
-from engine.weights.modes import ReloadWeights, ResidentWeights, StaticWeights
+from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights
 from engine.weights.store import WeightStore
 from engine.weights.tensors import StageWeights
 from tests.tiny import CPU, tiny_shape
@@ -84,7 +84,7 @@ def test_all_modes_hold_the_same(case: tuple[ModelShape, Plan], order: list[int]
             held_bytes = sum(arena.tensor(store.flat, spec).nbytes for spec in arena.specs)
             assert copied_bytes == (held_bytes if switched else 0)
             _assert_same(resident.stage(index), reload.stage(index))
-            _assert_same(StaticWeights(arena, source, CPU).stage(0), reload.stage(index))
+            _assert_same(ArenaWeights([arena], source, CPU).stage(0), reload.stage(index))
 
 
 def test_addresses_never_change() -> None:

@@ -1,0 +1,241 @@
+"""The operators on CUDA: FlashInfer's kernels over the block-first pool, and a few of our own (`kernels`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from engine.device.upload import upload
+from engine.errors import ConfigError
+from engine.model.ops.base import BatchInputs, GraphOps
+from engine.model.rope import inverse_frequencies
+from engine.model.sampler import GREEDY_BELOW, noise_keys
+from engine.model.shapes import ModelShape
+from engine.sampling import RowSampling
+
+try:
+    import flashinfer
+    import flashinfer.sampling
+
+    from engine.model.ops import kernels
+except ImportError as error:
+    raise ConfigError(
+        f"the CUDA operators need FlashInfer ({error}): pip install 'seesaw[cuda]', or use --device cpu"
+    ) from None
+
+_HEAD_DIMS = (64, 128, 256)
+_WORKSPACE_BYTES = 256 << 20
+_FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one
+_TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
+
+
+@dataclass(frozen=True)
+class Pages:
+    """A batch's block tables as FlashInfer wants them: pinned host tensors, except `indices`, on the device."""
+
+    indptr: torch.Tensor  # int32 [chunks + 1]
+    indices: torch.Tensor  # int32 [blocks of all chunks]
+    last_lens: torch.Tensor  # int32 [chunks]
+
+    @classmethod
+    def of(cls, batch: BatchInputs, block_size: int, device: torch.device) -> Pages:
+        counts = (batch.context_lens + block_size - 1) // block_size
+        used = torch.arange(batch.tables.shape[1]) < counts[:, None]
+        return cls(
+            indptr=_indptr(counts).pin_memory(),
+            indices=upload(batch.tables[used], device),
+            last_lens=((batch.context_lens - 1) % block_size + 1).pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class FlashInferPlan:
+    """One step: where its tokens go, and how its chunks attend. The first `decodes` chunks have one token each."""
+
+    places: torch.Tensor  # int32 [3, tokens]: position, block, slot in the block
+    decodes: int
+    decode: Any | None  # a planned wrapper, for the first `decodes` rows
+    prefill: Any | None  # a planned wrapper, for the rows behind them
+
+
+class FlashInferOps(GraphOps):
+    """Operators over one CUDA device, for bfloat16 and float16. Owns workspaces, so it serves one thread.
+
+    A plan's buffers are the next one's, too, in stream order: what was planned may run until the next `plan`.
+    """
+
+    def __init__(self, shape: ModelShape, block_size: int, device: torch.device) -> None:
+        if shape.head_dim not in _HEAD_DIMS:
+            raise ConfigError(
+                f"the CUDA operators support head_dim {', '.join(map(str, _HEAD_DIMS))}, and this model has "
+                f"{shape.head_dim}: use another model, or --device cpu"
+            )
+        self._block_size = block_size
+        self._device = device
+        self._dtype: torch.dtype = getattr(torch, shape.dtype)
+        self._head_dim = shape.head_dim
+        angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
+        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
+        self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
+        self._prefills = {
+            backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
+            for backend in ("fa2", "fa3")
+        }
+        # FlashInfer copies each plan out of one pinned buffer; it must not be overwritten before.
+        self._planned = torch.cuda.Event(blocking=True)
+
+    def _decode_wrapper(self, tensor_cores: bool, **graph: Any) -> Any:
+        return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace, "HND", use_tensor_cores=tensor_cores, **graph
+        )
+
+    def plan(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> FlashInferPlan:
+        """Waits until the device has taken over the plan before."""
+        self._planned.synchronize()
+        single = (batch.query_lens == 1).int()
+        decodes = int(single.cumprod(0).sum())
+        decode = prefill = None
+        if decodes:
+            decode = self._decodes[num_heads // num_kv_heads >= _TENSOR_CORE_GROUP]
+            self._plan_decode(decode, _part(batch, slice(0, decodes)), num_heads, num_kv_heads)
+        if decodes < len(single):
+            prefill = self._plan_prefill(_part(batch, slice(decodes, None)), num_heads, num_kv_heads)
+        plan = FlashInferPlan(upload(self._places(batch), self._device), decodes, decode, prefill)
+        self._planned.record()
+        return plan
+
+    def graph_plan(self, rows: int, num_heads: int, num_kv_heads: int, indices: torch.Tensor) -> FlashInferPlan:
+        decode = self._decode_wrapper(
+            num_heads // num_kv_heads >= _TENSOR_CORE_GROUP,
+            use_cuda_graph=True,
+            paged_kv_indptr_buffer=torch.zeros(rows + 1, dtype=torch.int32, device=self._device),
+            paged_kv_indices_buffer=indices,
+            paged_kv_last_page_len_buffer=torch.zeros(rows, dtype=torch.int32, device=self._device),
+        )
+        return FlashInferPlan(torch.zeros(3, rows, dtype=torch.int32, device=self._device), rows, decode, None)
+
+    def replan(self, plan: FlashInferPlan, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
+        self._planned.synchronize()
+        self._plan_decode(plan.decode, batch, num_heads, num_kv_heads)
+        plan.places.copy_(self._places(batch).pin_memory(), non_blocking=True)
+        self._planned.record()
+
+    def _plan_decode(self, wrapper: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
+        pages = Pages.of(batch, self._block_size, self._device)
+        wrapper.plan(
+            pages.indptr,
+            pages.indices,
+            pages.last_lens,
+            num_heads,
+            num_kv_heads,
+            self._head_dim,
+            self._block_size,
+            q_data_type=self._dtype,
+            kv_data_type=self._dtype,
+        )
+
+    def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
+        pages = Pages.of(batch, self._block_size, self._device)
+        wrapper = self._prefills["fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"]
+        wrapper.plan(
+            _indptr(batch.query_lens).pin_memory(),
+            pages.indptr,
+            pages.indices,
+            pages.last_lens,
+            num_heads,
+            num_kv_heads,
+            self._head_dim,
+            self._block_size,
+            causal=True,
+            q_data_type=self._dtype,
+            kv_data_type=self._dtype,
+        )
+        return wrapper
+
+    def _places(self, batch: BatchInputs) -> torch.Tensor:
+        chunks, positions = batch.chunks_and_positions()
+        blocks = batch.tables[chunks, positions // self._block_size]
+        return torch.stack((positions.int(), blocks, (positions % self._block_size).int()))
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out: torch.Tensor = flashinfer.rmsnorm(x, weight, eps)
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        flashinfer.fused_add_rmsnorm(x, residual, weight, eps)  # the sum into residual, its norm into x
+        return x, residual
+
+    def rope_and_write(
+        self, plan: FlashInferPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        return kernels.rope_and_write(q, k, v, kv, self._cos, self._sin, plan.places)
+
+    def attention(self, plan: FlashInferPlan, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        cache = (kv[:, :, 0], kv[:, :, 1])
+        if plan.decode is not None:
+            plan.decode.run(q[: plan.decodes], cache, out=out[: plan.decodes])
+        if plan.prefill is not None:
+            plan.prefill.run(q[plan.decodes :], cache, out=out[plan.decodes :])
+        return out.flatten(1)
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = flashinfer.silu_and_mul(x)
+        return out
+
+    def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
+        temperatures = [row.temperature if row.temperature >= GREEDY_BELOW else 0.0 for row in rows]
+        keys = noise_keys([row.seed for row in rows], positions)
+        tokens = self._draw(logits, temperatures, keys)
+        restricted = [i for i, (row, t) in enumerate(zip(rows, temperatures, strict=True)) if t and _restricts(row)]
+        if restricted:
+            index = upload(torch.tensor(restricted), self._device)
+            scores = self._restricted(logits[index], [rows[i] for i in restricted])
+            tokens[index] = self._draw(scores, [1.0] * len(restricted), keys[restricted])
+        return tokens
+
+    def _draw(self, scores: torch.Tensor, temperatures: list[float], keys: torch.Tensor) -> torch.Tensor:
+        return kernels.draw(scores, self._column(temperatures), upload(keys, self._device))
+
+    def _restricted(self, logits: torch.Tensor, rows: Sequence[RowSampling]) -> torch.Tensor:
+        """Log-probabilities at the rows' temperatures, -inf where top-k, then top-p, then min-p forbids the token."""
+        vocab = logits.shape[1]
+        probs = (logits.float() / self._column([row.temperature for row in rows])[:, None]).softmax(-1)
+        if any(0 < row.top_k < vocab for row in rows):
+            kept = [row.top_k if 0 < row.top_k < vocab else vocab for row in rows]
+            top_k = upload(torch.tensor(kept, dtype=torch.int32), self._device)
+            probs = flashinfer.sampling.top_k_renorm_probs(probs, top_k)
+        if any(row.top_p < 1.0 for row in rows):
+            top_p = self._column([row.top_p for row in rows])
+            nucleus = flashinfer.sampling.top_p_renorm_probs(probs, top_p)
+            probs = torch.where(top_p[:, None] < 1.0, nucleus, probs)
+        if any(row.min_p > 0.0 for row in rows):
+            least = self._column([row.min_p for row in rows])[:, None] * probs.amax(-1, keepdim=True)
+            probs = probs.masked_fill(probs < least, 0.0)
+        return probs.log()
+
+    def _column(self, values: list[float]) -> torch.Tensor:
+        return upload(torch.tensor(values, dtype=torch.float32), self._device)
+
+
+def _restricts(row: RowSampling) -> bool:
+    return row.top_k > 0 or row.top_p < 1.0 or row.min_p > 0.0
+
+
+def _part(batch: BatchInputs, chunks: slice) -> BatchInputs:
+    return replace(
+        batch,
+        query_lens=batch.query_lens[chunks],
+        context_lens=batch.context_lens[chunks],
+        tables=batch.tables[chunks],
+    )
+
+
+def _indptr(counts: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()

@@ -1,0 +1,74 @@
+"""Several ranks on one GPU: real worker processes and CUDA throughout, with gloo between them instead of NCCL.
+
+NCCL wants a GPU for each rank, and most hosts have one. So the tensors that ranks exchange go through host memory here,
+and steps with all-reduces run without graphs. All else is the engine's: its runner, copies, weights and commands.
+Names in `engine` are replaced inside the worker processes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from engine.parallel import groups
+from engine.worker import runner, worker
+from engine.worker.worker import WorkerSpec
+
+CUDA = torch.device("cuda", 0)
+
+
+def use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start all workers of this test on the first GPU."""
+    monkeypatch.setattr("engine.executor.processes._device", lambda config: "cuda")
+    monkeypatch.setattr("engine.executor.ranks.run_worker", run_worker)
+
+
+def run_worker(spec: WorkerSpec) -> None:
+    join = groups.join_world
+    replacements: list[tuple[Any, str, Any]] = [
+        (worker, "device_of", lambda spec: CUDA),
+        (worker, "join_world", lambda rank, size, path, device: join(rank, size, path, torch.device("cpu"))),
+        (groups, "ShardGroup", _ShardGroup),
+        (groups, "Incoming", _Incoming),
+        (groups, "_Sends", _Sends),
+        (runner.Runner, "capture", _capture),
+    ]
+    for owner, name, replacement in replacements:
+        assert hasattr(owner, name)
+        setattr(owner, name, replacement)
+    worker.run_worker(spec)
+
+
+_capture_graphs = runner.Runner.capture
+
+
+def _capture(self: runner.Runner, max_rows: int) -> None:
+    if self._groups[self.layout].tensor.size == 1:
+        _capture_graphs(self, max_rows)
+
+
+class _ShardGroup(groups.ShardGroup):
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x.copy_(super().all_reduce(x.cpu()))
+
+    def gather_last(self, x: torch.Tensor) -> torch.Tensor | None:
+        gathered = super().gather_last(x.cpu())
+        return None if gathered is None else gathered.to(x.device)
+
+
+class _Incoming(groups.Incoming):
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: groups.Group
+    ) -> None:
+        super().__init__(shape, dtype, torch.device("cpu"), source, group)
+
+    def wait(self) -> torch.Tensor:
+        return super().wait().to(CUDA)
+
+
+class _Sends(groups._Sends):
+    def add(self, tensor: torch.Tensor, to: Sequence[int], group: groups.Group) -> None:
+        super().add(tensor.cpu(), to, group)

@@ -1,0 +1,176 @@
+"""The CUDA operators against naive arithmetic, over pools like the engine's: strided, and larger than 2^32 elements."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.model.ops.base import BatchInputs, make_ops
+from engine.model.rope import inverse_frequencies, rotate
+from engine.model.sampler import sample
+from engine.sampling import RowSampling
+from tests.tiny import tiny_shape
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+BLOCK_SIZE = 16
+FAR = 1 << 33  # bytes; the last blocks lie behind 2^32 elements
+
+
+def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected.float()).norm() / expected.float().norm())
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The last `len(q)` positions over all of k and v, in float32."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.float().repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
+    scores = q.float().transpose(0, 1) @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+    future = torch.ones(len(q), k.shape[1], dtype=torch.bool, device=q.device).triu(k.shape[1] - len(q) + 1)
+    return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def pool() -> torch.Tensor:
+    """`[blocks, layers, kv heads, 2, T, D]` in bfloat16; blocks of 8 MiB, the last ones far away."""
+    blocks = FAR // (8 << 20) + 64
+    return torch.empty(blocks, 128, 16, 2, BLOCK_SIZE, 64, dtype=torch.bfloat16, device=CUDA)
+
+
+CASES = {
+    "decode": [(1, 40), (1, 1), (1, 400), (1, 17)],
+    "short prompts": [(40, 40), (7, 7), (100, 190)],
+    "long prompts": [(700, 700), (600, 900)],
+    "mixed": [(1, 33), (1, 200), (64, 100), (1, 5)],
+    "mixed with a long prompt": [(1, 33), (1024, 1024)],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("heads", "kv_heads", "slices"), [(16, 16, 1), (16, 4, 1), (16, 4, 2), (32, 2, 1)])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_attention_over_far_strided_blocks(
+    pool: torch.Tensor, case: str, heads: int, kv_heads: int, slices: int, dim: int
+) -> None:
+    chunks = CASES[case]
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=dim, dtype="bfloat16", max_position=2048)
+    ops = make_ops(CUDA, shape, BLOCK_SIZE)
+    layer = pool.view(len(pool), -1)[:, 1 << 20 :][:, : kv_heads * 2 * BLOCK_SIZE * dim]
+    kv = layer.unflatten(1, (kv_heads, 2, BLOCK_SIZE, dim))
+    kv.fill_(torch.nan)
+    generator = torch.Generator(CUDA).manual_seed(5)
+    need = [-(-context // BLOCK_SIZE) for _, context in chunks]
+    ids = (len(pool) - 1 - torch.randperm(sum(need), dtype=torch.int32)).split(need)
+    tables = torch.full((len(chunks), max(need)), -1, dtype=torch.int32)
+    for row, mine in enumerate(ids):
+        tables[row, : len(mine)] = mine
+    context_lens = torch.tensor([context for _, context in chunks], dtype=torch.int32)
+    query_lens = torch.tensor([query for query, _ in chunks], dtype=torch.int32)
+
+    def fused(tokens: int) -> list[torch.Tensor]:
+        rows = (heads + 2 * kv_heads) // slices
+        x = torch.randn(tokens, slices, rows, dim, generator=generator, device=CUDA).bfloat16()
+        return list(x.split_with_sizes([heads // slices, kv_heads // slices, kv_heads // slices], dim=2))
+
+    # All of each sequence first (in the order of chunks), then its last tokens again as the step.
+    q, k, v = fused(int(context_lens.sum()))
+    past = BatchInputs(context_lens, context_lens, tables)
+    q = ops.rope_and_write(ops.plan(past, heads, kv_heads), q, k, v, kv)
+    assert int((~kv.isnan()).sum()) == int(context_lens.sum()) * 2 * kv_heads * dim  # just its own slots
+
+    _, positions = past.chunks_and_positions()
+    angles = (positions[:, None].float() * inverse_frequencies(shape))[:, None].to(CUDA)
+    k, v = rotate(k.flatten(1, 2), angles.cos(), angles.sin()), v.flatten(1, 2)
+    ends = context_lens.cumsum(0).tolist()
+    wanted = [slice(end - query, end) for end, query in zip(ends, query_lens.tolist(), strict=True)]
+    plan = ops.plan(BatchInputs(query_lens, context_lens, tables), heads, kv_heads)
+    got = ops.attention(plan, torch.cat([q[rows] for rows in wanted]), kv)
+    spans = [slice(end - context, end) for end, context in zip(ends, context_lens.tolist(), strict=True)]
+    expected = [_attend(q[rows], k[span], v[span]) for rows, span in zip(wanted, spans, strict=True)]
+    assert _relative_error(got, torch.cat(expected)) < 1e-2
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "slices", "step"), [(8, 2, 1, 1), (8, 4, 2, 1), (8, 2, 4, 2)])
+def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: int) -> None:
+    """Also where several slices hold copies of one KV head, of which every `step`-th is kept."""
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16", max_position=8192)
+    ops = make_ops(CUDA, shape, BLOCK_SIZE)
+    positions = torch.tensor([0, 5, 8191], dtype=torch.int32)
+    batch = BatchInputs(torch.ones(3, dtype=torch.int32), positions + 1, torch.zeros(3, 512, dtype=torch.int32))
+    each = max(1, kv_heads // slices)
+    fused = torch.randn(3, slices, heads // slices + 2 * each, 64, device=CUDA).bfloat16()
+    q, k, v = fused.split_with_sizes([heads // slices, each, each], dim=2)
+    k, v = k[:, ::step], v[:, ::step]
+    kv = torch.empty(1, kv_heads, 2, BLOCK_SIZE, 64, dtype=torch.bfloat16, device=CUDA)
+    got = ops.rope_and_write(ops.plan(batch, heads, kv_heads), q, k, v, kv)
+    angles = (positions[:, None].float() * inverse_frequencies(shape))[:, None].to(CUDA)
+    for row in range(3):
+        where = slice(row, row + 1)
+        expected = rotate(k[where].flatten(1, 2), angles[where].cos(), angles[where].sin())
+        torch.testing.assert_close(kv[0, :, 0, int(positions[row]) % BLOCK_SIZE][None], expected)
+        torch.testing.assert_close(kv[0, :, 1, int(positions[row]) % BLOCK_SIZE][None], v[where].flatten(1, 2))
+    torch.testing.assert_close(got, rotate(q.flatten(1, 2), angles.cos(), angles.sin()))
+
+
+def test_norms_and_activation() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    x, residual = (torch.randn(37, 1024, device=CUDA).bfloat16() for _ in range(2))
+    weight = torch.randn(1024, device=CUDA).bfloat16()
+
+    def norm(wide: torch.Tensor) -> torch.Tensor:
+        return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.float()
+
+    assert _relative_error(ops.rms_norm(x, weight, 1e-5), norm(x.float())) < 5e-3
+    total = x.float() + residual.float()
+    normed, summed = ops.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+    assert _relative_error(summed, total) < 5e-3 and _relative_error(normed, norm(total)) < 1e-2
+    gate, up = x.float().chunk(2, -1)
+    assert _relative_error(ops.silu_and_mul(x), torch.nn.functional.silu(gate) * up) < 5e-3
+
+
+def _row(
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0
+) -> RowSampling:
+    return RowSampling(temperature, top_p, top_k, min_p, seed)
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    logits = torch.randn(5, 50_001, device=CUDA).bfloat16()
+    logits[1, [7, 40_000]] = 9.0
+    rows = [_row(0.0)] * 5
+    expected = sample(logits.float().cpu(), rows, [0] * 5)
+    assert ops.sample(logits, rows, [0] * 5).tolist() == expected.tolist()
+
+
+def test_a_row_s_token_does_not_depend_on_the_batch() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    logits = torch.randn(6, 9999, device=CUDA) * 2
+    rows = [_row(0.0), _row(seed=3), _row(0.7, top_p=0.8, seed=4), _row(top_k=9, seed=5), _row(min_p=0.1), _row(2.0)]
+    alone = [int(ops.sample(logits[i : i + 1], [rows[i]], [40 + i])) for i in range(6)]
+    order = [4, 2, 0, 5, 1, 3, 2]
+    together = ops.sample(logits[order], [rows[i] for i in order], [40 + i for i in order])
+    assert together.tolist() == [alone[i] for i in order]
+
+
+def test_draws_follow_the_softmax() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    logits, count = torch.tensor([0.0, 1.0, 2.0, -1.0, 3.0], device=CUDA), 20_000
+    rows = [_row(1.5, seed=seed) for seed in range(count // 100)] * 100
+    drawn = ops.sample(logits.expand(count, 5), rows, [i // (count // 100) for i in range(count)])
+    frequency = drawn.bincount(minlength=5) / count
+    torch.testing.assert_close(frequency, (logits / 1.5).softmax(-1), atol=0.012, rtol=0)
+
+
+def test_restrictions_are_the_reference_s() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    logits = torch.randn(1, 1000, device=CUDA) * 3
+    ranked = logits[0].sort(descending=True).indices.tolist()
+    mass = logits[0].softmax(-1)[ranked].cumsum(0)
+    nucleus = int((mass < 0.7).sum()) + 1
+    likely = int((logits[0].softmax(-1) >= 0.05 * logits[0].softmax(-1).max()).sum())
+    for row, allowed in ((_row(top_k=4), 4), (_row(top_p=0.7), nucleus), (_row(min_p=0.05), likely)):
+        rows = [_row(row.temperature, row.top_p, row.top_k, row.min_p, seed) for seed in range(4000)]
+        drawn = set(ops.sample(logits.expand(4000, 1000), rows, [1] * 4000).tolist())
+        assert drawn <= set(ranked[:allowed]) and len(drawn) > allowed // 2
