@@ -130,6 +130,7 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the frontend's to handle
     signal.signal(signal.SIGTERM, _raise_exit)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it has statistics to tell at exit
     exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
     tempfile.tempdir = run_dir  # also what multiprocessing makes goes with it, should this process be killed
     code = 0

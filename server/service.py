@@ -32,6 +32,7 @@ from server.app import create_app, model_name
 from server.bridge import Bridge
 from server.config import ServerConfig
 from server.errors import ShuttingDownError
+from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
 FLUSH_S = 3.0  # for clients to take their last words
@@ -111,7 +112,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
 async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
     info, tokenizer = await asyncio.gather(
-        bridge.ready(), asyncio.to_thread(load_tokenizer, engine.tokenizer or engine.model or BYTES_TOKENIZER)
+        bridge.ready(), in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER))
     )
     config = uvicorn.Config(
         create_app(bridge, info, tokenizer, server),

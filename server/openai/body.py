@@ -6,7 +6,8 @@ By hand, not by FastAPI, which parses in the event loop's thread: a body of mega
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -20,20 +21,14 @@ M = TypeVar("M", bound=BaseModel)
 LARGE_BODY_BYTES = 256 << 10
 
 
-async def read_body(request: Request, model: type[M], context: dict[str, Any]) -> M:
-    """The body as a `model`, whose validators see `context`. Raises RequestError and RequestValidationError, and
-    ClientDisconnect if the client leaves before the body is here."""
+async def read_body(request: Request, parse: Callable[[bytes], M]) -> M:
+    """What `parse` makes of the body. Raises RequestError and RequestValidationError for a bad one, and ClientDisconnect
+    if the client leaves before it is here."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise RequestError("The body must be JSON, sent with Content-Type: application/json.")
-    raw = await request.body()
-    if len(raw) > LARGE_BODY_BYTES:
-        return await asyncio.to_thread(_parse, raw, model, context)
-    return _parse(raw, model, context)
-
-
-def _parse(raw: bytes, model: type[M], context: dict[str, Any]) -> M:
+    body = await request.body()
     try:
-        return model.model_validate_json(raw, context=context)
+        return parse(body) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(parse, body)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None

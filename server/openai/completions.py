@@ -60,7 +60,7 @@ class Completions:
 
     async def create(self, request: Request) -> Response:
         try:
-            body = await read_body(request, CompletionRequest, {"max_prompts": self._max_sequences})
+            body = await read_body(request, lambda raw: CompletionRequest.parse(raw, self._max_sequences))
             response = await until_disconnect(request.receive, self._respond(body))
         except ClientDisconnect:
             response = None
