@@ -107,7 +107,7 @@ def _measure_matmul(shape: ModelShape, sustain_s: float) -> dict[str, float]:
             torch.randn(MATMUL_ROWS, inner, device="cuda", dtype=dtype),
             torch.randn(out, inner, device="cuda", dtype=dtype),
         )
-        for out, inner in sizes.values()
+        for out, inner in sizes
     ]
     flops = sum(2.0 * MATMUL_ROWS * out * inner for out, inner in sizes)
 
