@@ -53,7 +53,7 @@ class Stepper:
         return min(most, max(best, MIN_CHUNK_TOKENS))
 
     def _step(self, replica: Replica, phase: Phase, layout: Layout, chunk: int, admits: bool) -> bool:
-        """Send one step to a replica, if there is anything to run: decodes, and `chunk` tokens of prompts beside them."""
+        """Send a replica one step, if it has anything to run: decodes, and `chunk` tokens of prompts beside them."""
         batch = Batch(self._ledger.plan.index(layout), replica.index)
         leavers: dict[Sequence, None] = {}
         if phase is not Phase.PREFILL:
