@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     arguments, rest = parser.parse_known_args()
     names = [flag.removeprefix("--").replace("-", "_") for flag in rest[::2]]
-    options = {
+    options: dict[str, Any] = {
         name: int(value) if value.lstrip("-").isdigit() else value
         for name, value in zip(names, rest[1::2], strict=True)
     }

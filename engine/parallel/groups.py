@@ -130,7 +130,7 @@ class Pipe:
     """Hidden states from this rank's previous stage and to its next one (same shard, same replica).
 
     Each neighbour has a communicator of its own: NCCL runs the messages of one communicator in order, so a receive
-    would wait behind a send that waits for its step.
+    would wait behind a send whose receiver is still busy.
     """
 
     def __init__(
