@@ -8,8 +8,9 @@ here; what needs the model's shapes is checked by `engine.model.shapes.check_lay
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
@@ -23,8 +24,9 @@ ExecutorName = Literal["processes", "simulated"]
 GIB = 1 << 30
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, *, least: float = 0, most: float = math.inf) -> Any:
+    """A setting. `least` and `most` bound it where it is a number."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,16 @@ class EngineConfig:
     model: str = _option("", "checkpoint folder (config.json and *.safetensors) or hub name")
     tokenizer: str = _option("", "tokenizer folder or hub name (default: the model's)")
     dtype: Dtype = _option("auto", "auto is the checkpoint's")
+    shape: str = _option(
+        "", "folder whose config.json gives the sizes of dummy weights and simulated models (default: the model's)"
+    )
     load_format: LoadFormat = _option("safetensors", "dummy makes random weights of the right shapes")
     device: Device = _option("auto", "auto is cuda where there is a GPU")
     executor: ExecutorName = _option(
-        "processes", "simulated answers from a virtual clock without a model (for tests and planning)"
+        "processes", "simulated computes nothing, on a virtual clock (for tests and planning); a server answers at once"
+    )
+    simulated_step_s: float = _option(
+        0.0, "simulated: real time of a forward step, to load the server at a known rate (0: as fast as it can)"
     )
 
     prefill: str = _option("T1", "layout of the prefill phase, e.g. P4")
@@ -48,59 +56,57 @@ class EngineConfig:
     )
 
     max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")
-    block_size: int = _option(16, "tokens in a KV block")
-    kv_cache_memory_bytes: int = _option(0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU)")
+    block_size: int = _option(16, "tokens in a KV block", least=1, most=4096)
+    kv_cache_memory_bytes: int = _option(
+        0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU, 4 GiB simulated)"
+    )
     num_device_blocks: int = _option(0, "KV blocks of each device pool; overrides kv_cache_memory_bytes")
     host_kv_bytes: int = _option(4 * GIB, "shared host KV pool, used when layouts differ")
     num_host_blocks: int = _option(0, "KV blocks of the host pool; overrides host_kv_bytes")
 
-    max_num_seqs: int = _option(256, "most sequences decoding at once in a replica")
-    max_num_batched_tokens: int = _option(2048, "most tokens in one forward step; longer prompts are chunked")
-    max_queued_requests: int = _option(16384, "most requests waiting for their prefill; more are refused with 503")
+    max_num_seqs: int = _option(256, "most sequences decoding at once in a replica", least=1, most=16384)
+    max_num_batched_tokens: int = _option(
+        2048, "most tokens in one forward step; longer prompts are chunked", least=1, most=1 << 20
+    )
+    max_queued_requests: int = _option(
+        16384, "most requests waiting for their prefill; more are refused with 503", least=1
+    )
 
     policy: Literal["paper"] = _option("paper", "when to change layout")
     surge_min_tokens: int = _option(
-        -1, "fewer waiting prompt tokens are prefilled in the decode layout (-1: max_num_batched_tokens; 0: none)"
+        -1,
+        "fewer waiting prompt tokens are prefilled in the decode layout (-1: four steps full of them; 0: none)",
+        least=-1,
     )
     tail_max_seqs: int = _option(8, "with nothing waiting and at most so many sequences left, use the tail layout")
     max_stall_s: float = _option(60.0, "longest time that running sequences stand still for a prefill phase")
     max_wait_s: float = _option(60.0, "longest time that a prompt waits for the decode phase to end by itself")
 
-    seed: int = _option(0, "seed of requests that bring none, and of dummy weights")
-    step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker")
-    start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up")
+    seed: int = _option(0, "seed of requests that bring none, and of dummy weights", most=(1 << 31) - 1)
+    trace: str = _option("", "file for a timeline in Chrome's trace format, which Perfetto opens (default: none)")
+    step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker", least=0.1)
+    start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up", least=0.1)
 
     def __post_init__(self) -> None:
-        plan = self.plan  # parses the layouts
+        hints = get_type_hints(type(self))
         for f in fields(self):
-            allowed = {
-                "dtype": get_args(Dtype),
-                "load_format": get_args(LoadFormat),
-                "device": get_args(Device),
-                "weights": get_args(WeightsMode),
-                "executor": get_args(ExecutorName),
-                "policy": ("paper",),
-            }.get(f.name)
-            if allowed and getattr(self, f.name) not in allowed:
-                raise ConfigError(f"{f.name} must be one of {', '.join(allowed)}, not {getattr(self, f.name)!r}")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_queued_requests"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            "max_model_len",
-            "kv_cache_memory_bytes",
-            "num_device_blocks",
-            "host_kv_bytes",
-            "num_host_blocks",
-            "tail_max_seqs",
-            "max_stall_s",
-            "max_wait_s",
-            "step_timeout_s",
-            "start_timeout_s",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        del plan
+            value = getattr(self, f.name)
+            if get_origin(hints[f.name]) is Literal and value not in get_args(hints[f.name]):
+                raise ConfigError(f"{f.name} must be one of {', '.join(get_args(hints[f.name]))}, not {value!r}")
+            if hints[f.name] in (int, float):
+                least, most = f.metadata["least"], f.metadata["most"]
+                if not (math.isfinite(value) and least <= value <= most):
+                    bound = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                    raise ConfigError(f"{f.name} must be {bound}, not {value}")
+        if self.max_model_len == 1:
+            raise ConfigError("max_model_len must be at least 2, for one prompt token and one output token")
+        _ = self.plan  # raises for layouts that cannot be
+
+    @property
+    def shape_source(self) -> str:
+        """The checkpoint folder or hub name whose config.json holds."""
+        needs_weights = self.load_format != "dummy" and self.executor != "simulated"
+        return self.model if needs_weights else self.shape or self.model
 
     @property
     def plan(self) -> Plan:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine.config import EngineConfig
 from engine.errors import IntegrityError
 from engine.executor.base import Executor
 from engine.messages import Add, EngineInfo, Output, Stats
 from engine.scheduler.policy import Policy
 from engine.scheduler.scheduler import Scheduler
+from engine.trace import Trace
 
 
 class Core:
     """Joins a scheduler to an executor. Owned by one thread; `turn` never blocks."""
 
     def __init__(self, config: EngineConfig, executor: Executor, policy: Policy | None = None) -> None:
-        self._config = config
+        """Raises ConfigError if the trace cannot be written."""
+        now = executor.now()
         self._executor = executor
-        self._scheduler = Scheduler(config, executor.capacity, executor.now(), policy)
+        self._trace = Trace(Path(config.trace), config.plan, now) if config.trace else None
+        self._scheduler = Scheduler(config, executor.capacity, now, policy, self._trace)
         self._was_idle = True
 
     def add(self, request: Add) -> None:
@@ -40,6 +45,8 @@ class Core:
             if self._is_waiting_for_nothing:
                 raise IntegrityError(self._scheduler.describe_stuck())
         idle = self._scheduler.is_idle
+        if self._trace is not None:
+            self._sample(self._trace, settled=idle and not self._was_idle)
         if idle and not self._was_idle:
             self._scheduler.check_idle()
         self._was_idle = idle
@@ -48,6 +55,13 @@ class Core:
     def _dispatch(self) -> None:
         for command in self._scheduler.schedule(self._executor.now()):
             self._executor.submit(command)
+
+    def _sample(self, trace: Trace, settled: bool) -> None:
+        now = self._executor.now()
+        if settled or trace.is_due(now):
+            trace.sample(self._scheduler.stats(now), now)
+        if settled:
+            trace.flush(now)  # whoever waited for the last request finds it in the file
 
     @property
     def _is_waiting_for_nothing(self) -> bool:
@@ -60,6 +74,11 @@ class Core:
 
     def stats(self) -> Stats:
         return self._scheduler.stats(self._executor.now())
+
+    def close(self) -> None:
+        """End the trace. Idempotent; the executor is its owner's to close."""
+        if self._trace is not None:
+            self._trace.close(self._executor.now())
 
 
 def describe(config: EngineConfig, executor: Executor) -> EngineInfo:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import zmq
 
 from engine.config import EngineConfig
 from engine.core import Core, describe
+from engine.errors import EngineDeadError
 from engine.executor import make_executor
-from engine.messages import Add, EngineInfo, FinishReason, Output, Stats
+from engine.messages import Add, EngineInfo, FinishReason, Stats
 from engine.preflight import check_early
 from engine.sampling import SamplingParams
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
@@ -34,11 +43,14 @@ class Completion:
 
 @dataclass
 class RequestOutput:
-    """The continuations of one prompt, by index."""
+    """The continuations of one prompt, by index. Times are seconds on the engine's clock."""
 
     prompt: Prompt
     prompt_token_ids: list[int]
     outputs: list[Completion]
+    arrived_s: float
+    first_token_s: float = math.inf
+    finished_s: float = 0.0
 
 
 class LLM:
@@ -60,13 +72,18 @@ class LLM:
         self._tokenizer: Tokenizer | None = None
         if not skip_tokenizer:
             self._tokenizer = load_tokenizer(self.config.tokenizer or model)
-        self._executor = make_executor(self.config)
-        self._core = Core(self.config, self._executor)
+        self._executor = make_executor(self.config, logger.info)
+        try:
+            self._core = Core(self.config, self._executor)
+        except BaseException:
+            self._executor.close()
+            raise
         self._poller = zmq.Poller()
         self._handle = self._executor.wait_handle()
         if self._handle is not None:
             self._poller.register(self._handle, zmq.POLLIN)
         self._ids = itertools.count()
+        self._closed = False
 
     @property
     def info(self) -> EngineInfo:
@@ -74,35 +91,43 @@ class LLM:
         return describe(self.config, self._executor)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         """Complete prompts (texts or token ids; one, or many), all with the same parameters or each with its own.
 
         Returns results in the order of the prompts. Raises RequestError, before anything runs, if one is invalid.
         """
+        if self._closed:
+            raise EngineDeadError("this LLM is closed: make a new one")
         many = _as_list(prompts)
         each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(many):
             raise ValueError(f"{len(many)} prompts came with {len(each)} sampling parameters")
-        token_ids = self._encode(many)
-        ids: list[str] = []
+        results: dict[str, RequestOutput] = {}
         try:
-            for tokens, sampling in zip(token_ids, each, strict=True):
-                ids.append(f"offline-{next(self._ids)}")
-                self._core.add(Add(ids[-1], tokens, sampling))
-            outputs = self._run()
+            for prompt, tokens, sampling in zip(many, self._encode(many), each, strict=True):
+                request_id = f"offline-{next(self._ids)}"
+                completions = [Completion(index, [], "", "") for index in range(sampling.n)]
+                results[request_id] = RequestOutput(prompt, tokens, completions, self._executor.now())
+                self._core.add(Add(request_id, tokens, sampling))
+            self._run(results)
         except BaseException:
-            for request_id in ids:
+            for request_id in results:
                 self._core.abort(request_id)
             raise
-        return self._results(many, token_ids, ids, outputs)
+        for result in results.values():
+            for completion in result.outputs:
+                completion.text = self._text(result.prompt_token_ids, completion.token_ids)
+        return list(results.values())
 
     def stats(self) -> Stats:
         """The engine's counters since start."""
         return self._core.stats()
 
     def close(self) -> None:
-        """End the workers and give back all memory. Idempotent."""
+        """End the workers and give back all memory; nothing can be generated any more. Idempotent."""
+        self._closed = True
+        self._core.close()
         self._executor.close()
 
     def __enter__(self) -> LLM:
@@ -118,31 +143,23 @@ class LLM:
         encoded = iter(self._tokenizer.encode(texts))
         return [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
 
-    def _run(self) -> list[Output]:
-        outputs: list[Output] = []
+    def _run(self, results: dict[str, RequestOutput]) -> None:
         while not self._core.is_idle:
-            outputs += self._core.turn()
+            with _uninterrupted():
+                outputs = self._core.turn()
+            now = self._executor.now()
+            for output in outputs:
+                result = results.get(output.id)
+                if result is None:
+                    continue  # of an earlier call that was interrupted
+                result.first_token_s = min(result.first_token_s, now)
+                result.finished_s = now
+                completion = result.outputs[output.index]
+                completion.token_ids += output.tokens
+                if output.finish_reason is not None:
+                    completion.finish_reason = FinishReason(output.finish_reason).wire
             if self._handle is not None and not self._core.is_idle:
                 self._poller.poll(POLL_MS)
-        return outputs
-
-    def _results(
-        self, prompts: list[Prompt], token_ids: list[list[int]], ids: list[str], outputs: list[Output]
-    ) -> list[RequestOutput]:
-        completions: dict[str, dict[int, Completion]] = {request_id: {} for request_id in ids}
-        for output in outputs:
-            of_request = completions[output.id]
-            completion = of_request.setdefault(output.index, Completion(output.index, [], "", ""))
-            completion.token_ids += output.tokens
-            if output.finish_reason is not None:
-                completion.finish_reason = FinishReason(output.finish_reason).wire
-        for prompt_ids, request_id in zip(token_ids, ids, strict=True):
-            for completion in completions[request_id].values():
-                completion.text = self._text(prompt_ids, completion.token_ids)
-        return [
-            RequestOutput(prompt, prompt_ids, [done[index] for index in sorted(done)])
-            for prompt, prompt_ids, done in zip(prompts, token_ids, completions.values(), strict=True)
-        ]
 
     def _text(self, prompt: list[int], tokens: list[int]) -> str:
         if self._tokenizer is None:
@@ -151,7 +168,31 @@ class LLM:
         return "".join([detokenizer.push(token) for token in tokens] + [detokenizer.flush()])
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the block's end: a turn torn in two has counted commands that no rank ever gets."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    if not isinstance(prompts, Sequence):
+        return list(prompts)
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

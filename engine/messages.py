@@ -80,8 +80,11 @@ class Stats(msgspec.Struct, frozen=True):
     transition_seconds: dict[str, float] = {}  # by part: "drain", "weights"
     swap_bytes: dict[str, int] = {}  # by "out" and "in"
     swap_seconds: dict[str, float] = {}
-    phase_seconds: dict[str, float] = {}  # time in each phase, by phase
+    phase_seconds: dict[str, float] = {}  # by phase, the transition out of it included
+    phase_prompt_tokens: dict[str, int] = {}  # by the phase in which the prompt's prefill ended
+    phase_generation_tokens: dict[str, int] = {}
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
+    decodes: int = 0  # sequences that decoded in a step, summed over all steps
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

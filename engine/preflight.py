@@ -15,11 +15,12 @@ from engine.model.shapes import check_plan, read_shape
 
 def check_early(config: EngineConfig) -> None:
     """Raise ConfigError if the model is a folder and its config.json rules the layouts or the pools out."""
-    folder = Path(config.model)
-    if not config.model or not (folder.exists() or config.model.startswith((".", "/", "~"))):
+    source = config.shape_source
+    folder = Path(source)
+    if not source or not (folder.exists() or source.startswith((".", "/", "~"))):
         return  # a hub name: nothing is known yet
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {config.model}: give a Llama checkpoint folder or a hub name")
+        raise ConfigError(f"there is no folder {source}: give a Llama checkpoint folder or a hub name")
     shape = read_shape(folder, config.dtype)
     check_plan(config.plan, shape)
     if config.max_model_len > shape.max_position:

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -153,10 +154,11 @@ def _raise_exit(signum: int, frame: FrameType | None) -> None:
 
 
 def _serve(config: EngineConfig, frontend: _Frontend) -> None:
-    executor = make_executor(config, lambda line: frontend.send(Progress(line)))
+    executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
     try:
-        frontend.send(Ready(describe(config, executor)))
-        _Loop(config, executor, frontend).run()
+        with closing(Core(config, executor)) as core:
+            frontend.send(Ready(describe(config, executor)))
+            _Loop(core, executor, frontend).run()
     finally:
         executor.close()
 
@@ -165,8 +167,8 @@ class _Loop:
     """Receive, turn, send; asleep while there is nothing to do. Every message is answered by a turn of this loop,
     so a Pong proves that it turns."""
 
-    def __init__(self, config: EngineConfig, executor: Executor, frontend: _Frontend) -> None:
-        self._core = Core(config, executor)
+    def __init__(self, core: Core, executor: Executor, frontend: _Frontend) -> None:
+        self._core = core
         self._frontend = frontend
         self._poller = zmq.Poller()
         self._poller.register(frontend.inbox, zmq.POLLIN)

@@ -9,6 +9,7 @@ import msgspec
 from engine.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+MAX_INT = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -26,6 +27,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     n: int = 1
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    # Ends after so many tokens as if by itself: unlike max_tokens, no schedule can count on it. For benchmarks, whose
+    # output lengths are given but must not be known beforehand. 0: off.
+    ends_after: int = 0
 
     @property
     def is_greedy(self) -> bool:
@@ -33,14 +37,16 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def validate(self) -> None:
         """Raise RequestError, naming the field, if a value is out of range."""
-        if self.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}.", "max_tokens")
+        if not 1 <= self.max_tokens <= MAX_INT:
+            raise RequestError(f"max_tokens must be at least 1 and at most {MAX_INT}.", "max_tokens")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise RequestError(f"temperature must be a finite number >= 0, got {self.temperature}.", "temperature")
         if not 0.0 < self.top_p <= 1.0:
             raise RequestError(f"top_p must be in (0, 1], got {self.top_p}.", "top_p")
-        if self.top_k < -1:
-            raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}.", "top_k")
+        if not -1 <= self.top_k <= MAX_INT:
+            raise RequestError(f"top_k must be -1 or 0 (off), or between 1 and {MAX_INT}.", "top_k")
+        if not all(0 <= token <= MAX_INT for token in self.stop_token_ids):
+            raise RequestError(f"stop_token_ids must be between 0 and {MAX_INT}.", "stop_token_ids")
         if not 0.0 <= self.min_p <= 1.0:
             raise RequestError(f"min_p must be in [0, 1], got {self.min_p}.", "min_p")
         if not 1 <= self.n <= 128:

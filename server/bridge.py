@@ -201,6 +201,7 @@ class Bridge:
         try:
             while True:
                 self._handle(self._decoder.decode(await self._receiver.recv()))
+                await asyncio.sleep(0)  # receiving what is here does not yield, and would starve the handlers
         except Exception as error:  # a message that cannot be read: nothing after it can be trusted
             logger.exception("cannot read from the engine")
             self._die(EngineDeadError(f"the engine sent what the server cannot read: {error}"))

@@ -67,5 +67,8 @@ class TextStream:
     def _finish(self, choice: int, reason: FinishReason) -> None:
         self._metrics.request_success.labels(reason.wire).inc()
         self._metrics.e2e_request_latency.observe(time.monotonic() - self._stream.arrival_s)
+        each_s = self._stream.time_per_output_token_s(choice)
+        if each_s is not None:
+            self._metrics.request_time_per_output_token.observe(each_s)
         if reason is FinishReason.ERROR:
             raise GenerationError("The engine could not complete this request.")

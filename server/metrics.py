@@ -44,6 +44,9 @@ class Metrics:
         self.inter_token_latency = self._histogram(
             "inter_token_latency", "Between a sequence's outputs, as they reach the server.", ITL_BUCKETS
         )
+        self.request_time_per_output_token = self._histogram(
+            "request_time_per_output_token", "Mean time of a sequence's tokens after its first.", ITL_BUCKETS
+        )
         self.e2e_request_latency = self._histogram(
             "e2e_request_latency", "From a request's arrival to the end of a sequence.", E2E_BUCKETS
         )
@@ -75,9 +78,9 @@ class EngineCollector(Collector):
             "kv_cache_usage_perc", "Share of the device KV blocks in use, 0 to 1.", used / total if total else 0
         )
         yield _gauge("device_kv_blocks_used", "Device KV blocks in use, of the fullest replica.", used)
-        yield _gauge("device_kv_blocks_total", "Device KV blocks of a replica.", total)
+        yield _gauge("device_kv_blocks", "Device KV blocks of a replica.", total)
         yield _gauge("host_kv_blocks_used", "Host KV blocks in use.", s.host_blocks_used)
-        yield _gauge("host_kv_blocks_total", "Host KV blocks.", s.host_blocks_total)
+        yield _gauge("host_kv_blocks", "Host KV blocks.", s.host_blocks_total)
         yield _gauge("phase", "1 for the phase that the engine is in.", {p: int(p == s.phase) for p in PHASES}, "phase")
         yield _counter("prompt_tokens", "Prompt tokens prefilled.", s.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", s.generation_tokens)

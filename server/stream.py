@@ -14,6 +14,15 @@ from engine.messages import Output
 from server.metrics import Metrics
 
 
+@dataclass
+class _Pace:
+    """When a choice had its outputs."""
+
+    first_s: float
+    last_s: float
+    num_tokens: int
+
+
 @dataclass(eq=False)
 class LiveRequest:
     """A request that the engine knows: some `choices` of its stream."""
@@ -41,7 +50,7 @@ class Stream:
         self._requests: list[LiveRequest] = []
         self._open: set[int] = set()  # choices whose last output has not come
         self._pending: dict[int, Output] = {}
-        self._last_s: dict[int, float] = {}  # when each choice had its latest output
+        self._paces: dict[int, _Pace] = {}  # of choices that had an output
         self._failure: SeesawError | None = None
         self._wake = asyncio.Event()
 
@@ -66,6 +75,13 @@ class Stream:
         was_last = self._close_choice(request, choice)
         self._abort(request, None if was_last else choice - request.choices.start)
 
+    def time_per_output_token_s(self, choice: int) -> float | None:
+        """Mean time of the choice's tokens after the first, if it had any."""
+        pace = self._paces.get(choice)
+        if pace is None or pace.num_tokens < 2:
+            return None
+        return (pace.last_s - pace.first_s) / (pace.num_tokens - 1)
+
     def close(self) -> None:
         """Abort what has not finished. Idempotent."""
         self._open.clear()
@@ -89,11 +105,14 @@ class Stream:
         if choice not in self._open:
             return False  # dropped
         if output.tokens:
-            if choice in self._last_s:
-                self._metrics.inter_token_latency.observe(now_s - self._last_s[choice])
-            else:
+            pace = self._paces.get(choice)
+            if pace is None:
                 self._metrics.time_to_first_token.observe(now_s - self.arrival_s)
-            self._last_s[choice] = now_s
+                self._paces[choice] = _Pace(now_s, now_s, len(output.tokens))
+            else:
+                self._metrics.inter_token_latency.observe(now_s - pace.last_s)
+                pace.last_s = now_s
+                pace.num_tokens += len(output.tokens)
         earlier = self._pending.get(choice)
         if earlier is not None:
             earlier.tokens.extend(output.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct in float32, heads padded to 12/4: its checkpoint folder, built on first use."""
     script = REPOSITORY / "scripts" / "fetch_default_model.py"
-    result = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # an installed project is not needed
+    result = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert result.returncode == 0, "the default model could not be built; the reason is on stderr"
     return Path(result.stdout.strip())

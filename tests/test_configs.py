@@ -1,16 +1,48 @@
-"""Every configuration that we ship is one that `seesaw serve --config` takes."""
+"""Every configuration that ships is valid, names its origin, and runs on a simulated host without a checkpoint."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import document_config
+import jsonschema
 import pytest
 
-from server.cli import read_configs
+from engine.bench.offline import run_system
+from engine.bench.workload import Job
+from server.settings import read_configs
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.json"))
+CONFIGS = document_config.config_files()
+SCHEMA = json.loads(document_config.SCHEMA_PATH.read_text())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_is_taken(path):
-    engine, _ = read_configs({"config": str(path)})
-    assert engine.model
-    assert engine.plan.world_size > 1
+def test_it_runs(path):
+    raw = json.loads(path.read_text())
+    jsonschema.validate(raw, SCHEMA)
+    assert raw["$schema"] == "./schema.json" and raw["$comment"]
+    config, _ = read_configs({"config": str(path)})
+    assert "/" in config.model and (Path(config.shape) / "config.json").is_file()
+    result = run_system(replace(config, executor="simulated"), [Job(1500, 8)] * 12)
+    assert result.stats.generation_tokens == 12 * 8
+    assert bool(result.stats.transitions) == (not config.plan.is_static)
+
+
+def test_the_artifacts_experiment_keeps_its_meaning():
+    config, _ = read_configs({"config": str(document_config.CONFIGS / "llama2-7b-2xl4.json")})
+    assert (str(config.plan), config.block_size, config.max_num_batched_tokens) == ("P2->T2", 16, 4096)
+    assert (config.num_device_blocks, config.num_host_blocks * config.block_size) == (500, 20_000)
+
+
+def test_the_schema_refuses_what_the_loader_refuses():
+    for wrong in ({"prefil": "P4"}, {"port": "x"}, {"port": True}, {"dtype": "int3"}, {"host_kv_bytes": "4 apples"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, SCHEMA)
+    for right in ({"host_kv_bytes": "1.5 GB"}, {"host_kv_bytes": 5}, {"api_key": ["a", "b"]}, {"max_stall_s": 2}):
+        jsonschema.validate(right, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["SCHEMA_PATH", "PAGE_PATH"])
+def test_what_is_generated_is_up_to_date(name):
+    text = {"SCHEMA_PATH": document_config.schema, "PAGE_PATH": document_config.page}[name]()
+    assert getattr(document_config, name).read_text() == text, "run scripts/document_config.py"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from engine.config import EngineConfig
 from engine.executor.base import Executor
 
 
-def make_executor(config: EngineConfig, on_progress: Callable[[str], None] | None = None) -> Executor:
+def make_executor(
+    config: EngineConfig, on_progress: Callable[[str], None] | None = None, *, instant: bool = False
+) -> Executor:
     """Start the executor that the configuration asks for. Blocks until it is ready; raises ConfigError and
-    EngineDeadError. `on_progress` gets lines for the operator meanwhile."""
+    EngineDeadError. `on_progress` gets lines for the operator meanwhile. `instant`: a simulated host answers at once,
+    for those whose clock is not its own."""
     if config.executor == "simulated":
-        from engine.executor.simulated import SimulatedExecutor
+        from engine.executor.simulated import HostRates, SimulatedExecutor
 
-        return SimulatedExecutor(config, instant=True)
+        if config.simulated_step_s:
+            rates = HostRates(config.simulated_step_s, 0.0, 0.0, math.inf, 0.0)
+            return SimulatedExecutor(config, rates=rates, real_time=True)
+        return SimulatedExecutor(config, instant=instant)
     from engine.executor.processes import ProcessExecutor  # imports torch
 
     return ProcessExecutor(config, on_progress)

@@ -86,7 +86,7 @@ class ProcessExecutor(Executor):
 
     def _start(self) -> Capacity:
         config, plan = self._config, self._plan
-        checkpoint = resolve_checkpoint(config.model, config.load_format)
+        checkpoint = resolve_checkpoint(config.shape_source, config.load_format)
         shape = read_shape(checkpoint, config.dtype)
         check_plan(plan, shape)
         geometry = KVGeometry(shape, plan, config.block_size)

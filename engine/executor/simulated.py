@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.parallel.layout import Layout
 from engine.steps import Command, Forward, Report, Swap, Transition
 
-DEFAULT_DEVICE_KV_BYTES = 1 << 30
+DEFAULT_DEVICE_KV_BYTES = 4 << 30
 
 # What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
 DEFAULT_SHAPE = ModelShape(
@@ -46,12 +47,14 @@ class HostRates:
     all_reduce_token_s: float = 4e-6  # added for every token if tp > 1
     swap_bytes_per_s: float = 20e9  # of one rank
     transition_s: float = 0.5
+    turn_s: float = 0.0  # of the engine's own loop
 
 
 class SimulatedExecutor(Executor):
     """Stages are busy one forward at a time; each replica copies its swaps one after another, beside its forwards.
 
-    `instant` takes no time at all: to measure what surrounds the engine.
+    `instant` takes no time at all: to measure what surrounds the engine. In `real_time` the clock is the wall's, and
+    `collect` sleeps until the next completion: to load what surrounds the engine at a known rate.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class SimulatedExecutor(Executor):
         rates: HostRates | None = None,
         *,
         instant: bool = False,
+        real_time: bool = False,
     ) -> None:
         if shape is None:
-            shape = read_shape(Path(config.model), config.dtype) if config.model else DEFAULT_SHAPE
+            source = config.shape_source
+            shape = read_shape(Path(source), config.dtype) if source else DEFAULT_SHAPE
         self._plan = config.plan
         check_plan(self._plan, shape)
         self._rates = rates or HostRates()
@@ -71,6 +76,7 @@ class SimulatedExecutor(Executor):
         self._geometry = KVGeometry(shape, self._plan, config.block_size)
         self.capacity = self._make_capacity(config, shape)
         self._clock_s = 0.0
+        self._wall_origin_s = time.monotonic() if real_time else None
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
         self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -99,17 +105,25 @@ class SimulatedExecutor(Executor):
     def submit(self, command: Command) -> None:
         match command:
             case Forward():
-                self._at(self._forward_end(command), lambda: self._report(command, self.run_forward(command)))
+                end_s, busy_s = self._run_stages(command)
+                self._at(end_s, lambda: self._report(command, self.run_forward(command), busy_s))
             case Swap():
-                self._at(self._swap_end(command), lambda: self._report_swap(command))
+                end_s, busy_s = self._run_copies(command)
+                self._at(end_s, lambda: self._report_swap(command, busy_s))
             case Transition():
-                self._at(self._clock_s + self._seconds(self._rates.transition_s), lambda: self._report(command, []))
+                busy_s = self._seconds(self._rates.transition_s)
+                self._at(self.now() + busy_s, lambda: self._report(command, [], busy_s))
 
     def collect(self) -> list[Report]:
         """Advance the clock to the next completion, and return all that happen then."""
+        self._clock_s += self._seconds(self._rates.turn_s)
         if not self._events:
             return []
-        self._clock_s = max(self._clock_s, self._events[0][0])
+        if self._wall_origin_s is None:
+            self._clock_s = max(self._clock_s, self._events[0][0])
+        else:
+            time.sleep(max(0.0, self._events[0][0] - self.now()))
+            self._clock_s = max(self.now(), self._events[0][0])
         reports: list[Report] = []
         while self._events and self._events[0][0] <= self._clock_s:
             reports += heapq.heappop(self._events)[2]()
@@ -119,6 +133,8 @@ class SimulatedExecutor(Executor):
         return None
 
     def now(self) -> float:
+        if self._wall_origin_s is not None:
+            return time.monotonic() - self._wall_origin_s
         return self._clock_s
 
     def close(self) -> None:
@@ -142,41 +158,47 @@ class SimulatedExecutor(Executor):
     def _seconds(self, duration_s: float) -> float:
         return 0.0 if self._instant else duration_s
 
-    def _forward_end(self, forward: Forward) -> float:
+    def _run_stages(self, forward: Forward) -> tuple[float, float]:
+        """When the forward ends, and how long it keeps each stage busy."""
         layout, rates = self._plan.layouts[forward.layout], self._rates
         communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
         work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
-        time_s = self._clock_s
+        busy_s = self._seconds(rates.step_s / layout.pp + work_s)
+        time_s = self.now()
         for stage in range(layout.pp):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
-            time_s = start_s + self._seconds(rates.step_s / layout.pp + work_s)
+            time_s = start_s + busy_s
             self._stage_free_s[forward.replica, stage] = time_s
-        return time_s
+        return time_s, busy_s
 
-    def _swap_end(self, swap: Swap) -> float:
+    def _run_copies(self, swap: Swap) -> tuple[float, float]:
+        """When the swap ends, and how long it keeps each rank's copies busy."""
         rank_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes / self._layout(swap).ranks_per_replica
-        start_s = max(self._clock_s, self._copies_free_s[swap.replica])
+        start_s = max(self.now(), self._copies_free_s[swap.replica])
         if swap.to_host:
             start_s = max(start_s, *(self._stage_free_s[swap.replica, s] for s in range(self._layout(swap).pp)), 0.0)
-        self._copies_free_s[swap.replica] = start_s + self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
-        return self._copies_free_s[swap.replica]
+        busy_s = self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
+        self._copies_free_s[swap.replica] = start_s + busy_s
+        return start_s + busy_s, busy_s
 
     def _layout(self, command: Forward | Swap) -> Layout:
         return self._plan.layouts[command.layout]
 
     # --- reports
 
-    def _report(self, command: Forward | Swap | Transition, tokens: list[int], num_bytes: int = 0) -> list[Report]:
+    def _report(
+        self, command: Forward | Swap | Transition, tokens: list[int], busy_s: float, num_bytes: int = 0
+    ) -> list[Report]:
         if isinstance(command, Transition):
-            return [Report(rank, command.id) for rank in range(self._plan.world_size)]
+            return [Report(rank, command.id, seconds=busy_s) for rank in range(self._plan.world_size)]
         layout = self._layout(command)
         sampling_rank = layout.sampling_rank(command.replica)
         return [
-            Report(rank, command.id, tokens if rank == sampling_rank else [], bytes=num_bytes)
+            Report(rank, command.id, tokens if rank == sampling_rank else [], busy_s, num_bytes)
             for rank in layout.replica_ranks(command.replica)
         ]
 
-    def _report_swap(self, swap: Swap) -> list[Report]:
+    def _report_swap(self, swap: Swap, busy_s: float) -> list[Report]:
         self.run_swap(swap)
         total = len(swap.device_blocks) * self._geometry.host_block_bytes
-        return self._report(swap, [], total // self._layout(swap).ranks_per_replica)
+        return self._report(swap, [], busy_s, total // self._layout(swap).ranks_per_replica)

@@ -12,8 +12,8 @@ class Counters:
     """Totals since start. Nothing that stalls a sequence is left out: each transition's parts and all swaps count."""
 
     def __init__(self, now: float) -> None:
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
+        self.prompt_tokens: Counter[str] = Counter()  # by phase, as are the generated ones
+        self.generation_tokens: Counter[str] = Counter()
         self.preemptions = 0
         self._transitions: Counter[str] = Counter()
         self._transition_seconds: defaultdict[str, float] = defaultdict(float)
@@ -21,6 +21,7 @@ class Counters:
         self._swap_seconds: defaultdict[str, float] = defaultdict(float)
         self._phase_seconds: defaultdict[str, float] = defaultdict(float)
         self._steps: Counter[str] = Counter()
+        self._decodes = 0
         self._entered_s = now
 
     def left(self, phase: str, now: float) -> None:
@@ -39,8 +40,10 @@ class Counters:
         self._swap_bytes[direction] += num_bytes
         self._swap_seconds[direction] += seconds
 
-    def stepped(self, kind: str) -> None:
+    def stepped(self, kind: str, decodes: int) -> None:
+        """A step was sent, and in it so many sequences that decode."""
         self._steps[kind] += 1
+        self._decodes += decodes
 
     def snapshot(self, phase: str, now: float, **gauges: Any) -> Stats:
         """All totals, with the current phase's time up to now, and the given gauges of `Stats`."""
@@ -48,8 +51,10 @@ class Counters:
         phase_seconds[phase] = phase_seconds.get(phase, 0.0) + now - self._entered_s
         return Stats(
             phase=phase,
-            prompt_tokens=self.prompt_tokens,
-            generation_tokens=self.generation_tokens,
+            prompt_tokens=self.prompt_tokens.total(),
+            generation_tokens=self.generation_tokens.total(),
+            phase_prompt_tokens=dict(self.prompt_tokens),
+            phase_generation_tokens=dict(self.generation_tokens),
             preemptions=self.preemptions,
             transitions=dict(self._transitions),
             transition_seconds=dict(self._transition_seconds),
@@ -57,5 +62,6 @@ class Counters:
             swap_seconds=dict(self._swap_seconds),
             phase_seconds=phase_seconds,
             steps=dict(self._steps),
+            decodes=self._decodes,
             **gauges,
         )

@@ -12,7 +12,8 @@ from engine.steps import Forward, Report, Swap, Transition
 class InFlight:
     """A command is complete once every rank that got it has reported.
 
-    `sequences` are those it names, `sampled` those whose chunk ends in a token, in the order of the tokens.
+    `sequences` are those it names, `sampled` those whose chunk ends in a token, in the order of the tokens. `kind` says
+    what a forward computes: `prefill`, `decode` or `mixed`.
     """
 
     command: Forward | Swap | Transition
@@ -20,6 +21,7 @@ class InFlight:
     sent_s: float
     sequences: list[Sequence]
     sampled: list[Sequence]
+    kind: str = ""
     seconds: float = 0.0  # of the slowest rank
     bytes: int = 0  # of all ranks
 

@@ -17,19 +17,22 @@ from engine.scheduler.request import SeqState, Sequence
 from engine.scheduler.residency import Residency
 from engine.scheduler.roster import Roster
 from engine.steps import Command, Forward, Swap, Transition, num_slots
+from engine.trace import Trace
 
 
 class Ledger:
     """Sequences, residency and flights, kept consistent with one another."""
 
-    def __init__(self, config: EngineConfig, capacity: Capacity, now: float) -> None:
+    def __init__(self, config: EngineConfig, capacity: Capacity, now: float, trace: Trace | None = None) -> None:
         self.config = config
         self.plan = config.plan
         self.capacity = capacity
         self.roster = Roster()
         self.counters = Counters(now)
+        self.trace = trace
         self.in_flight: dict[int, InFlight] = {}
         self.swaps_in_flight = 0
+        self.working_since_s: float | None = None  # when the current phase sent its first step
         self.now = now
         self._ids = itertools.count(1)
         self._outbox: list[Command] = []
@@ -62,14 +65,30 @@ class Ledger:
         ranks: int,
         sequences: list[Sequence] | None = None,
         sampled: list[Sequence] | None = None,
+        kind: str = "",
     ) -> None:
         """Put a command in the outbox; `ranks` of them will report it."""
-        self.in_flight[command.id] = InFlight(command, ranks, self.now, sequences or [], sampled or [])
+        if isinstance(command, Forward) and self.working_since_s is None:
+            self.working_since_s = self.now
+        self.in_flight[command.id] = InFlight(command, ranks, self.now, sequences or [], sampled or [], kind)
         self._outbox.append(command)
 
     def take_commands(self) -> list[Command]:
         commands, self._outbox = self._outbox, []
         return commands
+
+    def trace_flight(self, flight: InFlight) -> None:
+        """A command has completed: show it on the timeline, if there is one (`PhaseChanger` shows transitions)."""
+        if self.trace is None:
+            return
+        match flight.command:
+            case Forward(replica=replica, layout=layout, num_tokens=tokens):
+                sequences, where = len(flight.sequences), str(self.plan.layouts[layout])
+                times = (flight.sent_s, flight.seconds, self.now)
+                self.trace.step(flight.kind, replica, *times, tokens=tokens, sequences=sequences, layout=where)
+            case Swap(replica=replica, to_host=to_host, device_blocks=blocks):
+                times = (flight.sent_s, flight.seconds, self.now)
+                self.trace.swap(to_host, replica, *times, bytes=flight.bytes, blocks=len(blocks))
 
     def send_swap(self, seq: Sequence, swap: Swap) -> None:
         """A sequence's copy sets off; without anything to copy it has arrived."""

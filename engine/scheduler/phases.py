@@ -46,6 +46,8 @@ class PhaseChanger:
         self.phase = policy.first_phase()
         self.layout = phase_layout(self._plan, self.phase)
         ledger.residency.enter(self.layout)
+        if ledger.trace is not None:
+            ledger.trace.enter(self.phase, self.layout, ledger.now)
 
     @property
     def changing(self) -> bool:
@@ -84,26 +86,37 @@ class PhaseChanger:
         layout = phase_layout(self._plan, change.target)
         drain_s, evacuate_s = change.drained_s - change.started_s, flight.sent_s - change.drained_s
         weights_s = now - flight.sent_s
-        self._ledger.counters.changed(f"{self.layout}->{layout}", drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        name = f"{self.layout}->{layout}"
+        self._ledger.counters.changed(name, drain=drain_s, evacuate=evacuate_s, weights=weights_s)
+        if self._ledger.trace is not None:
+            parts = {"drain_s": drain_s, "evacuate_s": evacuate_s, "weights_s": weights_s}
+            self._ledger.trace.transition(name, change.started_s, now, **parts)
+            self._ledger.trace.enter(change.target, layout, now)
         view = self.view()
         logger.info(
             f"{self.phase} {self.layout} -> {change.target} {layout} in {now - change.started_s:.3f} s "
-            f"(drain {drain_s:.3f}, evacuate {evacuate_s:.3f}, weights {weights_s:.3f}), after {view.phase_s:.1f} s "
-            f"in {self.layout}; {view.waiting} waiting, {view.running} running, {view.hosted} on the host"
+            f"(drain {drain_s:.3f}, evacuate {evacuate_s:.3f}, weights {weights_s:.3f}), "
+            f"after {now - self._entered_s:.1f} s in {self.layout}; "
+            f"{view.waiting} waiting, {view.running} running, {view.hosted} on the host"
         )
         self._ledger.counters.left(self.phase, now)
+        self._ledger.working_since_s = None
         self._change = None
         self._entered_s = now
         self.phase, self.layout = change.target, layout
         self._ledger.residency.enter(layout)
 
     def admits(self) -> bool:
-        """Whether waiting prompts may start in the current layout."""
-        return self.phase is Phase.PREFILL or self._policy.prefill_in_decode(self.view())
+        """Whether waiting prompts may start in the current layout. Those whose KV waits on the host go before them."""
+        if self.phase is Phase.PREFILL:
+            return True
+        return not self._ledger.roster.count(SeqState.HOSTED) and self._policy.prefill_in_decode(self.view())
 
     def view(self) -> View:
         count, now = self._ledger.roster.count, self._ledger.now
         first = next(self._ledger.roster.walk(SeqState.WAITING), None)
+        # The bounds count from a phase's first step: were they to end it before, nobody would ever get on.
+        since_s = self._ledger.working_since_s if self._ledger.working_since_s is not None else now
         return View(
             phase=self.phase,
             waiting=count(SeqState.WAITING),
@@ -113,8 +126,8 @@ class PhaseChanger:
             prefilling=count(SeqState.PREFILL),
             hosted=count(*MOVING),
             running=count(SeqState.RUNNING, SeqState.LEAVING),
-            phase_s=now - self._entered_s,
-            held_up_s=now - max(self._entered_s, first.arrived_s) if first else 0.0,
+            phase_s=now - since_s,
+            held_up_s=now - max(since_s, first.arrived_s) if first else 0.0,
         )
 
     def _blocks(self, tokens: int) -> int:

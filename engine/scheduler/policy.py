@@ -40,8 +40,8 @@ class View:
     prefilling: int  # on the device, some of their known tokens not yet computed
     hosted: int  # in the host pool, on the way there or back
     running: int  # on the device, decoding or standing still
-    phase_s: float  # how long the phase has lasted
-    held_up_s: float  # how long it has kept the first waiting prompt waiting
+    phase_s: float  # since the phase's first step
+    held_up_s: float  # how much of that the first waiting prompt has been kept waiting
 
 
 class Policy(ABC):
@@ -94,7 +94,7 @@ class PaperPolicy(StaticPolicy):
     def __init__(self, plan: Plan, config: EngineConfig) -> None:
         super().__init__(plan, config.tail_max_seqs)
         automatic = config.surge_min_tokens < 0
-        self._surge_min_tokens = config.max_num_batched_tokens if automatic else config.surge_min_tokens
+        self._surge_min_tokens = 4 * config.max_num_batched_tokens if automatic else config.surge_min_tokens
         self._max_stall_s = config.max_stall_s
         self._max_wait_s = config.max_wait_s
 

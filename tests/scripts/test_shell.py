@@ -150,6 +150,23 @@ def test_what_serve_serves(skeleton, arguments, served):
     assert run(skeleton, "serve", *arguments).stdout == f"seesaw serve {served}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "run_with"),
+    [
+        (
+            ["--seed", "1"],
+            "--model /cache/model --prefill P2 --decode T2 --against T2,P2 --num-requests 40 --output-len 64 --seed 1",
+        ),
+        (["x.json", "--against", "P2"], "x.json --against P2"),
+        (["--help"], "--help"),
+    ],
+)
+def test_what_the_benchmark_runs(skeleton, arguments, run_with):
+    run(skeleton, "setup")
+    executable(skeleton / "repo" / ".venv" / "bin" / "seesaw", '#!/bin/sh\necho "seesaw $*"\n')
+    assert run(skeleton, "run_benchmark.sh", *arguments).stdout == f"seesaw bench offline {run_with}\n"
+
+
 def test_test_runs_the_checks_and_three_tiers(skeleton):
     lines = run(skeleton, "test").stdout.splitlines()
     assert [line.split()[2] for line in lines] == ["ruff", "ruff", "mypy", "mypy", "pytest", "pytest", "pytest"]

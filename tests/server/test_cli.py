@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from engine.config import GIB, EngineConfig
-from server import cli
+from server import cli, settings
 from server.config import ServerConfig
 
 
 def configs(*arguments: str) -> tuple[EngineConfig, ServerConfig]:
     given = vars(cli._parser().parse_args(["serve", *arguments]))
     given.pop("command")
-    return cli.read_configs(given)
+    return settings.read_configs(given)
 
 
 def write(folder: Path, values: object) -> str:
@@ -87,7 +87,7 @@ def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pyt
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.API_KEY_VARIABLE, "hidden")
+    monkeypatch.setenv(settings.API_KEY_VARIABLE, "hidden")
     assert configs("m")[1].api_key == ("hidden",)
     assert configs("m", "--api-key", "flag")[1].api_key == ("flag",)
 

@@ -218,9 +218,9 @@ def test_a_killed_worker_wakes_the_poller_and_says_who(executor: ProcessExecutor
     os.kill(pids(executor)[1], signal.SIGKILL)
     assert await_end([pidfd])
     executor.submit(Swap(1, 0, 0, False, [], []))  # never blocks, not even on a worker that is gone
-    assert executor.wait_handle().poll(5000)
     with pytest.raises(EngineDeadError, match="rank 1 was killed by SIGKILL"):
-        executor.collect()
+        while executor.wait_handle().poll(5000):  # rank 0's report of the swap may come first
+            executor.collect()
     with pytest.raises(EngineDeadError):  # and from then on
         executor.submit(Transition(2, 1))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.config import EngineConfig
 from engine.core import Core
 from engine.errors import IntegrityError, QueueFullError, RequestError
+from engine.executor.simulated import HostRates
 from engine.messages import Add, FinishReason, Output
 from engine.sampling import SamplingParams
 from engine.scheduler.policy import Phase, StaticPolicy
@@ -123,7 +124,12 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
         max_wait_s=data.draw(st.sampled_from([0.0, 0.02, 60.0])),
     )
     rng = random.Random(data.draw(st.integers(0, 2**32)))
-    executor = SymbolicExecutor(dataclasses.replace(config))
+    rates = HostRates(
+        transition_s=data.draw(st.sampled_from([0.0, 0.5])),
+        swap_bytes_per_s=data.draw(st.sampled_from([1e6, 20e9])),
+        turn_s=data.draw(st.sampled_from([0.0, 1e-5])),
+    )
+    executor = SymbolicExecutor(config, rates)
     core = Core(config, executor)
     common = prompt_of(rng, max_model_len)
     expected: dict[tuple[str, int], list[int]] = {}
@@ -205,6 +211,34 @@ def test_a_decode_phase_gives_way_to_a_prompt_that_waits_too_long() -> None:
         patient.add(Add(f"r{i}", prompt_of(random.Random(i), 20), SamplingParams(max_tokens=40, temperature=0.0)))
     assert gather(run(patient))[0] == tokens
     assert bounded > patient.stats().transitions["P2->T2"]
+
+
+def test_bounds_of_nothing_still_let_everybody_get_on() -> None:
+    """Each phase gets at least one step done, however soon the bounds would end it."""
+    config = make_config("P2", "T2", max_stall_s=0.0, max_wait_s=0.0, num_device_blocks=64)
+    core = Core(config, SymbolicExecutor(config, HostRates(transition_s=0.0, turn_s=1e-4)))
+    for i in range(6):
+        core.add(Add(f"r{i}", [i] * 9, SamplingParams(max_tokens=50, temperature=0.0, n=4)))
+    run(core)
+    stats = core.stats()
+    assert stats.generation_tokens == 6 * 4 * 50
+    assert sum(stats.transitions.values()) <= sum(stats.steps.values())
+
+
+def test_a_steady_short_queue_does_not_starve_what_is_on_the_host() -> None:
+    config = make_config("P2", "T2", max_num_seqs=4, surge_min_tokens=30, num_device_blocks=64)
+    core = Core(config, SymbolicExecutor(config))
+    for i in range(12):
+        core.add(Add(f"long{i}", [i] * 20, SamplingParams(max_tokens=40, temperature=0.0)))
+    finished: list[str] = []
+    shorts = 0
+    while len([name for name in finished if name.startswith("long")]) < 12:
+        while shorts < len(finished) + 4:  # somebody always waits, never enough for a surge
+            core.add(Add(f"short{shorts}", [shorts % 7], SamplingParams(max_tokens=5, temperature=0.0)))
+            shorts += 1
+        finished += [output.id for output in core.turn() if output.finish_reason is not None]
+        assert shorts < 2000, "sequences on the host starve"
+    assert any(name.startswith("short") for name in finished)
 
 
 def test_preempted_sequences_go_to_the_host_or_are_recomputed() -> None:

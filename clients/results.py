@@ -1,0 +1,54 @@
+"""Result files of all kinds, told apart by their content. Called by `clients.report`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clients.errors import ClientError
+from clients.trace import Timeline, is_trace, read_trace
+
+OFFLINE_KIND = "seesaw-offline"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report shows. Load tests and traces are by name."""
+
+    load_tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    offline: list[dict[str, Any]] = field(default_factory=list)
+    timelines: dict[str, Timeline] = field(default_factory=dict)
+
+
+def read_results(paths: Sequence[Path]) -> Results:
+    """Read files of the load test, of the offline benchmark and of `--trace`. Raises ClientError."""
+    results = Results()
+    for path in paths:
+        try:
+            if is_trace(path):
+                results.timelines[path.stem] = read_trace(path)
+                continue
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise ClientError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientError(f"{path} is not a result or trace that can be read: {error}") from None
+        if isinstance(content, dict) and content.get("kind") == OFFLINE_KIND:
+            results.offline.append(content)
+        elif isinstance(content, dict) and "output_throughput" in content:
+            results.load_tests[_unused(content.get("label") or path.stem, results.load_tests)] = content
+        else:
+            raise ClientError(f"{path} is no result of a load test or offline benchmark, and no trace")
+    return results
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    number = 2
+    candidate = name
+    while candidate in taken:
+        candidate = f"{name} ({number})"
+        number += 1
+    return candidate

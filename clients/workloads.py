@@ -1,0 +1,89 @@
+"""The requests of a load test, by data set: prompts, output lengths and, for traces, arrival times.
+
+Called by `clients.load_test`. Prompts are text where the data is text, and random token ids where it is lengths.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.datasets import Tokenizer, load_sharegpt
+from clients.errors import ClientError
+from clients.sharegpt import sharegpt
+from clients.streaming import Request
+
+SHAREGPT_MAX_PROMPT_TOKENS = 1024
+DEFAULT_VOCAB = 256  # no model has fewer tokens
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order they are sent. `arrivals_s` is only of data that has times: offsets, ascending."""
+
+    requests: list[Request]
+    arrivals_s: list[float] | None = None
+
+
+def sharegpt_workload(
+    path: Path | None, tokenizer: Tokenizer, num: int, seed: int, output_tokens: int | None = None
+) -> Workload:
+    """Conversations by the field's filter, from the public file or the fetched package.
+
+    `output_tokens`: instead of each reference answer's length. Raises ClientError.
+    """
+    try:
+        samples = load_sharegpt(path or sharegpt(), tokenizer, num, seed, max_prompt_tokens=SHAREGPT_MAX_PROMPT_TOKENS)
+    except (OSError, ValueError) as error:
+        raise ClientError(f"cannot draw {num} ShareGPT conversations: {error}") from None
+    return Workload([Request(s.prompt, s.prompt_tokens, output_tokens or s.output_tokens) for s in samples])
+
+
+def csv_workload(path: Path, num: int, seed: int, vocab_size: int) -> Workload:
+    """The first `num` rows of a file with columns `prompt_len` and `output_len`. Raises ClientError."""
+    rows = _read_rows(path, ("prompt_len", "output_len"), num)
+    return Workload(_random_requests([(int(prompt), int(output)) for prompt, output in rows], seed, vocab_size))
+
+
+def trace_workload(path: Path, num: int, seed: int, vocab_size: int) -> Workload:
+    """As `csv_workload`, with a column `arrival_s`; times count from the first row's."""
+    rows = _read_rows(path, ("arrival_s", "prompt_len", "output_len"), num)
+    rows.sort(key=lambda row: row[0])
+    requests = _random_requests([(int(prompt), int(output)) for _, prompt, output in rows], seed, vocab_size)
+    return Workload(requests, [arrival_s - rows[0][0] for arrival_s, _, _ in rows])
+
+
+def random_workload(
+    num: int, input_tokens: int, output_tokens: int, range_ratio: float, seed: int, vocab_size: int
+) -> Workload:
+    """Lengths uniform within `1 - range_ratio` to `1 + range_ratio` times the given ones; at least 1."""
+    rng = random.Random(seed)
+
+    def draw(mean: int) -> int:
+        return max(1, rng.randint(round(mean * (1 - range_ratio)), round(mean * (1 + range_ratio))))
+
+    lengths = [(draw(input_tokens), draw(output_tokens)) for _ in range(num)]
+    return Workload(_random_requests(lengths, seed, vocab_size))
+
+
+def _random_requests(lengths: Sequence[tuple[int, int]], seed: int, vocab_size: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [Request(rng.choices(range(vocab_size), k=prompt), prompt, output) for prompt, output in lengths]
+
+
+def _read_rows(path: Path, columns: Sequence[str], num: int) -> list[list[float]]:
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ClientError(f"{path} has no column {missing[0]}: it must have {', '.join(columns)}")
+            rows = [[float(row[column]) for column in columns] for _, row in zip(range(num), reader, strict=False)]
+    except (OSError, TypeError, ValueError) as error:
+        raise ClientError(f"cannot read {path}: {error}") from None
+    if len(rows) < num:
+        raise ClientError(f"{path} has {len(rows)} rows, fewer than --num-prompts {num}: ask for fewer")
+    return rows

@@ -1,0 +1,67 @@
+"""What an offline benchmark prints: each system in detail, and all of them side by side. Called by `server.bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.bench.offline import SystemResult
+
+
+def describe(result: SystemResult) -> str:
+    """One system's figures, a line each."""
+    f, stats = result.figures, result.stats
+    tail = f"95 % done after {f.t95_s:.2f} s, at {f.requests_per_second_without_tail:.3f} /s; "
+    tail += f"the last 5 % took {f.tail_s:.2f} s"
+    lines = [("device", "simulated by round rates: no figures of any hardware")] * (result.info.device == "simulated")
+    lines += [
+        ("requests", f"{len(result.requests)} in {f.total_s:.2f} s: {f.requests_per_second:.3f} /s"),
+        ("tokens", f"{f.input_tokens_per_second:.1f} /s in, {f.output_tokens_per_second:.1f} /s out"),
+        ("tail", tail),
+    ]
+    for phase, seconds in stats.phase_seconds.items():
+        tokens = result.phase_tokens[phase]
+        lines.append((phase, f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"))
+    count = sum(stats.transitions.values())
+    if count:
+        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in stats.transition_seconds.items())
+        changes = ", ".join(f"{n} x {change}" for change, n in stats.transitions.items())
+        lines.append(("transitions", f"{changes}; {parts} (part of the phases)"))
+        moved = ", ".join(f"{direction} {num_bytes / 1e9:.3f} GB" for direction, num_bytes in stats.swap_bytes.items())
+        lines.append(("swaps", moved or "none"))
+    steps = ", ".join(f"{n} {kind}" for kind, n in stats.steps.items())
+    lines.append(("steps", f"{steps}; {result.mean_decode_batch:.1f} sequences in one that decodes"))
+    lines.append(
+        ("pools", f"{result.info.device_blocks} device blocks a replica, {result.info.host_blocks} host blocks")
+    )
+    if stats.preemptions:
+        lines.append(("preemptions", str(stats.preemptions)))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([result.name, *(f"  {name:<{width}}  {text}" for name, text in lines)])
+
+
+def compare(results: Sequence[SystemResult]) -> str:
+    """A row for each system. The last two columns say how many times the first system's rate is this one's."""
+    first = results[0].figures
+    head = ["system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
+    head += [f"{results[0].name} is", "w/o tail"]
+    rows = [head]
+    for result in results:
+        f = result.figures
+        cells = [f.total_s, f.requests_per_second, f.input_tokens_per_second, f.output_tokens_per_second, f.t95_s]
+        cells.append(f.requests_per_second_without_tail)
+        ratios = [
+            first.requests_per_second / f.requests_per_second,
+            first.requests_per_second_without_tail / f.requests_per_second_without_tail,
+        ]
+        rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
+    return "\n".join(_aligned(rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 100 else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for name, *cells in rows:
+        yield "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])

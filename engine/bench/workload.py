@@ -1,0 +1,63 @@
+"""What an offline benchmark runs: prompts and output lengths, and the order in which they come."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.errors import ConfigError
+
+Order = Literal["file", "longest-first", "shortest-first", "shuffle"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: its prompt, or only how long one it needs, and how many tokens answer it."""
+
+    prompt_tokens: int
+    output_tokens: int
+    token_ids: tuple[int, ...] | None = None  # None: any will do
+
+
+def read_lengths(
+    path: Path, num: int, max_prompt_tokens: int | None = None, max_output_tokens: int | None = None
+) -> list[Job]:
+    """The first `num` rows of a CSV file with the columns `prompt_len` and `output_len`.
+
+    Longer prompts are passed over, longer outputs cut. Raises ConfigError.
+    """
+    try:
+        with path.open(newline="") as file:
+            lengths = [(int(row["prompt_len"]), int(row["output_len"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): give a CSV file with --dataset-path") from None
+    except (KeyError, ValueError, TypeError):
+        raise ConfigError(f"{path} must be a CSV file with whole numbers as prompt_len and output_len") from None
+    fitting = [(prompt, output) for prompt, output in lengths if prompt <= (max_prompt_tokens or prompt)]
+    if len(fitting) < num:
+        raise ConfigError(f"{path} has {len(fitting)} rows that fit, of {num} asked for: lower --num-requests")
+    return [Job(prompt, min(output, max_output_tokens or output)) for prompt, output in fitting[:num]]
+
+
+def arrange(jobs: Sequence[Job], order: Order, seed: int) -> list[Job]:
+    """The jobs in the order of the file, by the length of their prompts, or in a seeded random order."""
+    match order:
+        case "file":
+            return list(jobs)
+        case "shuffle":
+            return random.Random(seed).sample(jobs, len(jobs))
+        case _:
+            return sorted(jobs, key=lambda job: job.prompt_tokens, reverse=order == "longest-first")
+
+
+def prompts(jobs: Sequence[Job], vocab_size: int, seed: int) -> list[list[int]]:
+    """Token ids of every job: its own, or random ones that depend on the seed only."""
+    rng = random.Random(seed)
+    return [
+        list(job.token_ids) if job.token_ids is not None else rng.choices(range(vocab_size), k=job.prompt_tokens)
+        for job in jobs
+    ]

@@ -1,0 +1,172 @@
+"""`seesaw bench offline`: run requests through the engine without HTTP, in one plan of layouts or several.
+
+Joins `clients.datasets` to `engine.bench`; `server.cli` hands over the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import get_args
+
+from clients.datasets import load_sharegpt
+from clients.sharegpt import sharegpt
+from clients.wheels import FetchError
+from engine.bench.offline import SystemResult, run_system
+from engine.bench.tables import compare, describe
+from engine.bench.workload import Job, Order, arrange, read_lengths
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.preflight import check_early
+from engine.text import Tokenizer, load_tokenizer
+from server.settings import Parser, add_flags, read_configs
+
+# The field's filter of ShareGPT: longest prompt, longest prompt with its output.
+SHAREGPT_PROMPT_TOKENS, SHAREGPT_TOTAL_TOKENS = 1024, 2048
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run the benchmark and return the exit code. Raises SeesawError."""
+    args = _parser(prog).parse_args(argv)
+    if args.hf_token:
+        os.environ["HF_TOKEN"] = args.hf_token
+    config = _config(args)
+    systems = _systems(config, args.against)
+    for system in systems:  # the last of them should not fail after the others have run
+        check_early(system)
+    _check_output(args.output_json)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    tokenizer = None
+    if args.dataset == "sharegpt" or args.print_output:
+        tokenizer = load_tokenizer(config.tokenizer or config.model)
+    jobs = arrange(_jobs(args, config, tokenizer), args.order, config.seed)
+    results: list[SystemResult] = []
+    for system in systems:
+        results.append(run_system(system, jobs, hide_output_lengths=args.hide_output_lengths))
+        print(describe(results[-1]), flush=True)
+        if args.output_json:  # after every system: the next may fail, or take long
+            args.output_json.write_text(json.dumps(_report(args, config, results), indent=1) + "\n")
+    if tokenizer is not None and args.print_output:
+        for index, tokens in enumerate(results[0].outputs):
+            print(f"[{index}] {tokenizer.decode(tokens)!r}")
+    if len(results) > 1:
+        print(compare(results))
+    return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=prog, description="Run requests through the engine without HTTP.", allow_abbrev=False)
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="JSON file with the engine's settings")
+    add = parser.add_argument_group("benchmark").add_argument
+    add("--dataset", choices=("sharegpt", "csv", "constant"), default="sharegpt", help="default: sharegpt")
+    add(
+        "--dataset-path",
+        type=Path,
+        metavar="FILE",
+        help="ShareGPT's JSON (default: fetched), or a CSV with prompt_len and output_len",
+    )
+    add("--num-requests", type=_count, default=100, metavar="N", help="default: 100")
+    add("--input-len", type=_count, metavar="TOKENS", help="constant: of each prompt; else longer ones are passed over")
+    add("--output-len", type=_count, metavar="TOKENS", help="constant: of each output; else longer ones are cut")
+    add("--order", choices=get_args(Order), default="file", help="of the requests, by the prompt (default: file)")
+    add("--sort-prompts", dest="order", action="store_const", const="longest-first", help="--order longest-first")
+    add(
+        "--hide-output-lengths",
+        action="store_true",
+        help="let the scheduler know only that outputs end within the context",
+    )
+    add(
+        "--against",
+        default="",
+        metavar="T4,P4,...",
+        help="run the same requests in these static layouts too, each in a fresh engine, and compare",
+    )
+    add("--dummy-weights", action="store_true", help="--load-format dummy")
+    add("--hf-token", metavar="TOKEN", help="for models and tokenizers from the hub")
+    add("--print-output", action="store_true", help="print what the first system generated")
+    add("--output-json", type=Path, metavar="FILE", help="save all figures, and the lengths and times of each request")
+    add_flags(parser, "engine", EngineConfig)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _config(args: argparse.Namespace) -> EngineConfig:
+    given = {"config": args.config} | {f.name: getattr(args, f.name) for f in fields(EngineConfig)}
+    if args.dummy_weights:
+        given["load_format"] = "dummy"
+    return read_configs({name: value for name, value in given.items() if value is not None})[0]
+
+
+def _systems(config: EngineConfig, against: str) -> list[EngineConfig]:
+    """The configured plan, then the static ones. Only the first is traced."""
+    layouts = [name for name in against.split(",") if name]
+    return [config] + [replace(config, prefill=layout, decode="", tail="", trace="") for layout in layouts]
+
+
+def _check_output(path: Path | None) -> None:
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ConfigError(f"cannot write --output-json {path}: choose a file in a folder that exists and is writable")
+
+
+def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer | None) -> list[Job]:
+    if args.dataset == "constant":
+        if not (args.input_len and args.output_len):
+            raise ConfigError("--dataset constant needs --input-len and --output-len")
+        return [Job(args.input_len, args.output_len)] * args.num_requests
+    if args.dataset == "csv":
+        if args.dataset_path is None:
+            raise ConfigError("--dataset csv needs --dataset-path")
+        return read_lengths(args.dataset_path, args.num_requests, args.input_len, args.output_len)
+    assert tokenizer is not None
+    single = _Single(tokenizer)
+    try:
+        samples = load_sharegpt(
+            args.dataset_path or sharegpt(),
+            single,
+            args.num_requests,
+            config.seed,
+            max_total_tokens=min(SHAREGPT_TOTAL_TOKENS, config.max_model_len or SHAREGPT_TOTAL_TOKENS),
+            max_prompt_tokens=args.input_len or SHAREGPT_PROMPT_TOKENS,
+            max_output_tokens=args.output_len,
+        )
+    except (FetchError, OSError, ValueError) as error:
+        raise ConfigError(f"cannot draw {args.num_requests} conversations: {error}") from None
+    if config.load_format == "dummy" or config.executor == "simulated":
+        return [Job(s.prompt_tokens, s.output_tokens) for s in samples]  # only lengths count
+    return [Job(s.prompt_tokens, s.output_tokens, tuple(single.encode(s.prompt))) for s in samples]
+
+
+class _Single:
+    """The engine's tokenizer as `clients.datasets` wants it: one text at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode([text])[0]
+
+
+def _report(args: argparse.Namespace, config: EngineConfig, results: Sequence[SystemResult]) -> dict[str, object]:
+    return {
+        "kind": "seesaw-offline",
+        "model": config.model,
+        "device": results[0].info.device,
+        "dtype": results[0].info.dtype,
+        "dataset": args.dataset,
+        "num_requests": args.num_requests,
+        "order": args.order,
+        "hide_output_lengths": args.hide_output_lengths,
+        "config": asdict(config),
+        "systems": [result.to_json() for result in results],
+    }

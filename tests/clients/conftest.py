@@ -1,0 +1,84 @@
+"""A completions server that behaves as a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+
+def event(text: str) -> bytes:
+    return b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "text": text}]}).encode()
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> bytes:
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return b"data: %b\n\n" % json.dumps({"choices": [], "usage": counts}).encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Site:
+    """Streams `max_tokens` events, or what `answer` holds; refuses with `status`; remembers bodies and headers."""
+
+    def __init__(self) -> None:
+        self.answer: list[bytes] | None = None
+        self.status = 200
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.running = self.most_running = 0
+        self.expected = 0  # so many requests must be here before any is answered
+        self._all_here = asyncio.Event()
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        self.server = TestServer(app)
+
+    @property
+    def url(self) -> str:
+        return str(self.server.make_url("")).rstrip("/")
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "org/fake"}]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        if self.status != 200:
+            return web.json_response({"error": {"message": "come back later"}}, status=self.status)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        if self.running >= self.expected:
+            self._all_here.set()
+        await self._all_here.wait()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for data in self.answer if self.answer is not None else _whole(body):
+            await response.write(data)
+        self.running -= 1
+        return response
+
+
+def _whole(body: dict[str, Any]) -> list[bytes]:
+    count = body["max_tokens"]
+    return [*(event("t") for _ in range(count)), usage(len(body["prompt"]), count), DONE]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def site(anyio_backend: str) -> AsyncIterator[Site]:
+    site = Site()
+    await site.server.start_server()
+    yield site
+    await site.server.close()

@@ -1,0 +1,113 @@
+"""The report: files told apart by content, traces read up to a cut, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients import report
+from clients.errors import ClientError
+from clients.figures import figures
+from clients.results import read_results
+from clients.trace import read_trace
+from tests.clients.test_figures import RECORDS
+
+
+def span(cat: str, name: str, start_s: float, duration_s: float, **args: object) -> dict[str, Any]:
+    times = {"ts": 5e6 + start_s * 1e6, "dur": duration_s * 1e6}
+    return {"ph": "X", "cat": cat, "name": name, "pid": 0, "tid": 0, **times, "args": args}
+
+
+EVENTS = [
+    {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "engine"}},
+    {"ph": "C", "name": "sequences", "pid": 0, "ts": 5e6, "args": {"running": 0, "waiting": 2, "hosted": 0}},
+    span("step", "prefill", 0.0, 1.0, tokens=100, sequences=2, layout="P2"),
+    span("swap", "swap out", 0.5, 0.5, bytes=1 << 20, blocks=4),
+    span("phase", "prefill", 0.0, 1.0, layout="P2"),
+    span("transition", "P2->T2", 1.0, 0.25, drain_s=0.2, evacuate_s=0.0, weights_s=0.05),
+    {"ph": "C", "name": "host_blocks", "pid": 0, "ts": 6e6, "args": {"used": 4}},
+    {"ph": "C", "name": "device_blocks", "pid": 0, "ts": 6e6, "args": {"used": 1}},
+    span("step", "decode", 1.25, 0.75, tokens=2, sequences=2, layout="T2"),
+    span("phase", "decode", 1.25, 0.75, layout="T2"),
+]
+OFFLINE = {
+    "kind": "seesaw-offline",
+    "model": "some/model",
+    "device": "cpu",
+    "num_requests": 2,
+    "systems": [
+        {
+            "name": name,
+            "total_s": 2.0,
+            "requests_per_second": rate,
+            "input_tokens_per_second": 50.0,
+            "output_tokens_per_second": 2000.0,
+            "phase_seconds": {"prefill": 1.0},
+            "transitions": transitions,
+        }
+        for name, rate, transitions in (("P2->T2", 2.0, {"P2->T2": 1}), ("T2", 1.0, {}))
+    ],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    described = {"label": "one", "model_id": "m", "request_rate": "inf", "max_concurrency": None}
+    load_test = described | figures(RECORDS, 99.0, (50, 90, 99))
+    contents = {"load.json": load_test, "offline.json": OFFLINE, "run.json": {"traceEvents": EVENTS}}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    return [tmp_path / name for name in contents]
+
+
+def test_files_are_told_apart(files: list[Path]) -> None:
+    results = read_results([*files, files[0]])
+    assert list(results.load_tests) == ["one", "one (2)"]
+    assert [run["model"] for run in results.offline] == ["some/model"]
+    assert list(results.timelines) == ["run"]
+
+
+def test_a_timeline(files: list[Path]) -> None:
+    timeline = read_trace(files[2])
+    assert [(p.name, p.start_s, p.end_s) for p in timeline.phases] == [("prefill", 0.0, 1.0), ("decode", 1.25, 2.0)]
+    assert [(t.name, t.args["drain_s"]) for t in timeline.transitions] == [("P2->T2", 0.2)]
+    assert [s.args["tokens"] for s in timeline.steps] == [100, 2]
+    assert [s.args["bytes"] for s in timeline.swaps] == [1 << 20]
+    assert timeline.counters["sequences"]["waiting"].values == [2.0]
+    assert timeline.counters["host_blocks"]["used"].times_s == [1.0]
+    assert timeline.duration_s == 2.0
+
+
+def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
+    text = files[2].read_text()
+    files[2].write_text(text[: text.index('"decode"') + 4])
+    timeline = read_trace(files[2])
+    assert (len(timeline.steps), len(timeline.transitions)) == (1, 1)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "nonsense", '{"traceEvents": []}'])
+def test_what_is_no_result(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ClientError, match=r"x\.json"):
+        read_results([path])
+    assert report.main([str(path)], "seesaw bench report") == 2
+    assert capsys.readouterr().err.startswith("seesaw bench report: error: ")
+
+
+def test_the_page(files: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "out.html"
+    assert report.main([*map(str, files), "-o", str(page), "--title", "a < b"]) == 0
+    text = page.read_text()
+    names = ["throughput", "latency", "offline-1", "timeline-1"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(f"out-{name}.png" for name in names)
+    assert text.count('src="data:image/png;base64,') == len(names)
+    assert not re.search(r'(?:src|href)="(?!data:)', text)  # nothing is loaded from elsewhere
+    assert "a &lt; b" in text
+    assert "<td>P2-&gt;T2 at 1.000 s</td><td>0.25</td><td>0.2</td>" in text
+    assert "<td>T2</td><td>2</td><td>1</td><td>0.5</td>" in text  # half of the first system's rate

@@ -1,0 +1,68 @@
+"""Requests from lengths; ShareGPT's own rule is tested with `clients.datasets`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clients.errors import ClientError
+from clients.workloads import csv_workload, random_workload, sharegpt_workload, trace_workload
+
+
+def test_lengths_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt_len,output_len\n3,5\n4,6\n9,9\n")
+    workload = csv_workload(path, 2, seed=0, vocab_size=7)
+    assert [(len(r.prompt), r.input_tokens, r.max_tokens) for r in workload.requests] == [(3, 3, 5), (4, 4, 6)]
+    assert all(token in range(7) for request in workload.requests for token in request.prompt)
+    assert workload == csv_workload(path, 2, seed=0, vocab_size=7) != csv_workload(path, 2, seed=1, vocab_size=7)
+    assert workload.arrivals_s is None
+
+
+def test_a_trace_brings_its_times(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("arrival_s,prompt_len,output_len\n12.5,3,5\n10,4,6\n")
+    workload = trace_workload(path, 2, seed=0, vocab_size=256)
+    assert workload.arrivals_s == [0.0, 2.5]
+    assert [r.input_tokens for r in workload.requests] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("prompt_len,output_len\n1,2\n", "1 rows, fewer"),
+        ("a,b\n1,2\n", "no column prompt_len"),
+        ("prompt_len,output_len\nx,1\n", "cannot read"),
+    ],
+)
+def test_a_csv_that_does_not_fit(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    with pytest.raises(ClientError, match=reason):
+        csv_workload(path, 2, seed=0, vocab_size=256)
+
+
+def test_random_lengths_stay_in_their_range() -> None:
+    requests = random_workload(300, 100, 10, 0.5, seed=0, vocab_size=256).requests
+    lengths = {r.input_tokens for r in requests}
+    assert min(lengths) >= 50 and max(lengths) <= 150 and len(lengths) > 50
+    assert {r.max_tokens for r in requests} == set(range(5, 16))
+    fixed = random_workload(5, 100, 10, 0.0, seed=0, vocab_size=256).requests
+    assert {(len(r.prompt), r.max_tokens) for r in fixed} == {(100, 10)}
+
+
+def test_sharegpt(tmp_path: Path) -> None:
+    class Words:
+        def encode(self, text: str) -> list[int]:
+            return [0] * len(text.split())
+
+    path = tmp_path / "x.json"
+    turns = [{"value": "w " * 5}, {"value": "w " * 6}]
+    path.write_text(json.dumps([{"conversations": turns}]))
+    (request,) = sharegpt_workload(path, Words(), 1, seed=0).requests
+    assert (request.prompt, request.input_tokens, request.max_tokens) == ("w " * 5, 5, 6)
+    assert sharegpt_workload(path, Words(), 1, 0, output_tokens=2).requests[0].max_tokens == 2
+    with pytest.raises(ClientError, match="cannot draw 2"):
+        sharegpt_workload(path, Words(), 2, seed=0)

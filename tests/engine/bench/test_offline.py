@@ -1,0 +1,89 @@
+"""A system's figures follow from its record, and its phases and counters add up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from engine.bench.figures import RequestRecord, summarize
+from engine.bench.offline import SystemResult, run_system
+from engine.bench.tables import compare, describe
+from engine.bench.workload import Job
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+
+CONFIG = EngineConfig(
+    prefill="P4",
+    decode="T4",
+    executor="simulated",
+    num_device_blocks=1024,
+    num_host_blocks=1000,
+    max_model_len=2048,
+    surge_min_tokens=0,
+)
+JOBS = [Job(50 + 37 * i % 900, 4 + 11 * i % 60) for i in range(80)]
+
+
+@pytest.fixture(scope="module")
+def result() -> SystemResult:
+    return run_system(CONFIG, JOBS)
+
+
+def test_every_request_gets_what_its_job_says(result: SystemResult) -> None:
+    assert [(r.prompt_tokens, r.output_tokens) for r in result.requests] == [
+        (job.prompt_tokens, job.output_tokens) for job in JOBS
+    ]
+    assert [len(tokens) for tokens in result.outputs] == [job.output_tokens for job in JOBS]
+    assert all(0 < record.first_token_s <= record.finished_s for record in result.requests)
+
+
+def test_the_saved_record_gives_the_saved_figures(result: SystemResult) -> None:
+    saved = json.loads(json.dumps(result.to_json()))
+    figures = asdict(summarize([RequestRecord(**record) for record in saved["requests"]]))
+    assert figures == {key: saved[key] for key in figures}
+    decoding_steps = saved["steps"]["decode"] + saved["steps"].get("mixed", 0)
+    assert saved["mean_decode_batch"] == result.stats.decodes / decoding_steps
+
+
+def test_phases_add_up_to_the_run(result: SystemResult) -> None:
+    saved = result.to_json()
+    assert sum(saved["phase_seconds"].values()) == pytest.approx(saved["total_s"])
+    assert set(saved["phase_tokens"]) == {"prefill", "decode"}
+    for kind, total in (
+        ("prompt", sum(job.prompt_tokens for job in JOBS)),
+        ("generation", sum(job.output_tokens for job in JOBS)),
+    ):
+        assert sum(tokens[kind] for tokens in saved["phase_tokens"].values()) == total
+    assert saved["phase_tokens"]["prefill"]["prompt"] > 0
+    assert sum(saved["transitions"].values()) >= 3
+    assert sum(saved["transition_seconds"].values()) < saved["total_s"]
+    assert saved["swap_bytes"]["in"] > 0
+
+
+def test_hidden_lengths_give_the_same_tokens_to_a_scheduler_that_cannot_know_them(result: SystemResult) -> None:
+    hidden = run_system(CONFIG, JOBS, hide_output_lengths=True)
+    assert hidden.outputs == result.outputs
+    # It cannot leave out the step behind a sequence's last token.
+    assert hidden.stats.decodes > result.stats.decodes
+    one = [Job(40, 1)] * 10
+    assert sum(run_system(CONFIG, one).stats.swap_bytes.values()) == 0
+    assert run_system(CONFIG, one, hide_output_lengths=True).stats.generation_tokens == 10
+
+
+def test_a_static_system_beside_it(result: SystemResult) -> None:
+    static = run_system(replace(CONFIG, prefill="T4", decode=""), JOBS)
+    assert static.outputs == result.outputs
+    assert static.name == "T4" and not static.stats.transitions and static.info.host_blocks == 0
+    head, *rows = compare([result, static]).splitlines()
+    assert head.split()[:2] == ["system", "devices"] and [row.split()[0] for row in rows] == ["P4->T4", "T4"]
+    ratio = result.figures.requests_per_second / static.figures.requests_per_second
+    assert f"{ratio:.3f} x" in rows[1] and "1.000 x" in rows[0]
+    assert "transitions" in describe(result) and "transitions" not in describe(static)
+    assert "no figures of any hardware" in describe(static)
+
+
+def test_a_request_longer_than_the_context_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"2000 \+ 100 tokens does not fit the context of 2048"):
+        run_system(CONFIG, [Job(10, 1), Job(2000, 100)])

@@ -1,0 +1,42 @@
+"""Lengths from a file, orders, and prompts that every system gets alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.bench.workload import Job, arrange, prompts, read_lengths
+from engine.errors import ConfigError
+
+JOBS = [Job(n, 1) for n in (5, 9, 1, 7)]
+
+
+def test_orders() -> None:
+    assert [job.prompt_tokens for job in arrange(JOBS, "file", 0)] == [5, 9, 1, 7]
+    assert [job.prompt_tokens for job in arrange(JOBS, "longest-first", 0)] == [9, 7, 5, 1]
+    assert [job.prompt_tokens for job in arrange(JOBS, "shortest-first", 0)] == [1, 5, 7, 9]
+    many = [Job(n, 1) for n in range(100)]
+    assert arrange(many, "shuffle", 1) == arrange(many, "shuffle", 1) != arrange(many, "shuffle", 2)
+    assert sorted(arrange(many, "shuffle", 1), key=lambda job: job.prompt_tokens) == many
+
+
+def test_prompts_are_the_jobs_own_or_random_ones_of_their_length() -> None:
+    own, drawn = prompts([Job(2, 1, (8, 9)), Job(1000, 1)], vocab_size=50, seed=3)
+    assert own == [8, 9]
+    assert len(drawn) == 1000 and set(drawn) == set(range(50))
+    assert prompts([Job(1000, 1)], 50, 3) == [drawn] != prompts([Job(1000, 1)], 50, 4)
+
+
+def test_lengths_are_filtered_and_cut(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text("prompt_len,output_len\n10,3\n500,4\n20,90\n")
+    assert read_lengths(path, 2) == [Job(10, 3), Job(500, 4)]
+    assert read_lengths(path, 2, 100, 50) == [Job(10, 3), Job(20, 50)]
+    with pytest.raises(ConfigError, match=r"2 rows that fit, of 3"):
+        read_lengths(path, 3, 100)
+    path.write_text("prompt,output\n1,2\n")
+    with pytest.raises(ConfigError, match="prompt_len and output_len"):
+        read_lengths(path, 1)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_lengths(tmp_path / "none", 1)
