@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from engine.worker.graphs import buckets
@@ -14,4 +16,4 @@ def test_some_bucket_holds_every_batch(max_rows: int) -> None:
 
 def test_padding_is_at_most_an_eighth_beyond_64() -> None:
     sizes = [size for size in buckets(4096) if size >= 64]
-    assert all(large - small <= small / 8 for small, large in zip(sizes, sizes[1:], strict=False))
+    assert all(large - small <= small / 8 for small, large in pairwise(sizes))
