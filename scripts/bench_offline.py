@@ -66,9 +66,9 @@ def run(core: Core, lengths: Lengths, seed: int) -> dict[str, Any]:
     """Run all requests at once and measure. `decode_step_s`: after the last prompt, as long as all of them run."""
     rng = random.Random(seed)
     start = time.perf_counter()
-    for index, (prompt, output) in enumerate(lengths):
+    for index, (prompt, most) in enumerate(lengths):
         tokens = [rng.randrange(1, 128000) for _ in range(prompt)]
-        core.add(Add(f"{seed}-{index}", tokens, SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)))
+        core.add(Add(f"{seed}-{index}", tokens, SamplingParams(max_tokens=most, temperature=0.0, ignore_eos=True)))
     poller = zmq.Poller()
     poller.register(core._executor.wait_handle(), zmq.POLLIN)
     generated: dict[str, int] = {}
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     arguments, rest = parser.parse_known_args()
     names = [flag.removeprefix("--").replace("-", "_") for flag in rest[::2]]
-    options = {
+    options: dict[str, Any] = {
         name: int(value) if value.lstrip("-").isdigit() else value
         for name, value in zip(names, rest[1::2], strict=True)
     }

@@ -33,13 +33,11 @@ def complete(arguments: list[str], model: Callable[[], Path] = default_model) ->
         added += ["--served-model-name", NAME]
     if not given.keys() & set(LAYOUTS):
         added += ["--prefill", "P2", "--decode", "T2"]
-    if "max_num_batched_tokens" not in given and _is_on_cpu(given.get("device", "auto")):
+    if "device" not in given:
+        added += ["--device", "cpu"]  # the model is for a first look, which every machine can give
+    if "max_num_batched_tokens" not in given and given.get("device", "cpu") == "cpu":
         added += ["--max-num-batched-tokens", str(CPU_STEP_TOKENS)]
     return [*added, *arguments]
-
-
-def _is_on_cpu(device: str) -> bool:
-    return device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists())  # torch knows, but is slow
 
 
 def main() -> None:

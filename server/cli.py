@@ -18,6 +18,7 @@ BENCH_TOOLS = {
     "serve": ("clients.load_test", "load a running server over HTTP"),
     "report": ("clients.report", "make an HTML page of results and traces"),
     "offline": ("server.bench", "run requests through the engine without HTTP, in one plan of layouts or several"),
+    "limits": ("engine.bench.limits", "what this host can do at most, and each step's floor"),
 }
 
 

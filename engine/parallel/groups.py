@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,40 +100,37 @@ class _Sends:
 
 
 class Incoming:
-    """A tensor on its way to this rank. It is received beside what the rank computes meanwhile."""
+    """A tensor on its way to this rank.
+
+    gloo needs the receive posted before the sender waits. NCCL does not: it buffers at the receiver what is sent
+    early, and a receive is a kernel, which holds multiprocessors until its data comes. Matrix products that fill
+    the device then need two waves instead of one. So on CUDA the receive starts when its data is wanted.
+    """
 
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: Group
     ) -> None:
-        if device.type == "cuda":
-            # On a stream of its own the receive need not wait for the computations launched before it.
-            stream = _receive_stream(device)
-            with torch.cuda.stream(stream):
-                self._tensor = torch.empty(shape, dtype=dtype, device=device)
-                work = dist.irecv(self._tensor, source, group=group)
-            self._tensor.record_stream(torch.cuda.current_stream())
-        else:
-            self._tensor = torch.empty(shape, dtype=dtype, device=device)
-            work = dist.irecv(self._tensor, source, group=group)
-        assert work is not None
-        self._work = work
+        self._source = source
+        self._group = group
+        self._tensor = torch.empty(shape, dtype=dtype, device=device)
+        self._work: dist.Work | None = None
+        if device.type == "cpu":
+            self._work = dist.irecv(self._tensor, source, group=group)
 
     def wait(self) -> torch.Tensor:
-        """The tensor, once it is here (on CUDA, for what is launched behind this call)."""
-        self._work.wait()
+        """The tensor, once it is here (on CUDA, for what is launched behind this call). Call it once, in order."""
+        if self._work is None:
+            dist.recv(self._tensor, self._source, group=self._group)
+        else:
+            self._work.wait()
         return self._tensor
-
-
-@lru_cache
-def _receive_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 class Pipe:
     """Hidden states from this rank's previous stage and to its next one (same shard, same replica).
 
     Each neighbour has a communicator of its own: NCCL runs the messages of one communicator in order, so a receive
-    would wait behind a send that waits for its step.
+    would wait behind a send whose receiver is still busy.
     """
 
     def __init__(

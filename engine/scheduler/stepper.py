@@ -29,13 +29,13 @@ class Stepper:
 
     def fill(self, phase: Phase, layout: Layout, admits: bool) -> None:
         """Send every step that can be sent now. `admits`: waiting prompts may start in this layout."""
-        budget = self._chunk_tokens(layout)
+        chunk = self._chunk_tokens(layout)
         progress = True
         while progress:
             progress = False
             for replica in self._residency.replicas:
                 if replica.forwards_in_flight <= layout.pp:
-                    progress |= self._step(replica, phase, layout, budget, admits)
+                    progress |= self._step(replica, phase, layout, chunk, admits)
 
     def _chunk_tokens(self, layout: Layout) -> int:
         """Tokens of a prefill micro-batch.
@@ -52,12 +52,13 @@ class Stepper:
         most = self._config.max_num_batched_tokens
         return min(most, max(best, MIN_CHUNK_TOKENS))
 
-    def _step(self, replica: Replica, phase: Phase, layout: Layout, budget: int, admits: bool) -> bool:
-        """Send one step to a replica, if there is anything to run there."""
+    def _step(self, replica: Replica, phase: Phase, layout: Layout, chunk: int, admits: bool) -> bool:
+        """Send a replica one step, if it has anything to run: decodes, and `chunk` tokens of prompts beside them."""
         batch = Batch(self._ledger.plan.index(layout), replica.index)
         leavers: dict[Sequence, None] = {}
         if phase is not Phase.PREFILL:
             self._add_decodes(batch, replica, -(-len(replica.rotation) // layout.pp), leavers)
+        budget = min(self._config.max_num_batched_tokens, batch.num_tokens + chunk)
         self._add_prefills(batch, replica, phase, budget, admits, leavers)
         if batch:
             replica.forwards_in_flight += 1

@@ -121,6 +121,7 @@ class Worker:
             torch.cuda.set_device(self._device)
             # Not the default stream: work on that one would wait for copies and receives beside it.
             torch.cuda.set_stream(torch.cuda.Stream(self._device))
+            torch.set_num_threads(1)  # what is left to the host is small, and waking threads for it costs milliseconds
         else:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._plan.world_size))
         with zmq.Context() as context, context.socket(zmq.PULL) as commands:
@@ -129,7 +130,8 @@ class Worker:
             commands.bind(spec.commands_address)
             join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
             self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
-            self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
+            min_tp = min(layout.tp for layout in self._plan.layouts)
+            self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.max_num_seqs, min_tp)
             self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
             decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

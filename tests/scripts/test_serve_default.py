@@ -14,21 +14,18 @@ MODEL = Path("/cache/model")
 NAMED = ["/cache/model", "--served-model-name", "SmolLM2-135M-Instruct"]
 LAYOUTS = ["--prefill", "P2", "--decode", "T2"]
 SMALL_STEPS = ["--max-num-batched-tokens", "512"]
-
-
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "exists", lambda path: False)
+ON_CPU = ["--device", "cpu", *SMALL_STEPS]
 
 
 @pytest.mark.parametrize(
     ("arguments", "added"),
     [
-        ([], NAMED + LAYOUTS + SMALL_STEPS),
-        (["--port", "9"], NAMED + LAYOUTS + SMALL_STEPS),
-        (["--prefill", "T4"], NAMED + SMALL_STEPS),
+        ([], NAMED + LAYOUTS + ON_CPU),
+        (["--port", "9"], NAMED + LAYOUTS + ON_CPU),
+        (["--prefill", "T4"], NAMED + ON_CPU),
         (["--tail=T2", "--device", "cuda"], NAMED),
-        (["--served-model-name", "x", "--max-num-batched-tokens=64"], ["/cache/model", *LAYOUTS]),
+        (["--device", "cpu"], NAMED + LAYOUTS + SMALL_STEPS),
+        (["--served-model-name", "x", "--max-num-batched-tokens=64"], ["/cache/model", *LAYOUTS, "--device", "cpu"]),
         (["a/model", "--prefill", "P4"], []),
         (["--port", "8312", "a/model"], []),
         (["--port", "9", "--config", "x.json"], []),
@@ -38,12 +35,6 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_added(arguments: list[str], added: list[str]) -> None:
     assert complete(arguments, lambda: MODEL) == [*added, *arguments]
-
-
-def test_a_gpu_takes_steps_of_the_usual_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "exists", lambda path: path == Path("/dev/nvidiactl"))
-    assert complete([], lambda: MODEL) == NAMED + LAYOUTS
-    assert complete(["--device", "cpu"], lambda: MODEL) == [*NAMED, *LAYOUTS, *SMALL_STEPS, "--device", "cpu"]
 
 
 def test_it_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

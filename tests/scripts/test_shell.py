@@ -109,7 +109,9 @@ def test_setup_chooses_torch_by_the_machine(skeleton):
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
     venv = str(skeleton / "elsewhere")
     assert run(skeleton, "setup", SEESAW_VENV=venv, SEESAW_TORCH_INDEX_URL="file:///index").returncode == 0
-    assert log(skeleton)[1] == "pip install --index-url file:///index torch"
+    lines = log(skeleton)
+    assert lines[1] == "pip install --index-url file:///index torch"
+    assert lines[-1].endswith("[dev,cuda]")
     assert (skeleton / "elsewhere" / "bin" / "python").exists()
     assert not (skeleton / "repo" / ".venv").exists()
 

@@ -27,7 +27,8 @@ except ImportError as error:
     ) from None
 
 _HEAD_DIMS = (64, 128, 256)
-_WORKSPACE_BYTES = 256 << 20
+_WORKSPACE_BYTES = 256 << 20  # for prompts
+_QUERY_TILE = 16  # rows of a tensor-core tile of decode
 _FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one
 _TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
 
@@ -67,7 +68,7 @@ class FlashInferOps(GraphOps):
     A plan's buffers are the next one's, too, in stream order: what was planned may run until the next `plan`.
     """
 
-    def __init__(self, shape: ModelShape, block_size: int, device: torch.device) -> None:
+    def __init__(self, shape: ModelShape, block_size: int, device: torch.device, max_decodes: int, min_tp: int) -> None:
         if shape.head_dim not in _HEAD_DIMS:
             raise ConfigError(
                 f"the CUDA operators support head_dim {', '.join(map(str, _HEAD_DIMS))}, and this model has "
@@ -79,7 +80,12 @@ class FlashInferOps(GraphOps):
         self._head_dim = shape.head_dim
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
-        self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        # A decode step in a graph keeps partial results of every tile: one a sequence, and its query heads packed.
+        group = shape.num_heads // shape.num_kv_heads
+        partial_rows = (max_decodes * 9 // 8 + 8) * (_QUERY_TILE + group)  # graphs round the sequences up
+        partial_bytes = partial_rows * shape.num_heads // min_tp * (shape.head_dim + 1) * 4
+        workspace_bytes = max(_WORKSPACE_BYTES, partial_bytes)
+        self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
         self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
