@@ -22,7 +22,7 @@ LARGE_BODY_BYTES = 256 << 10
 
 
 async def read_body(request: Request, parse: Callable[[bytes], M]) -> M:
-    """What `parse` makes of the body. Raises RequestError and RequestValidationError for a bad one, and ClientDisconnect
+    """What `parse` makes of the body. Raises RequestError or RequestValidationError if it is bad, and ClientDisconnect
     if the client leaves before it is here."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):

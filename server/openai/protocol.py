@@ -69,7 +69,7 @@ def _num_token_lists(body: bytes) -> int:
         prompt = bytes(msgspec.json.decode(body, type=_PromptOnly).prompt)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return 0  # the model says what is wrong
-    return prompt.count(b"[") - 1 if re.match(rb"\[\s*\[", prompt) else 0
+    return prompt.count(b"[") - 1 if re.match(rb"\s*\[\s*\[", prompt) else 0
 
 
 def _read_prompt(value: Any) -> Prompt:
