@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.load_
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """One load test; prints the table, saves and returns the result. Raises ClientError."""
     headers = request_headers(args)
-    model = await find_model(args, headers)
-    workload = make_workload(args, model)
+    model, checkpoint = await find_model(args, headers)
+    workload = make_workload(args, checkpoint)
     schedule_s = workload.arrivals_s if args.self_timed else None
     if schedule_s is None:
         schedule_s = arrivals_s(args.num_prompts, args.request_rate, args.burstiness, args.ramp_up, args.seed)
@@ -90,11 +90,11 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def make_workload(args: argparse.Namespace, model: str) -> Workload:
-    """The requests that the flags describe. Raises ClientError."""
+def make_workload(args: argparse.Namespace, checkpoint: str) -> Workload:
+    """The requests that the flags describe; `checkpoint` has the tokenizer unless they name one. Raises ClientError."""
     num, seed = args.num_prompts, args.seed
     if args.dataset_name == "sharegpt":
-        tokenizer = load_tokenizer(args.tokenizer or model)
+        tokenizer = load_tokenizer(args.tokenizer or checkpoint)
         return sharegpt_workload(args.dataset_path, tokenizer, num, seed, args.sharegpt_output_len)
     vocab_size = load_tokenizer(args.tokenizer).vocab_size if args.tokenizer else DEFAULT_VOCAB
     match args.dataset_name:
@@ -118,10 +118,11 @@ def load_tokenizer(name: str) -> Any:
         raise ClientError(f"cannot load a tokenizer from {name!r} ({reason}): name another with --tokenizer") from None
 
 
-async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> str:
-    """The model named, or the first that the server serves. Waits for the server if asked to. Raises ClientError."""
+async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> tuple[str, str]:
+    """The model named, or the first that the server serves; and the checkpoint that the server says it is, if it
+    does. Waits for the server if asked to. Raises ClientError."""
     if args.model and not args.ready_check_timeout_sec:
-        return str(args.model)
+        return str(args.model), str(args.model)
     url = f"{args.base_url}/v1/models"
     deadline_s = time.monotonic() + args.ready_check_timeout_sec
     async with make_session(headers, not args.insecure) as session:
@@ -129,7 +130,10 @@ async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> str:
             try:
                 async with session.get(url) as response:
                     response.raise_for_status()
-                    return str(args.model or (await response.json())["data"][0]["id"])
+                    served = (await response.json())["data"][0]
+                    if args.model:
+                        return str(args.model), str(args.model)
+                    return str(served["id"]), str(served.get("root") or served["id"])
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
                 if time.monotonic() >= deadline_s:
                     raise ClientError(
