@@ -1,6 +1,6 @@
-"""What can be refused at once: everything that needs no worker, no torch and no hub.
+"""What follows from the settings and a model's sizes, and what can be refused at once: without workers, torch or hub.
 
-The executors check the same things with what they then know; this only spares the operator the wait.
+The executors check again with what they then know; `check_early` only spares the operator the wait.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.kv.geometry import KVGeometry, check_pools
-from engine.model.shapes import check_plan, read_shape
+from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.wording import as_size, at_least
 
 
 def check_early(config: EngineConfig) -> None:
@@ -23,12 +24,30 @@ def check_early(config: EngineConfig) -> None:
         raise ConfigError(f"there is no folder {source}: give a Llama checkpoint folder or a hub name")
     shape = read_shape(folder, config.dtype)
     check_plan(config.plan, shape)
+    context = max_model_len(config, shape)
+    geometry = KVGeometry(shape, config.plan, config.block_size)
+    if config.num_device_blocks:
+        check_pools(geometry, context, config.num_device_blocks, num_host_blocks(config, geometry))
+
+
+def max_model_len(config: EngineConfig, shape: ModelShape) -> int:
+    """Longest prompt plus output in tokens. Raises ConfigError if more is asked for than the model can."""
     if config.max_model_len > shape.max_position:
         raise ConfigError(
             f"max_model_len {config.max_model_len} is longer than the model's context of {shape.max_position} tokens: "
             f"use at most {shape.max_position}"
         )
-    geometry = KVGeometry(shape, config.plan, config.block_size)
-    if config.num_device_blocks:
-        num_host_blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
-        check_pools(geometry, config.max_model_len or shape.max_position, config.num_device_blocks, num_host_blocks)
+    return config.max_model_len or shape.max_position
+
+
+def num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:
+    """Blocks of the host pool, none for a static plan. Raises ConfigError if it would have none otherwise."""
+    if config.plan.is_static:
+        return 0
+    blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
+    if blocks == 0:
+        raise ConfigError(
+            f"host_kv_bytes {as_size(config.host_kv_bytes)} does not hold one KV block: "
+            f"raise --host-kv-bytes to at least {at_least(geometry.host_block_bytes)}"
+        )
+    return blocks

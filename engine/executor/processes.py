@@ -18,11 +18,12 @@ from engine.executor.base import Capacity, Executor
 from engine.executor.ranks import Ranks
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.kv.segment import Segment, check_room
-from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.model.shapes import check_plan, read_shape
+from engine.preflight import max_model_len, num_host_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.weights.loader import resolve_checkpoint
 from engine.weights.store import WeightStore
-from engine.wording import as_size, at_least, count
+from engine.wording import count
 from engine.worker.worker import WorkerSpec
 
 
@@ -90,17 +91,17 @@ class ProcessExecutor(Executor):
         shape = read_shape(checkpoint, config.dtype)
         check_plan(plan, shape)
         geometry = KVGeometry(shape, plan, config.block_size)
-        max_model_len = _max_model_len(config, shape)
-        num_host_blocks = _num_host_blocks(config, geometry)
+        context = max_model_len(config, shape)
+        host_blocks = num_host_blocks(config, geometry)
         if config.num_device_blocks:  # what can be refused now should not wait for the weights
-            check_pools(geometry, max_model_len, config.num_device_blocks, num_host_blocks)
+            check_pools(geometry, context, config.num_device_blocks, host_blocks)
         device = _device(config)
         weights_mode = _weights_mode(config, device)
 
         weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
         if not plan.is_static and (weights_mode == "reload" or device == "cpu"):
             weight_bytes = WeightStore.size_bytes(shape, plan)
-        segments = self._make_segments(weight_bytes, num_host_blocks * geometry.host_block_bytes)
+        segments = self._make_segments(weight_bytes, host_blocks * geometry.host_block_bytes)
         try:
             specs = [
                 WorkerSpec(
@@ -108,8 +109,8 @@ class ProcessExecutor(Executor):
                     config=config,
                     shape=shape,
                     checkpoint=checkpoint,
-                    max_model_len=max_model_len,
-                    num_host_blocks=num_host_blocks,
+                    max_model_len=context,
+                    num_host_blocks=host_blocks,
                     device=device,
                     weights_mode=weights_mode,
                     run_dir=self._ranks.run_dir,
@@ -129,19 +130,17 @@ class ProcessExecutor(Executor):
 
         deadline = time.monotonic() + config.start_timeout_s
         num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
-        check_pools(geometry, max_model_len, num_device_blocks, num_host_blocks)
+        check_pools(geometry, context, num_device_blocks, host_blocks)
         warming = " and warming up" if device == "cuda" else ""
         self._say(f"weights loaded; allocating {num_device_blocks} device blocks{warming}")
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
         self._await_all("serving", deadline)
-        self._say(
-            f"ready with {num_device_blocks} device and {num_host_blocks} host blocks of {config.block_size} tokens"
-        )
+        self._say(f"ready with {num_device_blocks} device and {host_blocks} host blocks of {config.block_size} tokens")
         return Capacity(
             shape=shape,
-            max_model_len=max_model_len,
+            max_model_len=context,
             num_device_blocks=num_device_blocks,
-            num_host_blocks=num_host_blocks,
+            num_host_blocks=host_blocks,
             device_block_bytes=geometry.max_device_block_bytes,
             host_block_bytes=geometry.host_block_bytes,
             device=device,
@@ -180,28 +179,6 @@ class ProcessExecutor(Executor):
                 if isinstance(message, RankReady) and message.stage == stage:
                     ready[message.rank] = message
         return list(ready.values())
-
-
-def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:
-    if config.max_model_len > shape.max_position:
-        raise ConfigError(
-            f"max_model_len {config.max_model_len} is longer than the model's context of {shape.max_position} tokens: "
-            f"use at most {shape.max_position}"
-        )
-    return config.max_model_len or shape.max_position
-
-
-def _num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:
-    """None for a static plan. Raises ConfigError if the pool would have no block at all."""
-    if config.plan.is_static:
-        return 0
-    blocks = config.num_host_blocks or config.host_kv_bytes // geometry.host_block_bytes
-    if blocks == 0:
-        raise ConfigError(
-            f"host_kv_bytes {as_size(config.host_kv_bytes)} does not hold one KV block: "
-            f"raise --host-kv-bytes to at least {at_least(geometry.host_block_bytes)}"
-        )
-    return blocks
 
 
 def _device(config: EngineConfig) -> str:

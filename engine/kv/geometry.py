@@ -7,7 +7,6 @@ the stride is the rank's larger rectangle over the plan's layouts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from engine.errors import ConfigError
@@ -57,7 +56,7 @@ class KVGeometry:
         return 1.0 - used / stride
 
     def blocks_for(self, tokens: int) -> int:
-        return math.ceil(tokens / self.block_size)
+        return -(-tokens // self.block_size)
 
 
 def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int, num_host_blocks: int) -> None:

@@ -36,23 +36,23 @@ class Ledger:
         self.now = now
         self._ids = itertools.count(1)
         self._outbox: list[Command] = []
+        geometry = KVGeometry(capacity.shape, self.plan, config.block_size)
         self.residency = Residency(
-            KVGeometry(capacity.shape, self.plan, config.block_size),
+            geometry,
             capacity.num_device_blocks,
             capacity.num_host_blocks,
             num_slots(config.max_num_seqs),
-            self._prefill_reserve(),
+            self._prefill_reserve(geometry),
             self.next_id,
         )
 
-    def _prefill_reserve(self) -> int:
+    def _prefill_reserve(self, geometry: KVGeometry) -> int:
         """Blocks that decode never takes: a prefill micro-batch for each stage and one longest prompt."""
         if self.plan.prefill == self.plan.decode:
             return 0
-        total, block_size = self.capacity.num_device_blocks, self.config.block_size
-        longest = -(-self.capacity.max_model_len // block_size)
-        micro_batches = self.plan.prefill.pp * -(-self.config.max_num_batched_tokens // block_size)
-        return min(micro_batches + longest, total - longest)
+        longest = geometry.blocks_for(self.capacity.max_model_len)
+        micro_batches = self.plan.prefill.pp * geometry.blocks_for(self.config.max_num_batched_tokens)
+        return min(micro_batches + longest, self.capacity.num_device_blocks - longest)
 
     def next_id(self) -> int:
         return next(self._ids)

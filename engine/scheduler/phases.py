@@ -110,6 +110,8 @@ class PhaseChanger:
         """Whether waiting prompts may start in the current layout. Those whose KV waits on the host go before them."""
         if self.phase is Phase.PREFILL:
             return True
+        if not self._ledger.roster.count(SeqState.WAITING):
+            return False  # nobody to ask the policy about, as on most turns
         return not self._ledger.roster.count(SeqState.HOSTED) and self._policy.prefill_in_decode(self.view())
 
     def view(self) -> View:

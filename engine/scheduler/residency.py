@@ -53,6 +53,7 @@ class Residency:
     ) -> None:
         self._geometry = geometry
         self._block_size = geometry.block_size
+        self.blocks_for = geometry.blocks_for
         self._num_device_blocks = num_device_blocks
         self._num_slots = num_slots
         self._next_id = next_id
@@ -71,9 +72,6 @@ class Residency:
             Replica(i, BlockPool(self._num_device_blocks, "device"), list(range(self._num_slots - 1, -1, -1)))
             for i in range(layout.dp)
         ]
-
-    def blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._block_size)
 
     def room(self, replica: Replica, surge: bool) -> int:
         """Blocks that a new sequence may take: decode leaves the reserve, and a block for each resident to grow."""
