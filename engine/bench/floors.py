@@ -49,23 +49,17 @@ class StepWork:
         return sum(part.floor_s(ceilings) for part in (self.linear, self.attention, self.head))
 
 
-def layer_params(shape: ModelShape) -> int:
-    """Weights of a decoder layer's matrix products."""
-    heads = shape.num_heads + 2 * shape.num_kv_heads
-    return shape.hidden * (heads * shape.head_dim + shape.num_heads * shape.head_dim + 3 * shape.ffn)
-
-
 def step_work(shape: ModelShape, layout: Layout, chunks: Chunks) -> StepWork:
     """Count one forward step of these chunks, whose last positions are all sampled, in one replica of a layout."""
     layers = -(-shape.num_layers // layout.pp)
     tokens = sum(query for query, _ in chunks)
-    params = layers * layer_params(shape) / layout.tp
+    params = layers * shape.layer_params / layout.tp
     # Query i of a chunk attends to all positions up to its own.
     pairs = sum(query * (context - (query - 1) / 2) for query, context in chunks)
     heads = shape.num_heads / layout.tp
     kv_heads = max(1, shape.num_kv_heads / layout.tp)
     kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.dtype_bytes
-    head = shape.hidden * shape.vocab / layout.tp
+    head = shape.head_params / layout.tp
     return StepWork(
         linear=Work(2 * tokens * params, params * shape.dtype_bytes),
         attention=Work(

@@ -52,7 +52,8 @@ class HostRates:
 
 
 class SimulatedExecutor(Executor):
-    """Stages are busy one forward at a time; each replica copies its swaps one after another, beside its forwards.
+    """Stages are busy one forward at a time, and the first waits for tokens that the last has yet to sample. Each
+    replica copies its swaps one after another, beside its forwards.
 
     `instant` takes no time at all: to measure what surrounds the engine. In `real_time` the clock is the wall's, and
     `collect` sleeps until the next completion: to load what surrounds the engine at a known rate.
@@ -82,6 +83,7 @@ class SimulatedExecutor(Executor):
         self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
         self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
         self._copies_free_s: defaultdict[int, float] = defaultdict(float)
+        self._sampled_s: dict[tuple[int, int], float] = {}  # when a slot's last token is there
 
     def _make_capacity(self, config: EngineConfig, shape: ModelShape) -> Capacity:
         geometry = self._geometry
@@ -163,11 +165,13 @@ class SimulatedExecutor(Executor):
         communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
         work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
         busy_s = self._seconds(rates.step_s / layout.pp + work_s)
-        time_s = self.now()
+        inputs = [self._sampled_s[forward.replica, ~c.tokens[-1]] for c in forward.chunks if c.tokens[-1] < 0]
+        time_s = max([self.now(), *inputs])
         for stage in range(layout.pp):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
             time_s = start_s + busy_s
             self._stage_free_s[forward.replica, stage] = time_s
+        self._sampled_s.update({(forward.replica, c.slot): time_s for c in forward.chunks if c.sample})
         return time_s, busy_s
 
     def _run_copies(self, swap: Swap) -> tuple[float, float]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from engine.scheduler.cost import StepCost
 from engine.scheduler.request import Sequence
 from engine.steps import Chunk, Forward, SlotInit, TableUpdate
 
 
 class Batch:
-    """The Forward under construction for one replica. `sampled` are the sequences whose chunk ends in a token."""
+    """The Forward under construction for one replica. `sampled` are the sequences whose chunk ends in a token.
 
-    def __init__(self, layout: int, replica: int) -> None:
+    `turn` is when it runs (see `Stepper`), `cost` what it takes each stage, in tokens.
+    """
+
+    def __init__(self, layout: int, replica: int, turn: int, costs: StepCost) -> None:
         self._layout = layout
         self._replica = replica
+        self.costs = costs
+        self.turn = turn
         self._chunks: list[Chunk] = []
         self._tables: list[TableUpdate] = []
         self._inits: list[SlotInit] = []
         self.num_tokens = 0
+        self.cost = 0.0
         self.decodes = 0
         self.sequences: list[Sequence] = []
         self.sampled: list[Sequence] = []
@@ -47,10 +54,12 @@ class Batch:
             seq.table_sent = len(seq.device_blocks)
         self._chunks.append(Chunk(seq.slot, start, tokens, sample))
         self.num_tokens += count
+        self.cost += self.costs.chunk(start, count) if seq.in_prefill else self.costs.decode(1, start)
         self.decodes += not seq.in_prefill
         self.sequences.append(seq)
         seq.dispatched = stop
         seq.steps_in_flight += 1
+        seq.turn = self.turn
         if sample:
             seq.pending += 1
             self.sampled.append(seq)

@@ -131,7 +131,8 @@ class Ledger:
     def start_decoding(self, seq: Sequence) -> None:
         self.leave_line(seq)
         self.roster.move(seq, SeqState.RUNNING)
-        self.residency.replicas[seq.replica].rotation[seq] = None
+        if not seq.is_exhausted:
+            self.residency.replicas[seq.replica].rotation[seq] = None
 
     def start_prefilling(self, seq: Sequence) -> None:
         self.roster.move(seq, SeqState.PREFILL)

@@ -56,6 +56,7 @@ class Sequence:
     dispatched: int = 0
     prefill_end: int = 0  # tokens known when it (re)entered PREFILL; below it, dispatching is prefill
     steps_in_flight: int = 0
+    turn: int = 0  # of its last step
     swap_in_flight: bool = False
     finish_reason: FinishReason | None = None
 
@@ -82,6 +83,10 @@ class Sequence:
     def is_exhausted(self) -> bool:
         """All of its tokens are sampled; some may still be in flight."""
         return self.generated >= self.max_tokens
+
+    def next_turn(self, pp: int) -> int:
+        """The replica's first turn in which its last token is there."""
+        return self.turn + pp if self.pending else 0
 
     @property
     def in_prefill(self) -> bool:

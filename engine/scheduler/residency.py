@@ -6,6 +6,7 @@ are the scheduler's. Device blocks stay with a sequence until nothing in flight 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -16,10 +17,13 @@ from engine.parallel.layout import Layout
 from engine.scheduler.request import Sequence
 from engine.steps import Swap
 
+MAX_STAGES = 64  # whose turns are remembered
+
 
 @dataclass
 class Replica:
-    """One replica's share of the state: its blocks, its slots, and who decodes there, next one first."""
+    """One replica's share of the state: its blocks, its slots, who decodes there (next one first) and is not at its
+    last token, and when it did."""
 
     index: int
     pool: BlockPool
@@ -27,7 +31,13 @@ class Replica:
     rotation: dict[Sequence, None] = field(default_factory=dict)
     prefilling: dict[Sequence, None] = field(default_factory=dict)
     forwards_in_flight: int = 0
+    turn: int = 0  # of its last step (see `Stepper`)
+    decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
+
+    def next_decode_turn(self, steps: int, pp: int) -> int:
+        """The first turn with which no more than `steps` of any `pp` turns in a row decode."""
+        return self.decode_turns[-steps] + pp if len(self.decode_turns) >= steps else 0
 
     @property
     def residents(self) -> int:

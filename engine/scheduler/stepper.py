@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from engine.parallel.layout import Layout
+from engine.parallel.moves import stage_layers
 from engine.scheduler.batch import Batch
+from engine.scheduler.cost import TOKENS_ONLY, StepCost
 from engine.scheduler.ledger import Ledger
 from engine.scheduler.policy import Phase, home_layout
 from engine.scheduler.request import ON_DEVICE, SeqState, Sequence
@@ -14,18 +17,37 @@ from engine.scheduler.residency import Replica
 # A step may run and the next one, whose input is its output, wait behind it.
 MAX_PENDING_TOKENS = 2
 MIN_CHUNK_TOKENS = 256
-# What one more micro-batch costs each stage, in tokens of prompt: launches, and the lower efficiency of small products.
+# What one more micro-batch of prompts costs each stage, in tokens: launches, and less efficient products.
 MICRO_BATCH_TOKENS = 64
+# What a pipeline's micro-batch that decodes is filled up to with prompts, in tokens. Far beyond `KNEE_TOKENS`, more of
+# them gain little efficiency, slow down everybody who decodes, and leave nothing to fill the later micro-batches with.
+MIXED_TOKENS = 640
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the running sequences: each decodes once in `steps` steps, every one of which may `cost` so many tokens."""
+
+    steps: int
+    cost: float
 
 
 class Stepper:
-    """Keeps up to pp + 1 steps in flight in every replica, so that neither stages nor host wait for one another."""
+    """Keeps up to pp + 1 steps in flight in every replica, so that neither stages nor host wait for one another.
+
+    A replica's time is counted in turns: in each, every stage carries out one step, and a token sampled in a step of
+    turn `t` is there for turn `t + pp`. A step that needs it sooner would keep all stages waiting.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._roster = ledger.roster
         self._residency = ledger.residency
         self._config = ledger.config
+        shape = ledger.capacity.shape
+        # Without a pipeline there is nothing to balance.
+        self._costs = {x: StepCost.of(shape) if x.pp > 1 else TOKENS_ONLY for x in ledger.plan.layouts}
+        self._stages = {x: [len(span) for span in stage_layers(shape.num_layers, x.pp)] for x in ledger.plan.layouts}
 
     def fill(self, phase: Phase, layout: Layout, admits: bool) -> None:
         """Send every step that can be sent now. `admits`: waiting prompts may start in this layout."""
@@ -38,7 +60,7 @@ class Stepper:
                     progress |= self._step(replica, phase, layout, chunk, admits)
 
     def _chunk_tokens(self, layout: Layout) -> int:
-        """Tokens of a prefill micro-batch.
+        """Tokens of a micro-batch of nothing but prompts.
 
         While a pipeline fills and drains, every stage waits for pp - 1 micro-batches, and every micro-batch costs
         something by itself. For `t` tokens in micro-batches of `c` that is `(pp - 1) * c + MICRO_BATCH_TOKENS * t / c`
@@ -49,39 +71,75 @@ class Stepper:
         best = -(-tokens // layout.dp)
         if layout.pp > 1:
             best = math.isqrt(best * MICRO_BATCH_TOKENS // (layout.pp - 1))
-        most = self._config.max_num_batched_tokens
-        return min(most, max(best, MIN_CHUNK_TOKENS))
+        return max(best, MIN_CHUNK_TOKENS)
 
     def _step(self, replica: Replica, phase: Phase, layout: Layout, chunk: int, admits: bool) -> bool:
-        """Send a replica one step, if it has anything to run: decodes, and `chunk` tokens of prompts beside them."""
-        batch = Batch(self._ledger.plan.index(layout), replica.index)
+        """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
+        batch = Batch(self._ledger.plan.index(layout), replica.index, replica.turn + 1, self._costs[layout])
         leavers: dict[Sequence, None] = {}
+        share = self._share(replica, layout)
         if phase is not Phase.PREFILL:
-            self._add_decodes(batch, replica, -(-len(replica.rotation) // layout.pp), leavers)
-        budget = min(self._config.max_num_batched_tokens, batch.num_tokens + chunk)
-        self._add_prefills(batch, replica, phase, budget, admits, leavers)
+            self._add_decodes(batch, replica, layout, share, leavers)
+        self._add_prefills(batch, replica, phase, self._budget(batch, replica, layout, chunk), admits, leavers)
+        if not batch and phase is not Phase.PREFILL:
+            batch.turn = self._next_turn(replica, layout, share)
+            self._add_decodes(batch, replica, layout, share, leavers)
         if batch:
-            replica.forwards_in_flight += 1
-            self._ledger.counters.stepped(batch.kind, batch.decodes)
-            forward = batch.build(self._ledger.next_id())
-            self._ledger.send(forward, layout.ranks_per_replica, batch.sequences, batch.sampled, batch.kind)
+            self._send(batch, replica, layout)
         for seq in leavers:  # behind the step, which may still write what they take along
             self._ledger.take_off(seq)
         return bool(batch)
 
-    def _add_decodes(self, batch: Batch, replica: Replica, quota: int, leavers: dict[Sequence, None]) -> None:
-        """One token each for `quota` of the running sequences, those that waited longest first."""
-        quota = min(quota, self._config.max_num_batched_tokens)
+    def _send(self, batch: Batch, replica: Replica, layout: Layout) -> None:
+        replica.forwards_in_flight += 1
+        replica.turn = batch.turn
+        if batch.decodes:
+            replica.decode_turns.append(batch.turn)
+        self._ledger.counters.stepped(batch.kind, batch.decodes)
+        forward = batch.build(self._ledger.next_id())
+        self._ledger.send(forward, layout.ranks_per_replica, batch.sequences, batch.sampled, batch.kind)
+
+    def _budget(self, batch: Batch, replica: Replica, layout: Layout, chunk: int) -> float:
+        """What a step may cost with prompts. In a pipeline all steps should cost the same, or stages wait."""
+        if layout.pp > 1 and replica.rotation:
+            return max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS)
+        return batch.cost + chunk
+
+    # --- decode
+
+    def _share(self, replica: Replica, layout: Layout) -> Share:
+        """How the running sequences are split into micro-batches."""
+        rows, context = len(replica.rotation), sum(seq.dispatched for seq in replica.rotation)
+        steps, costs = layout.pp, self._costs[layout]
+        if not replica.prefilling and not self._roster.count(SeqState.WAITING):
+            steps = costs.micro_batches(self._stages[layout], rows, context)
+        return Share(steps, costs.decode(rows, context) / steps)
+
+    def _add_decodes(
+        self, batch: Batch, replica: Replica, layout: Layout, share: Share, leavers: dict[Sequence, None]
+    ) -> None:
+        """One token each for a share of the running sequences, those that waited longest first."""
+        if batch.turn < replica.next_decode_turn(share.steps, layout.pp):
+            return
         for seq in list(replica.rotation):
-            if len(batch.sequences) == quota:
+            if batch.cost >= share.cost or not self._has_room(batch):
                 break
-            if seq.pending >= MAX_PENDING_TOKENS or seq.is_exhausted or seq in leavers:
+            if seq in leavers or seq.pending >= MAX_PENDING_TOKENS or batch.turn < seq.next_turn(layout.pp):
                 continue
             if not self._residency.grow(seq):
                 self._preempt(replica, leavers)
                 continue
             batch.add(seq, 1)
-            replica.rotation[seq] = replica.rotation.pop(seq)  # to the end of the line
+            del replica.rotation[seq]
+            if not seq.is_exhausted:
+                replica.rotation[seq] = None  # at the end of the line
+
+    @staticmethod
+    def _next_turn(replica: Replica, layout: Layout, share: Share) -> int:
+        """The first turn in which a sequence can decode."""
+        ready = (seq.next_turn(layout.pp) for seq in replica.rotation if seq.pending < MAX_PENDING_TOKENS)
+        first = max(min(ready, default=0), replica.next_decode_turn(share.steps, layout.pp))
+        return max(first, replica.turn + 1)
 
     def _preempt(self, replica: Replica, leavers: dict[Sequence, None]) -> None:
         """Take the youngest sequence off a full device, unless somebody's blocks are coming free already."""
@@ -94,23 +152,29 @@ class Stepper:
         leavers[victim] = None
 
     def _add_prefills(
-        self, batch: Batch, replica: Replica, phase: Phase, budget: int, admits: bool, leavers: dict[Sequence, None]
+        self, batch: Batch, replica: Replica, phase: Phase, budget: float, admits: bool, leavers: dict[Sequence, None]
     ) -> None:
         """Chunks of prompts: of those under way first, then of those that wait."""
         for seq in list(replica.prefilling):
-            if batch.num_tokens >= budget:
+            if batch.cost >= budget or not self._has_room(batch):
                 return
             if seq not in leavers and seq.in_prefill:
                 self._add_chunk(batch, seq, phase, budget, leavers)
-        while admits and batch.num_tokens < budget:
+        while admits and batch.cost < budget and self._has_room(batch):
             admitted = self._admit(replica, phase)
             if admitted is None:
                 return
             self._add_chunk(batch, admitted, phase, budget, leavers)
 
-    def _add_chunk(self, batch: Batch, seq: Sequence, phase: Phase, budget: int, leavers: dict[Sequence, None]) -> None:
+    def _has_room(self, batch: Batch) -> bool:
+        return batch.num_tokens < self._config.max_num_batched_tokens
+
+    def _add_chunk(
+        self, batch: Batch, seq: Sequence, phase: Phase, budget: float, leavers: dict[Sequence, None]
+    ) -> None:
         start = seq.dispatched
-        batch.add(seq, min(seq.prefill_end - start, budget - batch.num_tokens))
+        most = min(seq.prefill_end - start, self._config.max_num_batched_tokens - batch.num_tokens)
+        batch.add(seq, min(most, batch.costs.tokens_within(start, budget - batch.cost)))
         self._residency.publish(seq, start)
         if seq.in_prefill:
             return

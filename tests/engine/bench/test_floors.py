@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.bench.floors import Ceilings, Work, exchanged_bytes, layer_params, step_work
+from engine.bench.floors import Ceilings, Work, exchanged_bytes, step_work
 from engine.parallel.layout import Layout
 from tests.tiny import tiny_shape
 
@@ -13,7 +13,7 @@ PARAMS = 64 * (8 + 4 + 4) * 8 + 64 * 64 + 3 * 64 * 96
 
 
 def test_a_layer_has_qkv_o_gate_up_and_down() -> None:
-    assert layer_params(SHAPE) == PARAMS
+    assert SHAPE.layer_params == PARAMS
 
 
 def test_decode_reads_every_weight_and_the_whole_context() -> None:

@@ -1,0 +1,125 @@
+"""What the steps hold: in a pipeline all stages are busy only if steps are alike and never wait for one another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.core import Core
+from engine.executor.simulated import DEFAULT_SHAPE, HostRates, SimulatedExecutor
+from engine.messages import Add
+from engine.sampling import SamplingParams
+from engine.scheduler.cost import StepCost
+from engine.scheduler.stepper import MAX_PENDING_TOKENS, MIXED_TOKENS
+from engine.steps import Chunk, Command, Forward
+
+COST = StepCost.of(DEFAULT_SHAPE)
+
+
+class RecordingExecutor(SimulatedExecutor):
+    """Keeps every forward, and how long the first stage has computed."""
+
+    def __init__(self, config: EngineConfig, rates: HostRates | None = None) -> None:
+        super().__init__(config, rates=rates)
+        self.forwards: list[Forward] = []
+        self.busy_s = 0.0
+
+    def submit(self, command: Command) -> None:
+        if isinstance(command, Forward):
+            self.forwards.append(command)
+        super().submit(command)
+
+    def _run_stages(self, forward: Forward) -> tuple[float, float]:
+        end_s, busy_s = super()._run_stages(forward)
+        self.busy_s += busy_s
+        return end_s, busy_s
+
+
+def run(
+    lengths: Sequence[tuple[int, int]], rates: HostRates | None = None, prefill: str = "P4"
+) -> tuple[RecordingExecutor, Core]:
+    """All requests at once, of so many prompt and output tokens each, to their end."""
+    config = EngineConfig(prefill=prefill, executor="simulated", num_device_blocks=20_000, max_num_batched_tokens=4096)
+    executor = RecordingExecutor(config, rates)
+    core = Core(config, executor)
+    for index, (prompt, output) in enumerate(lengths):
+        params = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+        core.add(Add(str(index), [index + 1] + [1] * (prompt - 1), params))
+    while not core.is_idle:
+        core.turn()
+    return executor, core
+
+
+def is_decode(chunk: Chunk) -> bool:
+    return len(chunk.tokens) == 1 and chunk.start > 0
+
+
+def cost(forward: Forward) -> float:
+    parts = ((COST.decode(1, c.start) if is_decode(c) else COST.chunk(c.start, len(c.tokens))) for c in forward.chunks)
+    return sum(parts)
+
+
+def test_stages_stay_busy_while_sequences_come_to_their_ends() -> None:
+    """A step with one sequence whose token is not there yet would keep every stage waiting, once in each round."""
+    rng = random.Random(0)
+    rates = HostRates(token_s=0.0)  # as if all rows hid behind the weights
+    executor, _ = run([(8, rng.randint(100, 400)) for _ in range(203)], rates)
+    longest = 400 * rates.step_s  # each token takes a round
+    assert executor.now() < 1.05 * longest
+    assert executor.busy_s > 0.7 * executor.now()
+
+
+def test_a_token_is_never_needed_before_its_turn() -> None:
+    executor, _ = run([(8, 100)] * 203)
+    last: dict[int, int] = {}
+    for turn, forward in enumerate(executor.forwards):
+        for chunk in forward.chunks:
+            if chunk.tokens[-1] < 0 and turn > 40:
+                assert turn - last[chunk.slot] in (3, 4), "as many steps in between as a round has, or one less"
+            last[chunk.slot] = turn
+
+
+def test_decode_micro_batches_are_alike() -> None:
+    executor, _ = run([(16, 400)] * 60 + [(1500, 400)] * 60)
+    rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][400:404]
+    assert sum(len(forward.chunks) for forward in rounds) == 120
+    costs, sizes = [cost(forward) for forward in rounds], [len(forward.chunks) for forward in rounds]
+    # By count they would differ by a factor of 3. What is left is the last row that a step takes beyond its share.
+    assert max(costs) / min(costs) < 1.25
+    assert max(sizes) / min(sizes) > 1.4
+
+
+def test_prompts_fill_up_the_steps_that_decode() -> None:
+    executor, _ = run([(700, 200)] * 100)
+    mixed = [f for f in executor.forwards if any(map(is_decode, f.chunks)) and not all(map(is_decode, f.chunks))]
+    assert len(mixed) > 50
+    assert all(MIXED_TOKENS * 0.99 < cost(forward) <= MIXED_TOKENS + 1 for forward in mixed[:-4])
+
+
+def test_prompts_alone_come_in_steps_of_equal_cost() -> None:
+    """The further into a prompt a chunk begins, the fewer tokens it has."""
+    executor, _ = run([(8000, 1)] * 4)
+    sizes = [forward.num_tokens for forward in executor.forwards]
+    costs = [cost(forward) for forward in executor.forwards]
+    assert max(sizes) <= 4096
+    assert all(b <= a + 2 for a, b in pairwise(costs[:-1])), "smaller towards the end, where the pipeline drains"
+    first = [forward.num_tokens for forward in executor.forwards if len(forward.chunks) == 1][:2]
+    assert first[0] > first[1]
+
+
+@pytest.mark.parametrize("prefill", ["T1", "P2", "P4"])
+def test_one_sequence_alone_has_a_step_waiting_behind_the_one_that_runs(prefill: str) -> None:
+    executor, core = run([(8, 50)], prefill=prefill)
+    assert len(executor.forwards) == 50
+    assert core.stats().generation_tokens == 50
+    references = [chunk for forward in executor.forwards for chunk in forward.chunks if chunk.tokens[-1] < 0]
+    assert len(references) == 50 - 1 and MAX_PENDING_TOKENS == 2
+
+
+def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
+    executor, _ = run([(1000, 20)] * 20, prefill="T1")
+    assert [forward.num_tokens for forward in executor.forwards[:4]] == [4096] * 4
