@@ -60,7 +60,7 @@ class Stepper:
                     progress |= self._step(replica, phase, layout, chunk, admits)
 
     def _chunk_tokens(self, layout: Layout) -> int:
-        """Tokens of a micro-batch of nothing but prompts.
+        """What a micro-batch of nothing but prompts may cost.
 
         While a pipeline fills and drains, every stage waits for pp - 1 micro-batches, and every micro-batch costs
         something by itself. For `t` tokens in micro-batches of `c` that is `(pp - 1) * c + MICRO_BATCH_TOKENS * t / c`
@@ -71,7 +71,7 @@ class Stepper:
         best = -(-tokens // layout.dp)
         if layout.pp > 1:
             best = math.isqrt(best * MICRO_BATCH_TOKENS // (layout.pp - 1))
-        return max(best, MIN_CHUNK_TOKENS)
+        return min(max(best, MIN_CHUNK_TOKENS), self._config.max_num_batched_tokens)
 
     def _step(self, replica: Replica, phase: Phase, layout: Layout, chunk: int, admits: bool) -> bool:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
@@ -80,7 +80,10 @@ class Stepper:
         share = self._share(replica, layout)
         if phase is not Phase.PREFILL:
             self._add_decodes(batch, replica, layout, share, leavers)
-        self._add_prefills(batch, replica, phase, self._budget(batch, replica, layout, chunk), admits, leavers)
+        # In a pipeline all steps should cost the same, or stages wait.
+        is_mixed = layout.pp > 1 and phase is not Phase.PREFILL and bool(replica.rotation)
+        budget = max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
+        self._add_prefills(batch, replica, phase, budget, admits, leavers)
         if not batch and phase is not Phase.PREFILL:
             batch.turn = self._next_turn(replica, layout, share)
             self._add_decodes(batch, replica, layout, share, leavers)
@@ -98,12 +101,6 @@ class Stepper:
         self._ledger.counters.stepped(batch.kind, batch.decodes)
         forward = batch.build(self._ledger.next_id())
         self._ledger.send(forward, layout.ranks_per_replica, batch.sequences, batch.sampled, batch.kind)
-
-    def _budget(self, batch: Batch, replica: Replica, layout: Layout, chunk: int) -> float:
-        """What a step may cost with prompts. In a pipeline all steps should cost the same, or stages wait."""
-        if layout.pp > 1 and replica.rotation:
-            return max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS)
-        return batch.cost + chunk
 
     # --- decode
 
