@@ -56,7 +56,7 @@ class Sequence:
     dispatched: int = 0
     prefill_end: int = 0  # tokens known when it (re)entered PREFILL; below it, dispatching is prefill
     steps_in_flight: int = 0
-    turn: int = 0  # of its last step
+    turn: int = 0  # of its replica, in its last step
     swap_in_flight: bool = False
     finish_reason: FinishReason | None = None
 

@@ -22,18 +22,17 @@ MAX_STAGES = 64  # whose turns are remembered
 
 @dataclass
 class Replica:
-    """One replica's share of the state: its blocks, its slots, who decodes there (next one first) and is not at its
-    last token, and when it did."""
+    """One replica's share of the state: its blocks, its slots, who is there, and its time in turns (see `Stepper`)."""
 
     index: int
     pool: BlockPool
     free_slots: list[int]
-    rotation: dict[Sequence, None] = field(default_factory=dict)
+    rotation: dict[Sequence, None] = field(default_factory=dict)  # who has tokens left to decode, next one first
     prefilling: dict[Sequence, None] = field(default_factory=dict)
     forwards_in_flight: int = 0
-    turn: int = 0  # of its last step (see `Stepper`)
-    decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
+    turn: int = 0  # of its last step
+    decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))  # of those that decode
 
     def next_decode_turn(self, steps: int, pp: int) -> int:
         """The first turn with which no more than `steps` of any `pp` turns in a row decode."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,11 @@ class RecordingExecutor(SimulatedExecutor):
 
 
 def run(
-    lengths: Sequence[tuple[int, int]], rates: HostRates | None = None, prefill: str = "P4"
+    lengths: Sequence[tuple[int, int]], rates: HostRates | None = None, prefill: str = "P4", **options: Any
 ) -> tuple[RecordingExecutor, Core]:
-    """All requests at once, of so many prompt and output tokens each, to their end."""
-    config = EngineConfig(prefill=prefill, executor="simulated", num_device_blocks=20_000, max_num_batched_tokens=4096)
+    """All requests at once, of so many prompt and output tokens each, to their end. `options`: of `EngineConfig`."""
+    options |= {"num_device_blocks": 20_000, "max_num_batched_tokens": 4096}
+    config = EngineConfig(prefill=prefill, executor="simulated", **options)
     executor = RecordingExecutor(config, rates)
     core = Core(config, executor)
     for index, (prompt, output) in enumerate(lengths):
@@ -123,3 +125,10 @@ def test_one_sequence_alone_has_a_step_waiting_behind_the_one_that_runs(prefill:
 def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
     executor, _ = run([(1000, 20)] * 20, prefill="T1")
     assert [forward.num_tokens for forward in executor.forwards[:4]] == [4096] * 4
+
+
+def test_a_prefill_phase_is_not_slowed_by_sequences_that_stand_still() -> None:
+    executor, core = run([(1000, 30)] * 100, decode="T4", num_host_blocks=8000, surge_min_tokens=0)
+    surge = [forward.num_tokens for forward in executor.forwards if forward.layout == 0]
+    assert core.stats().transitions == {"P4->T4": 1} and core.stats().swap_bytes["in"] > 0
+    assert all(tokens > 1.5 * MIXED_TOKENS for tokens in surge[: len(surge) // 4])
