@@ -133,7 +133,7 @@ class FlashInferOps(GraphOps):
 
     def _plan_decode(self, wrapper: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
         pages = Pages.of(batch, self._block_size, self._device)
-        # FlashInfer splits no sequence when there are more tiles than fit at once. Told so, it spares merging the parts.
+        # With more tiles than fit at once FlashInfer splits no sequence; told so, it spares the merge of parts, too.
         fills_device = len(batch.query_lens) * num_kv_heads > self._tiles_at_once
         wrapper.plan(
             pages.indptr,
