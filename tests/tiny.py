@@ -19,6 +19,7 @@ from engine.kv.geometry import KVGeometry
 from engine.model.llama import Llama
 from engine.model.ops.base import BatchInputs, make_ops
 from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.model.sums import ReducedSums
 from engine.parallel.groups import SingleShard, TensorGroup
 from engine.parallel.layout import Layout, Plan
 from engine.weights.arena import rank_arena
@@ -193,7 +194,10 @@ class LocalModel:
         self.block_size = block_size
         groups = [group for _ in range(layout.pp) for group in ThreadGroup.make(layout.tp)]
         self._ops = [make_ops(device, self.shape, block_size) for _ in groups]
-        self.ranks = [Llama(self.shape, stage(rank), self._ops[rank], group) for rank, group in enumerate(groups)]
+        self.ranks = [
+            Llama(self.shape, stage(rank), ops, group, ReducedSums(ops, group))
+            for rank, (ops, group) in enumerate(zip(self._ops, groups, strict=True))
+        ]
         self.pools = [self._pool(rank, num_blocks) for rank in layout.replica_ranks(0)]
         self._threads = ThreadPoolExecutor(layout.tp)
 

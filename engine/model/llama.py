@@ -1,7 +1,7 @@
 """One stage of a Llama on one rank: embedding, some decoder layers, final norm and head, as far as it has them.
 
 The same code runs every layout: what a rank computes follows from the `StageWeights` it is given and the
-`TensorGroup` it reduces over. The runner makes one for each layout and calls it once per forward. Between stages
+shards it adds up with. The runner makes one for each layout and calls it once per forward. Between stages
 travels one `[tokens, hidden]` tensor, the residual stream.
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
+from engine.model.sums import Sums
 from engine.parallel.groups import TensorGroup
 from engine.weights.tensors import LayerWeights, SliceShape, StageWeights
 
@@ -21,11 +22,12 @@ from engine.weights.tensors import LayerWeights, SliceShape, StageWeights
 class Llama:
     """A rank's part of the model in one layout. Stateless: weights and KV belong to the caller."""
 
-    def __init__(self, shape: ModelShape, weights: StageWeights, ops: Ops, group: TensorGroup) -> None:
+    def __init__(self, shape: ModelShape, weights: StageWeights, ops: Ops, group: TensorGroup, sums: Sums) -> None:
         self.shape = shape
         self.weights = weights
         self._ops = ops
         self._group = group
+        self._sums = sums
         self._part = SliceShape(shape, weights.num_slices)
         self._num_slices = len(weights.slices)
         # Slices that share a KV head each compute it; of the rank's copies the first is kept.
@@ -50,7 +52,7 @@ class Llama:
         rows = tokens - self.weights.slices.start * self._part.vocab
         elsewhere = (rows < 0) | (rows >= len(table))
         hidden = F.embedding(rows.masked_fill(elsewhere, 0), table)
-        return self._group.all_reduce(hidden.masked_fill_(elsewhere[:, None], 0))
+        return self._sums.total(hidden.masked_fill_(elsewhere[:, None], 0))
 
     def layers(self, hidden: torch.Tensor, plan: Any, kv_views: list[torch.Tensor]) -> torch.Tensor:
         """Run the stage's decoder layers over `[tokens, hidden]`, whose memory may be reused.
@@ -58,17 +60,17 @@ class Llama:
         `plan` is `Ops.plan`'s for this step; `kv_views` has each local layer's KV view (see `Ops`), which
         is read and written.
         """
-        ops, eps = self._ops, self.shape.rms_eps
-        delta: torch.Tensor | None = None  # what the last half-layer adds to the residual stream `hidden`
+        sums, eps = self._sums, self.shape.rms_eps
+        delta: torch.Tensor | None = None  # this shard's part of what is to be added to the residual stream `hidden`
         for weights, kv in zip(self.weights.layers, kv_views, strict=True):
             if delta is None:
-                normed = ops.rms_norm(hidden, weights.input_norm, eps)
+                normed = self._ops.rms_norm(hidden, weights.input_norm, eps)
             else:
-                normed, hidden = ops.add_rms_norm(delta, hidden, weights.input_norm, eps)
+                normed, hidden = sums.add_norm(delta, hidden, weights.input_norm, eps)
             delta = self._attention(normed, weights, plan, kv)
-            normed, hidden = ops.add_rms_norm(delta, hidden, weights.post_norm, eps)
+            normed, hidden = sums.add_norm(delta, hidden, weights.post_norm, eps)
             delta = self._mlp(normed, weights)
-        return hidden if delta is None else hidden + delta
+        return hidden if delta is None else sums.total(delta, hidden)
 
     def _attention(self, x: torch.Tensor, weights: LayerWeights, plan: Any, kv: torch.Tensor) -> torch.Tensor:
         part, dim = self._part, self.shape.head_dim
@@ -77,11 +79,11 @@ class Llama:
         q, k, v = torch.split_with_sizes(fused, [part.heads, part.kv_heads, part.kv_heads], dim=2)
         step = self._kv_step
         q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv)
-        return self._group.all_reduce(self._ops.attention(plan, q, kv) @ weights.o)
+        return self._sums.product(self._ops.attention(plan, q, kv), weights.o)
 
     def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         gate_up = F.linear(x, weights.gate_up).view(len(x) * self._num_slices, -1)
-        return self._group.all_reduce(self._ops.silu_and_mul(gate_up).view(len(x), -1) @ weights.down)
+        return self._sums.product(self._ops.silu_and_mul(gate_up).view(len(x), -1), weights.down)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Final norm and head over some rows `[rows, hidden]` of the last stage's output.

@@ -57,17 +57,17 @@ class ShardGroup(TensorGroup):
     def __init__(self, ranks: Sequence[int], shard: int, group: Group) -> None:
         self.size = len(ranks)
         self.shard = shard
-        self._first = ranks[0]
-        self._group = group
+        self.ranks = tuple(ranks)
+        self.process_group = group
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(x, group=self._group)
+        dist.all_reduce(x, group=self.process_group)
         return x
 
     def gather_last(self, x: torch.Tensor) -> torch.Tensor | None:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.shard == 0 else None
-        dist.gather(x, parts, dst=self._first, group=self._group)
+        dist.gather(x, parts, dst=self.ranks[0], group=self.process_group)
         return torch.cat(parts, dim=-1) if parts is not None else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.model.blas import faster_library
 from engine.model.llama import Llama
 from engine.model.ops.base import BatchInputs, GraphOps
 
@@ -65,12 +66,13 @@ class DecodeGraphs:
         for rows in reversed(self._buckets):
             plan = self._plans[rows] = self._ops.graph_plan(rows, heads, kv_heads, self._indices)
             self._ops.replan(plan, self._padded(nobody, rows), heads, kv_heads)
-            self._compute(rows)  # once outside: libraries choose and load their kernels
-            torch.cuda.current_stream().synchronize()
-            graph = self._graphs[rows] = torch.cuda.CUDAGraph()
-            # Other threads of the process (NCCL's watchdog, the reports) may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._outputs[rows] = self._compute(rows)
+            with faster_library(self._model.weights.layers, rows):
+                self._compute(rows)  # once outside: libraries choose and load their kernels
+                torch.cuda.current_stream().synchronize()
+                graph = self._graphs[rows] = torch.cuda.CUDAGraph()
+                # Other threads of the process (NCCL's watchdog, the reports) may use CUDA meanwhile.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    self._outputs[rows] = self._compute(rows)
 
     def _compute(self, rows: int) -> torch.Tensor:
         inputs = self._inputs[:rows]

@@ -18,6 +18,7 @@ from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.model.llama import Llama
 from engine.model.ops.base import BatchInputs, GraphOps, Ops
+from engine.model.sums import Sums
 from engine.parallel.groups import LayoutGroups
 from engine.sampling import RowSampling
 from engine.steps import Chunk, Forward
@@ -44,7 +45,10 @@ class Completion:
 
 
 class Runner:
-    """One rank's model in every layout of the plan, over its device pool. `layout` is the current one's index."""
+    """One rank's model in every layout of the plan, over its device pool. `layout` is the current one's index.
+
+    `groups` and `sums` are by layout.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Runner:
         pool: DevicePool,
         weights: Weights,
         groups: Sequence[LayoutGroups],
+        sums: Sequence[Sums],
         ops: Ops,
         num_slots: int,
         max_model_len: int,
@@ -63,6 +68,7 @@ class Runner:
         self._pool = pool
         self._weights = weights
         self._groups = groups
+        self._sums = sums
         self._ops = ops
         self._kv = [pool.layers(index) for index in range(len(groups))]
         self._max_blocks = geometry.blocks_for(max_model_len)
@@ -80,7 +86,7 @@ class Runner:
         self.layout = layout
         if layout not in self._models:  # for good: the addresses of a layout's weights never change
             weights, group = self._weights.stage(layout), self._groups[layout].tensor
-            self._models[layout] = Llama(self._shape, weights, self._ops, group)
+            self._models[layout] = Llama(self._shape, weights, self._ops, group, self._sums[layout])
 
     @torch.inference_mode()
     def capture(self, max_rows: int) -> None:

@@ -31,6 +31,7 @@ from engine.kv.host_pool import HostPool
 from engine.kv.segment import Segment, register
 from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
+from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent
@@ -38,6 +39,7 @@ from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
 from engine.weights.store import WeightStore
+from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
@@ -110,6 +112,7 @@ class Worker:
         self._groups: list[LayoutGroups] = []
         self._weights: Weights
         self._ops: Ops
+        self._sums: list[Sums] = []
         self._runner: Runner
         self._copies: Copies | None = None
         self._reports: EventReports | None = None  # of forwards on CUDA
@@ -132,6 +135,7 @@ class Worker:
             self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
             min_tp = min(layout.tp for layout in self._plan.layouts)
             self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.max_num_seqs, min_tp)
+            self._sums = [self._make_sums(groups) for groups in self._groups]
             self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
             decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
@@ -231,10 +235,16 @@ class Worker:
         self._weights.switch(0)
         runner.change_layout(0)
 
+    def _make_sums(self, groups: LayoutGroups) -> Sums:
+        config = self._spec.config
+        max_rows = max(config.max_num_batched_tokens, buckets(config.max_num_seqs)[-1])
+        return make_sums(self._ops, groups.tensor, self._spec.shape, max_rows, self._device)
+
     def _make_runner(self, pool: DevicePool) -> Runner:
         spec = self._spec
         slots = num_slots(spec.config.max_num_seqs)
-        return Runner(self._geometry, pool, self._weights, self._groups, self._ops, slots, spec.max_model_len)
+        groups, sums = self._groups, self._sums
+        return Runner(self._geometry, pool, self._weights, groups, sums, self._ops, slots, spec.max_model_len)
 
     def _allocate(self, num_device_blocks: int) -> None:
         spec, geometry = self._spec, self._geometry

@@ -86,6 +86,7 @@ class FlashInferOps(GraphOps):
         partial_bytes = partial_rows * shape.num_heads // min_tp * (shape.head_dim + 1) * 4
         workspace_bytes = max(_WORKSPACE_BYTES, partial_bytes)
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
+        self._tiles_at_once = 2 * torch.cuda.get_device_properties(device).multi_processor_count  # FlashInfer's count
         self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
@@ -132,6 +133,8 @@ class FlashInferOps(GraphOps):
 
     def _plan_decode(self, wrapper: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
         pages = Pages.of(batch, self._block_size, self._device)
+        # With more tiles than fit at once FlashInfer splits no sequence; told so, it spares the merge of parts, too.
+        fills_device = len(batch.query_lens) * num_kv_heads > self._tiles_at_once
         wrapper.plan(
             pages.indptr,
             pages.indices,
@@ -142,6 +145,7 @@ class FlashInferOps(GraphOps):
             self._block_size,
             q_data_type=self._dtype,
             kv_data_type=self._dtype,
+            disable_split_kv=fills_device,
         )
 
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:

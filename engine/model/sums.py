@@ -1,0 +1,75 @@
+"""The sums of a tensor-parallel model: what its shards add to the residual stream. Used by `Llama`.
+
+Every half of a layer ends in a product whose results the shards must add up, onto the residual stream, whose norm is
+what the next half begins with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from engine.model.ops.base import Ops
+from engine.model.shapes import ModelShape
+from engine.parallel.groups import ShardGroup, TensorGroup
+
+
+class Sums(ABC):
+    """How one stage's shards add up. A part is one shard's `[rows, hidden]` of a sum; all shards call together.
+
+    Between `add_norm` calls a shard may keep just some rows of the residual stream up to date: it is handed from one
+    to the next, and only `total` makes it whole.
+    """
+
+    @abstractmethod
+    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`x @ weight`, as a part. There is one at a time: it must be summed before the next."""
+
+    @abstractmethod
+    def add_norm(
+        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the shards' parts to the residual stream; returns (the norm of the sum, the sum).
+
+        May reuse the memory of both. The norm is there until the next product.
+        """
+
+    @abstractmethod
+    def total(self, part: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """The shards' parts and the residual stream added up, whole on every shard."""
+
+
+class ReducedSums(Sums):
+    """All-reduces by the group's library, then every shard norms everything. With one shard, nothing to reduce."""
+
+    def __init__(self, ops: Ops, group: TensorGroup) -> None:
+        self._ops = ops
+        self._group = group
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x @ weight
+
+    def add_norm(
+        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._ops.add_rms_norm(self._group.all_reduce(part), residual, weight, eps)
+
+    def total(self, part: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        summed = self._group.all_reduce(part)
+        return summed if residual is None else residual + summed
+
+
+def make_sums(ops: Ops, group: TensorGroup, shape: ModelShape, max_rows: int, device: torch.device) -> Sums:
+    """The fastest sums that the shards' links allow, for steps of up to `max_rows` tokens.
+
+    Collective over the group. Raises ConfigError if GPUs should be able to share memory, and cannot.
+    """
+    if device.type == "cuda":
+        from engine.parallel.peers import can_share
+
+        if isinstance(group, ShardGroup) and can_share(group, device):
+            from engine.model.peer_sums import PeerSums
+
+            return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device)
+    return ReducedSums(ops, group)

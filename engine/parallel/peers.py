@@ -1,0 +1,58 @@
+"""Device memory that all shards of a stage can read and write over their links. Used by `engine.model.peer_sums`.
+
+Allocated and mapped by torch's symmetric memory. Never with NVLink multicast: on shared hosts that can put GPUs out of
+service.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+
+from engine.errors import ConfigError
+from engine.parallel.groups import ShardGroup, TensorGroup
+
+os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
+def can_share(group: TensorGroup, device: torch.device) -> bool:
+    """Whether the shards' GPUs reach each other's memory, and may: `NCCL_P2P_DISABLE=1` forbids it here as in NCCL."""
+    if not isinstance(group, ShardGroup) or device.type != "cuda" or dist.get_backend(group.process_group) != "nccl":
+        return False
+    if os.environ.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
+        return False
+    return all(rank == device.index or torch.cuda.can_device_access_peer(device.index, rank) for rank in group.ranks)
+
+
+class PeerBuffer:
+    """A `[rows, columns]` tensor of each shard, and its address on every shard.
+
+    `addresses` and `flag_addresses` are int64 `[size]`, on the device, in shard order. The flags are `num_flags` zeroed
+    int32 of each shard, for kernels to wait for each other; each kernel leaves them zero.
+    """
+
+    def __init__(
+        self, group: ShardGroup, rows: int, columns: int, dtype: torch.dtype, num_flags: int, device: torch.device
+    ) -> None:
+        """Collective: all shards call it with the same sizes. Raises ConfigError."""
+        try:
+            self.local: torch.Tensor = symmetric_memory.empty(rows, columns, dtype=dtype, device=device)
+            self._flags: torch.Tensor = symmetric_memory.empty(num_flags, dtype=torch.int32, device=device)
+            # The handles keep the mappings alive.
+            self._handles = [symmetric_memory.rendezvous(x, group.process_group) for x in (self.local, self._flags)]
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"the GPUs of a tensor-parallel stage cannot map each other's memory ({reason}): "
+                "set NCCL_P2P_DISABLE=1 to do without"
+            ) from None
+        self._flags.zero_()
+        self.addresses, self.flag_addresses = (
+            torch.tensor(list(handle.buffer_ptrs), dtype=torch.int64, device=device) for handle in self._handles
+        )
+        # No shard may raise a flag that its owner has yet to zero.
+        torch.cuda.synchronize(device)
+        dist.barrier(group.process_group)

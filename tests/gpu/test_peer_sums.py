@@ -1,0 +1,79 @@
+"""Sums over shared device memory against all-reduces in float32: eager, and replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+SIZE = 2
+MAX_ROWS = 2049
+EPS = 1e-5
+
+
+@pytest.mark.parametrize(("hidden", "dtype"), [(576, "bfloat16"), (5120, "float16"), (8192, "bfloat16")])
+def test_sums_of_two_shards(tmp_path: Path, hidden: int, dtype: str) -> None:
+    spawn(_check, (tmp_path / "rendezvous", hidden, getattr(torch, dtype)), nprocs=SIZE)
+
+
+def _check(rank: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
+    from engine.model.peer_sums import PeerSums
+    from engine.parallel.groups import ShardGroup, join_world
+    from engine.parallel.peers import can_share
+
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    torch.cuda.set_stream(torch.cuda.Stream(device))
+    join_world(rank, SIZE, rendezvous, device)
+    group = ShardGroup(range(SIZE), rank, dist.new_group(list(range(SIZE))))
+    assert can_share(group, device)
+    sums = PeerSums(group, MAX_ROWS, hidden, dtype, device)
+    torch.manual_seed(1 + rank)
+    x = torch.randn(MAX_ROWS, 64, device=device).to(dtype)
+    matrix = torch.randn(64, hidden, device=device).to(dtype) / 8
+    torch.manual_seed(0)
+    stream = torch.randn(MAX_ROWS, hidden, device=device).to(dtype)
+    weight = torch.rand(hidden, device=device).to(dtype)
+
+    for rows in (1, 2, 7, 300, MAX_ROWS):
+        exact = (x[:rows] @ matrix).float()
+        dist.all_reduce(exact)
+        summed = exact + stream[:rows].float()
+        norm = summed * torch.rsqrt(summed.square().mean(-1, keepdim=True) + EPS) * weight.float()
+
+        _close(sums.total(x[:rows] @ matrix), exact)
+        for _ in range(2):
+            residual = stream[:rows].clone()
+            part = sums.product(x[:rows], matrix)
+            normed, residual = sums.add_norm(part, residual, weight, EPS)
+            _close(normed, norm)
+            part = sums.product(torch.zeros_like(x[:rows]), matrix)
+            _close(sums.total(part, residual), summed)
+
+    graph = torch.cuda.CUDAGraph()
+    inputs, residual = x[:40].clone(), stream[:40].clone()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        normed, residual = sums.add_norm(sums.product(inputs, matrix), residual, weight, EPS)
+        outputs = sums.total(sums.product(normed[:, :64].clone(), matrix), residual)
+    for start in range(0, 1600, 40):
+        inputs.copy_(x[start : start + 40])
+        residual.copy_(stream[start : start + 40])
+        graph.replay()
+        eager = stream[start : start + 40].clone()
+        expected, eager = sums.add_norm(sums.product(x[start : start + 40], matrix), eager, weight, EPS)
+        expected = sums.total(sums.product(expected[:, :64].clone(), matrix), eager)
+        assert torch.equal(outputs, expected)
+    dist.destroy_process_group()
+
+
+def _close(got: torch.Tensor, exact: torch.Tensor) -> None:
+    error = (got.float() - exact).norm() / exact.norm()
+    assert error < 4e-3, error  # of bfloat16
