@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def _check(rank: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None
     join_world(rank, SIZE, rendezvous, device)
     group = ShardGroup(range(SIZE), rank, dist.new_group(list(range(SIZE))))
     assert can_share(group, device)
+    os.environ["NCCL_P2P_DISABLE"] = "1"
+    assert not can_share(group, device)
     sums = PeerSums(group, MAX_ROWS, hidden, dtype, device)
     torch.manual_seed(1 + rank)
     x = torch.randn(MAX_ROWS, 64, device=device).to(dtype)
