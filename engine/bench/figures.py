@@ -63,16 +63,18 @@ def full_decode(prompt_tokens: Sequence[int], token_times_s: Sequence[Sequence[f
     """Measure it, by request: its prompt's length, and when its tokens came. None if they never all decode."""
     start_s = max(times[0] for times in token_times_s)
     end_s = min(times[-1] for times in token_times_s)
+    if end_s <= start_s:
+        return None
     before = [bisect_right(times, start_s) for times in token_times_s]
     after = [bisect_right(times, end_s) for times in token_times_s]
     count = len(token_times_s)
     steps = (sum(after) - sum(before)) / count
-    if end_s <= start_s:
-        return None
+    # A step that gives a sequence its token number k + 1 has k tokens behind the prompt as context.
+    mean_generated_tokens = (sum(before) + sum(after) - count) / 2 / count
     return FullDecode(
         sequences=count,
         step_s=(end_s - start_s) / steps,
-        mean_context_tokens=(sum(prompt_tokens) + (sum(before) + sum(after)) / 2) / count,
+        mean_context_tokens=sum(prompt_tokens) / count + mean_generated_tokens,
     )
 
 
