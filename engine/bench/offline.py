@@ -21,7 +21,7 @@ from engine.llm import LLM, RequestOutput
 from engine.messages import EngineInfo, Stats
 from engine.sampling import SamplingParams
 
-COUNTERS = (
+COUNTERS = (  # of Stats; its other fields say how it is now
     "prompt_tokens",
     "generation_tokens",
     "preemptions",

@@ -15,7 +15,8 @@ import zmq
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
 from engine.executor.base import Capacity, Executor
-from engine.executor.ranks import Ranks, free_device_bytes
+from engine.executor.memory import free_device_bytes
+from engine.executor.ranks import Ranks
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.kv.segment import Segment, check_room
 from engine.model.shapes import check_plan, read_shape

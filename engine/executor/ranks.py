@@ -11,7 +11,6 @@ import shutil
 import signal
 import weakref
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -22,7 +21,7 @@ import zmq
 
 from engine.errors import ConfigError, EngineDeadError, SeesawError
 from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
-from engine.supervision import ChildWatch, end_children, exit_with_parent, make_run_dir
+from engine.supervision import ChildWatch, end_children, make_run_dir
 from engine.worker.worker import WorkerSpec, run_worker
 
 DEATHS = "inproc://deaths"
@@ -35,21 +34,6 @@ def fork_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "engine.worker.worker"])
     return context
-
-
-def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
-    """What each GPU has free, measured in a process that ends: asking makes a CUDA context. Raises EngineDeadError."""
-    with ProcessPoolExecutor(1, mp_context=fork_server(), initializer=exit_with_parent) as pool:
-        try:
-            return pool.submit(_free_device_bytes, num_devices).result(timeout_s)
-        except (RuntimeError, TimeoutError) as error:  # of CUDA, or the process has ended
-            raise EngineDeadError(f"the free memory of {num_devices} GPUs could not be measured: {error}") from None
-
-
-def _free_device_bytes(num_devices: int) -> list[int]:
-    import torch
-
-    return [int(torch.cuda.mem_get_info(device)[0]) for device in range(num_devices)]
 
 
 class Ranks:
