@@ -123,9 +123,7 @@ class ProcessExecutor(Executor):
                 )
                 for rank in range(plan.world_size)
             ]
-            self._say(
-                f"loading {Path(config.shape_source).name} on {count(plan.world_size, f'{device} worker')} ({plan})"
-            )
+            self._say(f"loading {Path(config.model).name} on {count(plan.world_size, f'{device} worker')} ({plan})")
             self._ranks.start(specs)
         finally:
             for segment in segments.values():  # the workers have their own descriptors
