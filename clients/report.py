@@ -115,7 +115,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
             }
             for system in run["systems"]
         }
-        heading = f"Offline: {run['model'] or run['device']}, {run['num_requests']} requests"
+        heading = f"Offline: {run['model'] or run['device']}, {run['workload']}"
         yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"

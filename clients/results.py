@@ -16,7 +16,7 @@ OFFLINE_KIND = "seesaw-offline"
 
 @dataclass(frozen=True)
 class Results:
-    """What a report shows. Load tests and traces are by name."""
+    """What a report shows. Load tests and traces are by name; an offline benchmark is an entry for each workload."""
 
     load_tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     offline: list[dict[str, Any]] = field(default_factory=list)
@@ -37,7 +37,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         except (ValueError, KeyError, TypeError) as error:
             raise ClientError(f"{path} is not a result or trace that can be read: {error}") from None
         if isinstance(content, dict) and content.get("kind") == OFFLINE_KIND:
-            results.offline.append(content)
+            results.offline.extend(content | run for run in content["workloads"])
         elif isinstance(content, dict) and "output_throughput" in content:
             results.load_tests[_unused(content.get("label") or path.stem, results.load_tests)] = content
         else:

@@ -52,7 +52,9 @@ class EngineConfig:
     decode: str = _option("", "layout of the decode phase, e.g. T4 (default: the prefill layout, never switching)")
     tail: str = _option("", "optional layout for the last few sequences, e.g. T4")
     weights: WeightsMode = _option(
-        "auto", "how a transition gets its weights: both layouts resident, or reload from the host copy"
+        "auto",
+        "how a transition gets its weights: all layouts resident, or reload from the host copy; auto is resident where "
+        "that leaves enough GPU memory for KV: the pool asked for, else half of what reload would leave",
     )
 
     max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -33,12 +33,13 @@ UNBOUNDED = 1 << 31
 
 @dataclass
 class Completion:
-    """One continuation. `finish_reason` is `stop` or `length`."""
+    """One continuation. `finish_reason` is `stop` or `length`; `token_times_s` says when each token came."""
 
     index: int
     token_ids: list[int]
     text: str
     finish_reason: str
+    token_times_s: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -156,6 +157,7 @@ class LLM:
                 result.finished_s = now
                 completion = result.outputs[output.index]
                 completion.token_ids += output.tokens
+                completion.token_times_s += [now] * len(output.tokens)
                 if output.finish_reason is not None:
                     completion.finish_reason = FinishReason(output.finish_reason).wire
             if self._handle is not None and not self._core.is_idle:

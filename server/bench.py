@@ -1,6 +1,7 @@
 """`seesaw bench offline`: run requests through the engine without HTTP, in one plan of layouts or several.
 
-Joins `clients.datasets` to `engine.bench`; `server.cli` hands over the arguments.
+Each engine is started once for all workloads. Joins `clients.datasets` to `engine.bench`; `server.cli` hands over the
+arguments.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from typing import get_args
 from clients.datasets import load_sharegpt
 from clients.sharegpt import sharegpt
 from clients.wheels import FetchError
-from engine.bench.offline import SystemResult, run_system
+from engine.bench.bounds import Host, read_ceilings
+from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
-from engine.bench.workload import Job, Order, arrange, read_lengths
+from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, read_lengths
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.model.shapes import read_shape
 from engine.preflight import check_early
 from engine.text import Tokenizer, load_tokenizer
 from server.settings import Parser, add_flags, read_configs
 
+NUM_REQUESTS = 100
 # The field's filter of ShareGPT: longest prompt, longest prompt with its output.
 SHAREGPT_PROMPT_TOKENS, SHAREGPT_TOTAL_TOKENS = 1024, 2048
 
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Run the benchmark and return the exit code. Raises SeesawError."""
-    args = _parser(prog).parse_args(argv)
+    args = _parse(argv, prog)
     if args.hf_token:
         os.environ["HF_TOKEN"] = args.hf_token
     config = _config(args)
@@ -45,33 +49,52 @@ def main(argv: Sequence[str], prog: str) -> int:
     tokenizer = None
     if args.dataset == "sharegpt" or args.print_output:
         tokenizer = load_tokenizer(config.tokenizer or config.model)
-    jobs = arrange(_jobs(args, config, tokenizer), args.order, config.seed)
-    results: list[SystemResult] = []
+    workloads = args.workload or [_dataset(args, config, tokenizer)]
+    workloads = [replace(load, jobs=arrange(load.jobs, args.order, config.seed)) for load in workloads]
+    host = _host(config, args.limits) if args.limits else None
+    results: list[list[SystemResult]] = [[] for _ in workloads]
     for system in systems:
-        results.append(run_system(system, jobs, hide_output_lengths=args.hide_output_lengths))
-        print(describe(results[-1]), flush=True)
-        if args.output_json:  # after every system: the next may fail, or take long
-            args.output_json.write_text(json.dumps(_report(args, config, results), indent=1) + "\n")
+        jobs = [load.jobs for load in workloads]
+        runs = run_workloads(system, jobs, hide_output_lengths=args.hide_output_lengths, host=host)
+        for load, done, result in zip(workloads, results, runs, strict=True):
+            done.append(result)
+            print(describe(result, load.name), flush=True)
+            if args.output_json:  # after every run: the next may fail, or take long
+                report = _report(args, config, workloads, results)
+                args.output_json.write_text(json.dumps(report, indent=1) + "\n")
     if tokenizer is not None and args.print_output:
-        for index, tokens in enumerate(results[0].outputs):
+        for index, tokens in enumerate(tokens for done in results for tokens in done[0].outputs):
             print(f"[{index}] {tokenizer.decode(tokens)!r}")
-    if len(results) > 1:
-        print(compare(results))
+    if len(systems) > 1:
+        for load, done in zip(workloads, results, strict=True):
+            print(compare(done, load.name))
     return 0
+
+
+def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    args = _parser(prog).parse_args(argv)
+    if not args.workload:
+        args.dataset = args.dataset or "sharegpt"
+        args.num_requests = args.num_requests or NUM_REQUESTS
+    for name in ("dataset", "dataset_path", "num_requests", "input_len", "output_len"):
+        if args.workload and getattr(args, name) is not None:
+            raise ConfigError(f"--workload says what to run: leave out --{name.replace('_', '-')}")
+    return args
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description="Run requests through the engine without HTTP.", allow_abbrev=False)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="JSON file with the engine's settings")
     add = parser.add_argument_group("benchmark").add_argument
-    add("--dataset", choices=("sharegpt", "csv", "constant"), default="sharegpt", help="default: sharegpt")
+    add_workload_flag(add)
+    add("--dataset", choices=("sharegpt", "csv", "constant"), help="without --workload (default: sharegpt)")
     add(
         "--dataset-path",
         type=Path,
         metavar="FILE",
         help="ShareGPT's JSON (default: fetched), or a CSV with prompt_len and output_len",
     )
-    add("--num-requests", type=_count, default=100, metavar="N", help="default: 100")
+    add("--num-requests", type=_count, metavar="N", help=f"default: {NUM_REQUESTS}")
     add("--input-len", type=_count, metavar="TOKENS", help="constant: of each prompt; else longer ones are passed over")
     add("--output-len", type=_count, metavar="TOKENS", help="constant: of each output; else longer ones are cut")
     add("--order", choices=get_args(Order), default="file", help="of the requests, by the prompt (default: file)")
@@ -90,6 +113,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--dummy-weights", action="store_true", help="--load-format dummy")
     add("--hf-token", metavar="TOKEN", help="for models and tokenizers from the hub")
     add("--print-output", action="store_true", help="print what the first system generated")
+    add(
+        "--limits", type=Path, metavar="FILE", help="what `seesaw bench limits` saved: show how far from it each run is"
+    )
     add("--output-json", type=Path, metavar="FILE", help="save all figures, and the lengths and times of each request")
     add_flags(parser, "engine", EngineConfig)
     return parser
@@ -119,16 +145,30 @@ def _check_output(path: Path | None) -> None:
         raise ConfigError(f"cannot write --output-json {path}: choose a file in a folder that exists and is writable")
 
 
-def _jobs(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer | None) -> list[Job]:
+def _host(config: EngineConfig, limits: Path) -> Host:
+    from engine.weights.loader import resolve_checkpoint  # late: torch takes seconds to import
+
+    shape = read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype)
+    return Host(shape, read_ceilings(limits), config.max_num_seqs, config.max_num_batched_tokens)
+
+
+def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer | None) -> Workload:
+    """The workload that is named by `--dataset` and the flags beside it."""
+    num = args.num_requests
     if args.dataset == "constant":
         if not (args.input_len and args.output_len):
             raise ConfigError("--dataset constant needs --input-len and --output-len")
-        return [Job(args.input_len, args.output_len)] * args.num_requests
+        return Workload(f"{num}x{args.input_len}:{args.output_len}", [Job(args.input_len, args.output_len)] * num)
     if args.dataset == "csv":
         if args.dataset_path is None:
             raise ConfigError("--dataset csv needs --dataset-path")
-        return read_lengths(args.dataset_path, args.num_requests, args.input_len, args.output_len)
+        jobs = read_lengths(args.dataset_path, num, args.input_len, args.output_len)
+        return Workload(f"{num}x{args.dataset_path.name}", jobs)
     assert tokenizer is not None
+    return Workload(f"{num}xShareGPT", _conversations(args, config, tokenizer))
+
+
+def _conversations(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer) -> list[Job]:
     single = _Single(tokenizer)
     try:
         samples = load_sharegpt(
@@ -157,16 +197,29 @@ class _Single:
         return self._tokenizer.encode([text])[0]
 
 
-def _report(args: argparse.Namespace, config: EngineConfig, results: Sequence[SystemResult]) -> dict[str, object]:
+def _report(
+    args: argparse.Namespace,
+    config: EngineConfig,
+    workloads: Sequence[Workload],
+    results: Sequence[Sequence[SystemResult]],
+) -> dict[str, object]:
+    """`results` are by workload, and then by system."""
+    info = results[0][0].info
     return {
         "kind": "seesaw-offline",
         "model": config.model,
-        "device": results[0].info.device,
-        "dtype": results[0].info.dtype,
-        "dataset": args.dataset,
-        "num_requests": args.num_requests,
+        "device": info.device,
+        "dtype": info.dtype,
         "order": args.order,
         "hide_output_lengths": args.hide_output_lengths,
         "config": asdict(config),
-        "systems": [result.to_json() for result in results],
+        "workloads": [
+            {
+                "workload": load.name,
+                "num_requests": len(load.jobs),
+                "systems": [result.to_json() for result in done],
+            }
+            for load, done in zip(workloads, results, strict=True)
+            if done
+        ],
     }

@@ -179,9 +179,10 @@ class LocalModel:
         num_blocks: int = 64,
         stage: Callable[[int], StageWeights] | None = None,
         device: torch.device = CPU,
+        dtype: str = "auto",
     ) -> None:
         """`stage` gives a rank's weights (default: read from the checkpoint, cut for `plan` or for this layout)."""
-        self.shape, self.layout, self._device = read_shape(folder), layout, device
+        self.shape, self.layout, self._device = read_shape(folder, dtype), layout, device
         plan = plan or Plan(layout, layout)
         check_plan(plan, self.shape)
         if stage is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,34 @@ def summarize(records: Sequence[RequestRecord]) -> Figures:
         t95_s=t95_s,
         tail_s=total_s - t95_s,
         requests_per_second_without_tail=_rate(before_tail, t95_s),
+    )
+
+
+@dataclass(frozen=True)
+class FullDecode:
+    """The time in which all requests decode together: from the last one's first token to the first one's end."""
+
+    sequences: int
+    step_s: float  # a token of each of them
+    mean_context_tokens: float
+
+
+def full_decode(prompt_tokens: Sequence[int], token_times_s: Sequence[Sequence[float]]) -> FullDecode | None:
+    """Measure it, by request: its prompt's length, and when its tokens came. None if they never all decode."""
+    start_s = max(times[0] for times in token_times_s)
+    end_s = min(times[-1] for times in token_times_s)
+    if end_s <= start_s:
+        return None
+    before = [bisect_right(times, start_s) for times in token_times_s]
+    after = [bisect_right(times, end_s) for times in token_times_s]
+    count = len(token_times_s)
+    steps = (sum(after) - sum(before)) / count
+    # A step that gives a sequence its token number k + 1 has k tokens behind the prompt as context.
+    mean_generated_tokens = (sum(before) + sum(after) - count) / 2 / count
+    return FullDecode(
+        sequences=count,
+        step_s=(end_s - start_s) / steps,
+        mean_context_tokens=sum(prompt_tokens) / count + mean_generated_tokens,
     )
 
 

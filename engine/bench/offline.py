@@ -6,19 +6,35 @@ Called by `server.bench`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
 
-from engine.bench.figures import Figures, RequestRecord, summarize
+from engine.bench.bounds import Host, RunFloors, run_floors
+from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
 from engine.bench.workload import Job, prompts
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.llm import LLM, RequestOutput
 from engine.messages import EngineInfo, Stats
 from engine.sampling import SamplingParams
+
+COUNTERS = (  # of Stats; its other fields say how it is now
+    "prompt_tokens",
+    "generation_tokens",
+    "preemptions",
+    "transitions",
+    "transition_seconds",
+    "swap_bytes",
+    "swap_seconds",
+    "phase_seconds",
+    "phase_prompt_tokens",
+    "phase_generation_tokens",
+    "steps",
+    "decodes",
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +46,11 @@ class SystemResult:
     info: EngineInfo
     start_s: float  # until the engine was ready, by the wall clock
     figures: Figures
+    full_decode: FullDecode | None
     stats: Stats
     requests: list[RequestRecord]
     outputs: list[list[int]]
+    floors: RunFloors | None = None
 
     @property
     def mean_decode_batch(self) -> float:
@@ -57,6 +75,7 @@ class SystemResult:
             "devices": self.devices,
             "start_s": self.start_s,
             **asdict(self.figures),
+            "full_decode": asdict(self.full_decode) if self.full_decode else None,
             "phase_seconds": stats.phase_seconds,
             "phase_tokens": self.phase_tokens,
             "transitions": stats.transitions,
@@ -69,38 +88,62 @@ class SystemResult:
             "device_blocks": self.info.device_blocks,
             "host_blocks": self.info.host_blocks,
             "weights": self.info.weights,
+            "floors": self.floors.to_json() if self.floors else None,
             "requests": [asdict(record) for record in self.requests],
         }
 
 
 def run_system(config: EngineConfig, jobs: Sequence[Job], *, hide_output_lengths: bool = False) -> SystemResult:
-    """Start an engine, run all jobs through it, and end it. Greedy, and exactly as many tokens as each job says.
+    """`run_workloads` with one workload."""
+    [result] = run_workloads(config, [jobs], hide_output_lengths=hide_output_lengths)
+    return result
 
-    `hide_output_lengths`: the scheduler is told only that outputs end within the context. Raises as `LLM` does.
+
+def run_workloads(
+    config: EngineConfig,
+    workloads: Sequence[Sequence[Job]],
+    *,
+    hide_output_lengths: bool = False,
+    host: Host | None = None,
+) -> Iterator[SystemResult]:
+    """Start an engine, run each workload's jobs through it, and end it. A result comes as soon as it is there.
+
+    Greedy, and exactly as many tokens as each job says. `hide_output_lengths`: the scheduler is told only that outputs
+    end within the context. Each result comes with its floors on `host`, if one is given. Raises as `LLM` does.
     """
     started_s = time.monotonic()
     # All requests are queued at once; ids only, since texts are not the engine's work.
-    options = asdict(replace(config, max_queued_requests=max(config.max_queued_requests, len(jobs))))
+    most = max(map(len, workloads))
+    options = asdict(replace(config, max_queued_requests=max(config.max_queued_requests, most)))
     with LLM(**options, skip_tokenizer=True) as llm:
         start_s = time.monotonic() - started_s
-        _check_context(jobs, llm.info.max_model_len)
-        token_ids = prompts(jobs, llm.info.vocab_size, config.seed)
-        params = [_sampling(job, llm.info.max_model_len if hide_output_lengths else 0) for job in jobs]
-        before = llm.stats()
-        results = llm.generate(token_ids, params)
-        stats = _since(before, llm.stats())
-        info = llm.info
+        for jobs in workloads:
+            _check_context(jobs, llm.info.max_model_len)
+        for jobs in workloads:
+            result = _run(llm, jobs, start_s, hide_output_lengths)
+            if host is not None:
+                result = replace(result, floors=run_floors(host, config.plan, jobs, result.full_decode))
+            yield result
+
+
+def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: bool) -> SystemResult:
+    config, info = llm.config, llm.info
+    token_ids = prompts(jobs, info.vocab_size, config.seed)
+    params = [_sampling(job, info.max_model_len if hide_output_lengths else 0) for job in jobs]
+    before = llm.stats()
+    results = llm.generate(token_ids, params)
     records = _records(results)
-    outputs = [result.outputs[0].token_ids for result in results]
+    completions = [result.outputs[0] for result in results]
     return SystemResult(
         name=str(config.plan),
         devices=config.plan.world_size,
         info=info,
         start_s=start_s,
         figures=summarize(records),
-        stats=stats,
+        full_decode=full_decode([job.prompt_tokens for job in jobs], [c.token_times_s for c in completions]),
+        stats=_since(before, llm.stats()),
         requests=records,
-        outputs=outputs,
+        outputs=[completion.token_ids for completion in completions],
     )
 
 
@@ -133,6 +176,12 @@ def _records(results: Sequence[RequestOutput]) -> list[RequestRecord]:
 
 
 def _since(before: Stats, after: Stats) -> Stats:
-    """A fresh engine has counted nothing yet but time."""
-    seconds = {phase: s - before.phase_seconds.get(phase, 0.0) for phase, s in after.phase_seconds.items()}
-    return msgspec.structs.replace(after, phase_seconds=seconds)
+    """What was counted in between; the rest is as it is at the end."""
+    counted: dict[str, Any] = {}
+    for name in COUNTERS:
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(new, dict):
+            counted[name] = {key: value - old.get(key, 0) for key, value in new.items() if value != old.get(key, 0)}
+        else:
+            counted[name] = new - old
+    return msgspec.structs.replace(after, **counted)

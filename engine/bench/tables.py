@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from engine.bench.offline import SystemResult
 
 
-def describe(result: SystemResult) -> str:
+def describe(result: SystemResult, workload: str = "") -> str:
     """One system's figures, a line each."""
     f, stats = result.figures, result.stats
     tail = f"95 % done after {f.t95_s:.2f} s, at {f.requests_per_second_without_tail:.3f} /s; "
@@ -18,6 +18,7 @@ def describe(result: SystemResult) -> str:
         ("tokens", f"{f.input_tokens_per_second:.1f} /s in, {f.output_tokens_per_second:.1f} /s out"),
         ("tail", tail),
     ]
+    lines += _distances(result)
     for phase, seconds in stats.phase_seconds.items():
         tokens = result.phase_tokens[phase]
         lines.append((phase, f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"))
@@ -36,13 +37,29 @@ def describe(result: SystemResult) -> str:
     if stats.preemptions:
         lines.append(("preemptions", str(stats.preemptions)))
     width = max(len(name) for name, _ in lines)
-    return "\n".join([result.name, *(f"  {name:<{width}}  {text}" for name, text in lines)])
+    return "\n".join([f"{result.name}  {workload}".rstrip(), *(f"  {name:<{width}}  {text}" for name, text in lines)])
 
 
-def compare(results: Sequence[SystemResult]) -> str:
+def _distances(result: SystemResult) -> Iterable[tuple[str, str]]:
+    """How far from its floors the run was."""
+    decode, floors = result.full_decode, result.floors
+    if decode is not None:
+        text = f"{decode.step_s * 1e3:.2f} ms for a token of all {decode.sequences} requests, "
+        text += f"at {decode.mean_context_tokens:.0f} tokens of context"
+        if floors is not None and floors.full_decode_s:
+            text += f"; floor {floors.full_decode_s * 1e3:.2f} ms: {decode.step_s / floors.full_decode_s:.2f} x"
+        yield "decode step", text
+    if floors is not None:
+        bound, total_s = floors.bound, result.figures.total_s
+        text = f"{bound.total_s:.2f} s, {bound.requests_per_second:.3f} /s: {total_s / bound.total_s:.2f} x; "
+        text += f"work {bound.work_s:.2f} s and links {bound.links_s:.2f} s, longest output {bound.longest_s:.2f} s"
+        yield "bound", text
+
+
+def compare(results: Sequence[SystemResult], workload: str = "") -> str:
     """A row for each system. The last two columns say how many times the first system's rate is this one's."""
     first = results[0].figures
-    head = ["system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
+    head = [workload or "system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
     head += [f"{results[0].name} is", "w/o tail"]
     rows = [head]
     for result in results:
@@ -54,14 +71,14 @@ def compare(results: Sequence[SystemResult]) -> str:
             first.requests_per_second_without_tail / f.requests_per_second_without_tail,
         ]
         rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
-    return "\n".join(_aligned(rows))
+    return "\n".join(aligned(rows))
 
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 100 else f"{value:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *cells in rows:
         yield "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])

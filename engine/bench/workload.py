@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine.errors import ConfigError
 
@@ -21,6 +22,38 @@ class Job:
     prompt_tokens: int
     output_tokens: int
     token_ids: tuple[int, ...] | None = None  # None: any will do
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests that run together, and what to call them."""
+
+    name: str
+    jobs: list[Job]
+
+
+def add_workload_flag(add: Callable[..., Any]) -> None:
+    """The flag `--workload`, which may be given several times, by a parser's or group's `add_argument`."""
+    add(
+        "--workload",
+        type=parse_workload,
+        action="append",
+        default=[],
+        metavar="NxLENGTHS",
+        help="N random prompts of fixed lengths, as in 512x32:256 (input:output), or of the first N rows of a CSV with "
+        "prompt_len and output_len, as in 800xlengths.csv; may be given several times",
+    )
+
+
+def parse_workload(text: str) -> Workload:
+    """Read `512x32:256` or `800xlengths.csv`. Raises ConfigError."""
+    matched = re.fullmatch(r"([1-9]\d*)x(?:([1-9]\d*):([1-9]\d*)|(.+\.csv))", text)
+    if matched is None:
+        raise ConfigError(f"workload {text!r} is not understood: write 512x32:256 (input:output) or 800xlengths.csv")
+    num, prompt, output, file = matched.groups()
+    if file is None:
+        return Workload(text, [Job(int(prompt), int(output))] * int(num))
+    return Workload(f"{num}x{Path(file).name}", read_lengths(Path(file), int(num)))
 
 
 def read_lengths(

@@ -15,12 +15,14 @@ import zmq
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
 from engine.executor.base import Capacity, Executor
+from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.kv.segment import Segment, check_room
 from engine.model.shapes import check_plan, read_shape
 from engine.preflight import max_model_len, num_host_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
+from engine.weights.choice import choose_mode
 from engine.weights.loader import resolve_checkpoint
 from engine.weights.store import WeightStore
 from engine.wording import count
@@ -96,7 +98,7 @@ class ProcessExecutor(Executor):
         if config.num_device_blocks:  # what can be refused now should not wait for the weights
             check_pools(geometry, context, config.num_device_blocks, host_blocks)
         device = _device(config)
-        weights_mode = _weights_mode(config, device)
+        weights_mode = _weights_mode(config, geometry, context, device)
 
         weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
         if not plan.is_static and (weights_mode == "reload" or device == "cpu"):
@@ -194,9 +196,11 @@ def _device(config: EngineConfig) -> str:
     return device
 
 
-def _weights_mode(config: EngineConfig, device: str) -> str:
+def _weights_mode(config: EngineConfig, geometry: KVGeometry, context: int, device: str) -> str:
     if config.plan.is_static:
         return "static"
-    if config.weights == "auto":  # GPU memory is dear
-        return "reload" if device == "cuda" else "resident"
-    return config.weights
+    if config.weights != "auto":
+        return config.weights
+    if device == "cpu":  # the one copy in host memory serves all layouts
+        return "resident"
+    return choose_mode(config, geometry, context, free_device_bytes(config.plan.world_size, config.start_timeout_s))

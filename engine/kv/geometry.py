@@ -59,21 +59,21 @@ class KVGeometry:
         return -(-tokens // self.block_size)
 
 
-def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int, num_host_blocks: int) -> None:
-    """Raise ConfigError unless one sequence of `max_model_len` tokens fits every pool it may have to use.
+def needed_blocks(geometry: KVGeometry, max_model_len: int) -> int:
+    """The least blocks of a device pool: for one longest sequence, or two where one decodes while one is prefilled."""
+    return geometry.blocks_for(max_model_len) * (1 if geometry.plan.is_static else 2)
 
-    With several layouts a device pool holds two such sequences: one that decodes and one being prefilled.
-    """
-    one = geometry.blocks_for(max_model_len)
-    static = geometry.plan.is_static
-    needed = one if static else 2 * one
+
+def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int, num_host_blocks: int) -> None:
+    """Raise ConfigError unless sequences of `max_model_len` tokens fit every pool they may have to use."""
+    one, needed = geometry.blocks_for(max_model_len), needed_blocks(geometry, max_model_len)
     if num_device_blocks < needed:
         raise ConfigError(
             f"the device KV pool has {num_device_blocks} blocks of {geometry.block_size} tokens but max_model_len "
             f"{max_model_len} needs {needed}: lower --max-model-len or raise --kv-cache-memory-bytes to at least "
             f"{at_least(needed * geometry.max_device_block_bytes)}"
         )
-    if not static and num_host_blocks < one:
+    if not geometry.plan.is_static and num_host_blocks < one:
         raise ConfigError(
             f"the host KV pool has {num_host_blocks} blocks of {geometry.block_size} tokens but max_model_len "
             f"{max_model_len} needs {one}: lower --max-model-len or raise --host-kv-bytes to at least "

@@ -38,18 +38,23 @@ OFFLINE = {
     "kind": "seesaw-offline",
     "model": "some/model",
     "device": "cpu",
-    "num_requests": 2,
-    "systems": [
+    "workloads": [
         {
-            "name": name,
-            "total_s": 2.0,
-            "requests_per_second": rate,
-            "input_tokens_per_second": 50.0,
-            "output_tokens_per_second": 2000.0,
-            "phase_seconds": {"prefill": 1.0},
-            "transitions": transitions,
+            "workload": "2x50:2000",
+            "num_requests": 2,
+            "systems": [
+                {
+                    "name": name,
+                    "total_s": 2.0,
+                    "requests_per_second": rate,
+                    "input_tokens_per_second": 50.0,
+                    "output_tokens_per_second": 2000.0,
+                    "phase_seconds": {"prefill": 1.0},
+                    "transitions": transitions,
+                }
+                for name, rate, transitions in (("P2->T2", 2.0, {"P2->T2": 1}), ("T2", 1.0, {}))
+            ],
         }
-        for name, rate, transitions in (("P2->T2", 2.0, {"P2->T2": 1}), ("T2", 1.0, {}))
     ],
 }
 
@@ -67,7 +72,7 @@ def files(tmp_path: Path) -> list[Path]:
 def test_files_are_told_apart(files: list[Path]) -> None:
     results = read_results([*files, files[0]])
     assert list(results.load_tests) == ["one", "one (2)"]
-    assert [run["model"] for run in results.offline] == ["some/model"]
+    assert [(run["model"], run["workload"]) for run in results.offline] == [("some/model", "2x50:2000")]
     assert list(results.timelines) == ["run"]
 
 

@@ -14,8 +14,14 @@ from tests.tiny import tiny_shape
 pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
+HALVES = ("bfloat16", "float16")
 BLOCK_SIZE = 16
 FAR = 1 << 33  # bytes; the last blocks lie behind 2^32 elements
+
+
+def _torch(dtype: str) -> torch.dtype:
+    half: torch.dtype = getattr(torch, dtype)
+    return half
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -33,7 +39,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def pool() -> torch.Tensor:
-    """`[blocks, layers, kv heads, 2, T, D]` in bfloat16; blocks of 8 MiB, the last ones far away."""
+    """`[blocks, layers, kv heads, 2, T, D]` in half precision; blocks of 8 MiB, the last ones far away."""
     blocks = FAR // (8 << 20) + 64
     return torch.empty(blocks, 128, 16, 2, BLOCK_SIZE, 64, dtype=torch.bfloat16, device=CUDA)
 
@@ -49,14 +55,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("heads", "kv_heads", "slices"), [(16, 16, 1), (16, 4, 1), (16, 4, 2), (32, 2, 1)])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("dtype", "dim"), [("bfloat16", 64), ("bfloat16", 128), ("float16", 64)])
 def test_attention_over_far_strided_blocks(
-    pool: torch.Tensor, case: str, heads: int, kv_heads: int, slices: int, dim: int
+    pool: torch.Tensor, case: str, heads: int, kv_heads: int, slices: int, dtype: str, dim: int
 ) -> None:
     chunks = CASES[case]
-    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=dim, dtype="bfloat16", max_position=2048)
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=dim, dtype=dtype, max_position=2048)
     ops = make_ops(CUDA, shape, BLOCK_SIZE)
-    layer = pool.view(len(pool), -1)[:, 1 << 20 :][:, : kv_heads * 2 * BLOCK_SIZE * dim]
+    layer = pool.view(_torch(dtype)).view(len(pool), -1)[:, 1 << 20 :][:, : kv_heads * 2 * BLOCK_SIZE * dim]
     kv = layer.unflatten(1, (kv_heads, 2, BLOCK_SIZE, dim))
     kv.fill_(torch.nan)
     generator = torch.Generator(CUDA).manual_seed(5)
@@ -70,7 +76,7 @@ def test_attention_over_far_strided_blocks(
 
     def fused(tokens: int) -> list[torch.Tensor]:
         rows = (heads + 2 * kv_heads) // slices
-        x = torch.randn(tokens, slices, rows, dim, generator=generator, device=CUDA).bfloat16()
+        x = torch.randn(tokens, slices, rows, dim, generator=generator, device=CUDA).to(_torch(dtype))
         return list(x.split_with_sizes([heads // slices, kv_heads // slices, kv_heads // slices], dim=2))
 
     # All of each sequence first (in the order of chunks), then its last tokens again as the step.
@@ -91,18 +97,19 @@ def test_attention_over_far_strided_blocks(
     assert _relative_error(got, torch.cat(expected)) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("heads", "kv_heads", "slices", "step"), [(8, 2, 1, 1), (8, 4, 2, 1), (8, 2, 4, 2)])
-def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: int) -> None:
+def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: int, dtype: str) -> None:
     """Also where several slices hold copies of one KV head, of which every `step`-th is kept."""
-    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16", max_position=8192)
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype=dtype, max_position=8192)
     ops = make_ops(CUDA, shape, BLOCK_SIZE)
     positions = torch.tensor([0, 5, 8191], dtype=torch.int32)
     batch = BatchInputs(torch.ones(3, dtype=torch.int32), positions + 1, torch.zeros(3, 512, dtype=torch.int32))
     each = max(1, kv_heads // slices)
-    fused = torch.randn(3, slices, heads // slices + 2 * each, 64, device=CUDA).bfloat16()
+    fused = torch.randn(3, slices, heads // slices + 2 * each, 64, device=CUDA).to(_torch(dtype))
     q, k, v = fused.split_with_sizes([heads // slices, each, each], dim=2)
     k, v = k[:, ::step], v[:, ::step]
-    kv = torch.empty(1, kv_heads, 2, BLOCK_SIZE, 64, dtype=torch.bfloat16, device=CUDA)
+    kv = torch.empty(1, kv_heads, 2, BLOCK_SIZE, 64, dtype=_torch(dtype), device=CUDA)
     got = ops.rope_and_write(ops.plan(batch, heads, kv_heads), q, k, v, kv)
     angles = (positions[:, None].float() * inverse_frequencies(shape))[:, None].to(CUDA)
     for row in range(3):
@@ -113,10 +120,11 @@ def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: i
     torch.testing.assert_close(got, rotate(q.flatten(1, 2), angles.cos(), angles.sin()))
 
 
-def test_norms_and_activation() -> None:
-    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
-    x, residual = (torch.randn(37, 1024, device=CUDA).bfloat16() for _ in range(2))
-    weight = torch.randn(1024, device=CUDA).bfloat16()
+@pytest.mark.parametrize("dtype", HALVES)
+def test_norms_and_activation(dtype: str) -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype=dtype), BLOCK_SIZE)
+    x, residual = (torch.randn(37, 1024, device=CUDA).to(_torch(dtype)) for _ in range(2))
+    weight = torch.randn(1024, device=CUDA).to(_torch(dtype))
 
     def norm(wide: torch.Tensor) -> torch.Tensor:
         return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.float()

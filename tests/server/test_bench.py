@@ -25,16 +25,35 @@ def test_a_config_against_static_layouts(tmp_path: Path, capsys: pytest.CaptureF
     assert run(str(config), *arguments, "--output-json", str(output), "--trace", str(trace)) == 0
 
     report = json.loads(output.read_text())
-    assert (report["kind"], report["num_requests"], report["order"]) == ("seesaw-offline", 30, "file")
+    assert (report["kind"], report["order"]) == ("seesaw-offline", "file")
     assert (report["device"], report["config"]["max_num_seqs"]) == ("simulated", 16)
-    assert [system["name"] for system in report["systems"]] == ["P2->T2", "T2", "P2"]
+    [workload] = report["workloads"]
+    assert (workload["workload"], workload["num_requests"]) == ("30x200:20", 30)
+    assert [system["name"] for system in workload["systems"]] == ["P2->T2", "T2", "P2"]
     printed = capsys.readouterr().out
-    for system in report["systems"]:
+    for system in workload["systems"]:
         figures = summarize([RequestRecord(**record) for record in system["requests"]])
         assert system["output_tokens_per_second"] == figures.output_tokens_per_second
         assert f"{len(system['requests'])} in {figures.total_s:.2f} s" in printed
     layouts = {e["args"]["layout"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "phase"}
     assert layouts == {"P2", "T2"}  # the static systems, which come later, are not traced
+
+
+def test_several_workloads_beside_their_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths, limits, output = tmp_path / "lengths.csv", tmp_path / "limits.json", tmp_path / "result.json"
+    lengths.write_text("prompt_len,output_len\n300,5\n20,9\n7,7\n")
+    limits.write_text(json.dumps({"matmul_flops_per_s": 1e15, "memory_bytes_per_s": 1e12}))
+    arguments = ["--executor", "simulated", "--shape", "configs/models/llama3-8b", "--against", "P2"]
+    arguments += ["--prefill", "T2", "--workload", "4x100:20", "--workload", f"2x{lengths}"]
+    arguments += ["--limits", str(limits), "--output-json", str(output)]
+    assert cli.main(["bench", "offline", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for load, requests in zip(json.loads(output.read_text())["workloads"], (4, 2), strict=True):
+        assert [system["name"] for system in load["systems"]] == ["T2", "P2"]
+        assert all(len(system["requests"]) == requests for system in load["systems"])
+        assert all(system["floors"]["bound"]["total_s"] > 0 for system in load["systems"])
+        assert printed.count(f"T2  {load['workload']}\n") == 1 and printed.count(f"\n{load['workload']}  devices") == 1
+    assert printed.count("  bound  ") == 4
 
 
 def test_sharegpt_by_its_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +65,7 @@ def test_sharegpt_by_its_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[s
     arguments += ["--input-len", "40", "--output-len", "15", "--sort-prompts", "--output-json", str(output)]
     assert cli.main(["bench", "offline", *arguments, "--print-output"]) == 0
     report = json.loads(output.read_text())
-    lengths = [(r["prompt_tokens"], r["output_tokens"]) for r in report["systems"][0]["requests"]]
+    lengths = [(r["prompt_tokens"], r["output_tokens"]) for r in report["workloads"][0]["systems"][0]["requests"]]
     assert report["order"] == "longest-first" and lengths == sorted(lengths, reverse=True)
     assert all(output == min(prompt // 2, 15) and prompt <= 40 for prompt, output in lengths)
     assert "[9] '" in capsys.readouterr().out
@@ -75,6 +94,10 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--against", "T4,T3", "--shape", "configs/models/llama3-8b"], "choose a T degree that divides 32"),
         (["--output-json", "/none/x.json"], "cannot write --output-json /none/x.json"),
         (["--input-len", "9000"], "does not fit the context"),
+        (["--workload", "4x1:1"], "--workload says what to run: leave out --dataset"),
+        (["--workload", "4"], "workload '4' is not understood"),
+        (["--limits", "/none"], "no model given"),
+        (["--limits", "/none", "--shape", "configs/models/llama3-8b"], "cannot read /none"),
         (["/none.json"], "cannot read the config file"),
         (["--max-num-seq", "3"], "no flag --max-num-seq: did you mean --max-num-seqs?"),
     ],

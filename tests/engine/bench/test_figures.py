@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.bench.figures import RequestRecord, summarize
+from engine.bench.figures import FullDecode, RequestRecord, full_decode, summarize
 
 
 def test_figures_of_a_known_record() -> None:
@@ -23,6 +23,17 @@ def test_figures_of_a_known_record() -> None:
 def test_the_tail_is_the_last_twentieth(count: int, before_tail: int) -> None:
     figures = summarize([RequestRecord(1, 1, 0.0, float(i + 1)) for i in range(count)])
     assert figures.t95_s == before_tail
+
+
+def test_full_decode_is_from_the_last_first_token_to_the_first_end() -> None:
+    # Two tokens of the first and two of the second come after 3 s and until 7 s: two steps of 2 s.
+    times = [[1.0, 3.0, 5.0, 7.0], [3.0, 5.0, 7.0, 9.0]]
+    assert full_decode([10, 20], times) == FullDecode(sequences=2, step_s=2.0, mean_context_tokens=(12.5 + 21.5) / 2)
+
+
+def test_requests_that_never_run_together_have_no_full_decode() -> None:
+    assert full_decode([10, 20], [[1.0, 2.0], [2.0, 3.0]]) is None
+    assert full_decode([10], [[1.0]]) is None
 
 
 def test_no_time_is_no_rate() -> None:

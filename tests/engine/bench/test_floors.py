@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.bench.floors import Ceilings, Work, exchanged_bytes, step_work
+from engine.bench.floors import Ceilings, Work, decode_work, exchange_s, exchanges, step_work
 from engine.parallel.layout import Layout
 from tests.tiny import tiny_shape
 
@@ -48,7 +48,33 @@ def test_the_floor_of_a_part_is_its_longer_time_and_parts_add_up() -> None:
     assert work.floor_s(ceilings) == pytest.approx(sum(part.floor_s(ceilings) for part in parts))
 
 
+def test_decode_steps_together_are_their_sum_and_pipelines_read_weights_for_each_micro_batch() -> None:
+    steps = [step_work(SHAPE, Layout(tp=2), [(1, context), (1, context + 7)]) for context in (10, 11)]
+    assert decode_work(SHAPE, Layout(tp=2), rows=4, contexts=10 + 17 + 11 + 18, steps=2) == steps[0] + steps[1]
+    staged = decode_work(SHAPE, Layout(pp=4), rows=8, contexts=80, steps=1)
+    micro = step_work(SHAPE, Layout(pp=4), [(1, 10), (1, 10)])
+    assert staged == micro + micro + micro + micro
+
+
 def test_what_a_step_exchanges() -> None:
-    assert exchanged_bytes(SHAPE, Layout(tp=2), 5) == {"all_reduce": 8 * 5 * 64 * 2, "send": 0}
-    assert exchanged_bytes(SHAPE, Layout(pp=2), 5) == {"all_reduce": 0, "send": 5 * 64 * 2}
-    assert exchanged_bytes(SHAPE, Layout(), 5) == {"all_reduce": 0, "send": 0}
+    assert exchanges(SHAPE, Layout(tp=2)) == {"all_reduce": 8, "send": 0}
+    assert exchanges(SHAPE, Layout(pp=2, tp=2)) == {"all_reduce": 4, "send": 1}
+    assert exchanges(SHAPE, Layout()) == {"all_reduce": 0, "send": 0}
+
+
+def test_messages_between_measured_sizes_and_beyond() -> None:
+    seconds = {"all_reduce": {1024: 1.0, 3072: 2.0}, "send": {1024: 0.25}}
+    ceilings = Ceilings(1.0, 1.0, seconds)
+    sizes = (1, 1024, 2048, 3072, 6144)
+    assert [ceilings.message_s("all_reduce", size) for size in sizes] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    # An activation is 64 * 2 bytes: 8 all-reduces of 2 KiB; 4 and a send of 1 KiB.
+    assert exchange_s(SHAPE, Layout(tp=2), 16, ceilings) == 8 * 1.5
+    assert exchange_s(SHAPE, Layout(pp=2, tp=2), 8, ceilings) == 4 * 1.0 + 0.25
+    assert exchange_s(SHAPE, Layout(tp=2), 16, Ceilings(1.0, 1.0)) == 0.0
+
+
+def test_ceilings_come_from_what_limits_saves() -> None:
+    saved = {"matmul_flops_per_s": 7e14, "memory_bytes_per_s": 3e12, "links": {"send": {"1024": 1e-5}}, "device": "x"}
+    assert Ceilings.from_json(saved) == Ceilings(7e14, 3e12, {"send": {1024: 1e-5}})
+    with pytest.raises(KeyError):
+        Ceilings.from_json({"memory_bytes_per_s": 1.0})

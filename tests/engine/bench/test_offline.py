@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
-from engine.bench.offline import SystemResult, run_system
+from engine.bench.floors import Ceilings
+from engine.bench.offline import SystemResult, run_system, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.model.shapes import read_shape
 
 CONFIG = EngineConfig(
     prefill="P4",
@@ -82,6 +87,31 @@ def test_a_static_system_beside_it(result: SystemResult) -> None:
     assert f"{ratio:.3f} x" in rows[1] and "1.000 x" in rows[0]
     assert "transitions" in describe(result) and "transitions" not in describe(static)
     assert "no figures of any hardware" in describe(static)
+
+
+def test_a_second_workload_counts_only_its_own() -> None:
+    config = replace(CONFIG, prefill="T4", decode="")
+    first, other, again = run_workloads(config, [JOBS, [Job(9, 9)], JOBS])
+    assert (other.stats.prompt_tokens, other.stats.generation_tokens, other.stats.decodes) == (9, 9, 8)
+    for name, value in msgspec.structs.asdict(again.stats).items():  # gauges too: all is idle at the end
+        assert value == (pytest.approx(getattr(first.stats, name)) if value else getattr(first.stats, name)), name
+    assert again.figures.total_s == pytest.approx(first.figures.total_s)
+
+
+def test_distances_from_the_floors() -> None:
+    shape = read_shape(Path("configs/models/llama3-8b"))
+    host = Host(shape, Ceilings(1e15, 1e12), max_num_seqs=256, max_num_batched_tokens=2048)
+    config = replace(CONFIG, prefill="T4", decode="")
+    [result] = run_workloads(config, [[Job(100, 50)] * 4], host=host)
+    assert result.full_decode is not None and result.floors is not None
+    assert result.full_decode.sequences == 4 and 100 < result.full_decode.mean_context_tokens < 150
+    assert result.floors == run_floors(host, config.plan, [Job(100, 50)] * 4, result.full_decode)
+    saved = json.loads(json.dumps(result.to_json()))
+    assert saved["floors"]["full_decode_s"] == result.floors.full_decode_s
+    text = describe(result, "4x100:50")
+    assert text.startswith("T4  4x100:50\n")
+    assert f"{result.full_decode.step_s / result.floors.full_decode_s:.2f} x" in text  # type: ignore[operator]
+    assert f"{result.figures.total_s / result.floors.bound.total_s:.2f} x" in text
 
 
 def test_a_request_longer_than_the_context_is_refused() -> None:

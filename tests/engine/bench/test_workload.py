@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.workload import Job, arrange, prompts, read_lengths
+from engine.bench.workload import Job, Workload, arrange, parse_workload, prompts, read_lengths
 from engine.errors import ConfigError
 
 JOBS = [Job(n, 1) for n in (5, 9, 1, 7)]
@@ -26,6 +26,16 @@ def test_prompts_are_the_jobs_own_or_random_ones_of_their_length() -> None:
     assert own == [8, 9]
     assert len(drawn) == 1000 and set(drawn) == set(range(50))
     assert prompts([Job(1000, 1)], 50, 3) == [drawn] != prompts([Job(1000, 1)], 50, 4)
+
+
+def test_workloads_by_name(tmp_path: Path) -> None:
+    assert parse_workload("3x32:256") == Workload("3x32:256", [Job(32, 256)] * 3)
+    path = tmp_path / "lengths.csv"
+    path.write_text("arrival_s,prompt_len,output_len\n0,10,3\n1,500,4\n2,1,1\n")
+    assert parse_workload(f"2x{path}") == Workload("2xlengths.csv", [Job(10, 3), Job(500, 4)])
+    for wrong in ("3x32", "0x1:1", "3x0:1", "x1:1", "3x1:1:1", "lengths.csv"):
+        with pytest.raises(ConfigError, match="write 512x32:256"):
+            parse_workload(wrong)
 
 
 def test_lengths_are_filtered_and_cut(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""How fast a whole workload can be at best in a plan of layouts: pure arithmetic over `engine.bench.floors`.
+
+Used by `seesaw bench limits` before a run, and by `seesaw bench offline --limits` beside one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.bench.figures import FullDecode
+from engine.bench.floors import Ceilings, StepWork, count_work, decode_work, exchange_s, step_work
+from engine.bench.workload import Job
+from engine.errors import ConfigError
+from engine.model.shapes import ModelShape
+from engine.parallel.layout import Layout, Plan
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the arithmetic needs to know besides the requests: a model on devices, and how it is batched."""
+
+    shape: ModelShape
+    ceilings: Ceilings
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of a workload. Exchanges are counted as if nothing computed beside them."""
+
+    requests: int
+    work_s: float  # of the busiest device
+    links_s: float  # of its exchanges
+    longest_s: float  # the longest output's own time, were it alone
+
+    @property
+    def total_s(self) -> float:
+        return max(self.work_s + self.links_s, self.longest_s)
+
+    @property
+    def requests_per_second(self) -> float:
+        return self.requests / self.total_s
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"total_s": self.total_s, "requests_per_second": self.requests_per_second}
+
+
+@dataclass(frozen=True)
+class RunFloors:
+    """What a run is held against."""
+
+    bound: Bound
+    full_decode_s: float | None  # of a step in which all requests decode, if there was one
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bound": self.bound.to_json(), "full_decode_s": self.full_decode_s}
+
+
+def run_floors(host: Host, plan: Plan, jobs: Sequence[Job], decode: FullDecode | None) -> RunFloors:
+    """The bound of what ran, and the floor of the decode steps that were measured."""
+    step_s = None
+    if decode is not None:
+        step_s = decode_floor_s(host, plan.decode, decode.sequences, decode.mean_context_tokens)
+    return RunFloors(bound(host, plan, jobs), step_s)
+
+
+def read_ceilings(path: Path) -> Ceilings:
+    """The ceilings that `seesaw bench limits --output-json` saved. Raises ConfigError."""
+    try:
+        return Ceilings.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): make it with `seesaw bench limits`") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path} does not come from `seesaw bench limits --output-json`: give that file") from None
+
+
+def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
+    """The least time of these requests.
+
+    A static layout mixes prompts with decoding perfectly; otherwise the prompts' layout comes first, then the outputs'.
+    Batches hold as many sequences as `max_num_seqs` lets them: room for their KV is not looked at.
+    """
+    prompts, prompts_links_s = _prompts(host, plan.prefill, jobs)
+    outputs, outputs_links_s = _outputs(host, plan.decode, jobs)
+    ceilings = host.ceilings
+    if plan.is_static:
+        work_s = (prompts + outputs).floor_s(ceilings)
+    else:
+        work_s = prompts.floor_s(ceilings) + outputs.floor_s(ceilings)
+    longest = max(jobs, key=lambda job: job.output_tokens)
+    return Bound(
+        requests=len(jobs),
+        work_s=work_s,
+        links_s=prompts_links_s + outputs_links_s,
+        longest_s=min(_alone_s(host, layout, longest) for layout in plan.layouts),
+    )
+
+
+def decode_floor_s(host: Host, layout: Layout, sequences: int, mean_context: float) -> float:
+    """The least time of one token for each of `sequences`, spread over the replicas: work and exchanges."""
+    rows = sequences / layout.dp
+    work = decode_work(host.shape, layout, rows, rows * mean_context, steps=1)
+    return work.floor_s(host.ceilings) + _decode_links_s(host, layout, rows)
+
+
+def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> tuple[StepWork, float]:
+    """A replica's share of all prefills, as one step; and seconds of exchanges, in full steps."""
+    tokens = sum(job.prompt_tokens for job in jobs) / layout.dp
+    pairs = sum(job.prompt_tokens * (job.prompt_tokens + 1) / 2 for job in jobs) / layout.dp
+    work = count_work(
+        host.shape, layout, tokens=tokens, pairs=pairs, contexts=tokens, sampled=len(jobs) / layout.dp, steps=1
+    )
+    step_tokens = min(tokens, host.max_num_batched_tokens)
+    return work, tokens / step_tokens * exchange_s(host.shape, layout, step_tokens, host.ceilings)
+
+
+def _outputs(host: Host, layout: Layout, jobs: Sequence[Job]) -> tuple[StepWork, float]:
+    """A replica's share of all decodes (a request's first token comes from its prefill), and seconds of exchanges."""
+    rows = contexts = 0.0
+    for job in jobs:
+        decodes = job.output_tokens - 1
+        rows += decodes / layout.dp
+        contexts += decodes * (job.prompt_tokens + (decodes + 1) / 2) / layout.dp
+    at_once = min(host.max_num_seqs, sum(job.output_tokens > 1 for job in jobs) / layout.dp)
+    steps = rows / at_once if at_once else 0.0
+    return decode_work(host.shape, layout, rows, contexts, steps), steps * _decode_links_s(host, layout, at_once)
+
+
+def _decode_links_s(host: Host, layout: Layout, rows: float) -> float:
+    return layout.pp * exchange_s(host.shape, layout, rows / layout.pp, host.ceilings)
+
+
+def _alone_s(host: Host, layout: Layout, job: Job) -> float:
+    """One token after another, each through all stages. The first takes at least as long: it is the prompt's."""
+    stages = Layout(tp=layout.tp)
+    context = job.prompt_tokens + job.output_tokens // 2
+    step_s = step_work(host.shape, stages, [(1, context)]).floor_s(host.ceilings)
+    step_s += exchange_s(host.shape, stages, 1, host.ceilings)
+    hops_s = (layout.pp - 1) * exchange_s(host.shape, Layout(pp=layout.pp), 1, host.ceilings)
+    return job.output_tokens * (step_s + hops_s)

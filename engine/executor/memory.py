@@ -1,0 +1,40 @@
+"""What GPUs have free before anything is on them. Called by `engine.executor.processes`.
+
+Asking makes a CUDA context, and the engine process owns no device: so a process that ends at once asks.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing.connection import Connection
+
+from engine.errors import EngineDeadError
+from engine.executor.ranks import GRACE_S, fork_server
+from engine.supervision import end_children, exit_with_parent
+
+
+def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
+    """By device. Raises EngineDeadError if that process ends or gets stuck instead."""
+    context = fork_server()
+    answers, asked = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(num_devices, asked), name="memory", daemon=True)
+    process.start()
+    asked.close()  # so that the process's end is the pipe's
+    try:
+        if not answers.poll(timeout_s):
+            raise EngineDeadError(f"the GPUs' free memory was not measured within {timeout_s:g} s")
+        free_bytes: list[int] = answers.recv()
+        return free_bytes
+    except EOFError:
+        raise EngineDeadError("the GPUs' free memory could not be measured; the reason is on stderr") from None
+    finally:
+        answers.close()
+        end_children([process], GRACE_S)
+
+
+def _measure(num_devices: int, answer: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine ends this one
+    exit_with_parent()
+    import torch  # the fork server has it
+
+    answer.send([int(torch.cuda.mem_get_info(device)[0]) for device in range(num_devices)])

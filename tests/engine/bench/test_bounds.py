@@ -1,0 +1,111 @@
+"""Bounds of workloads, against figures worked out by hand for Llama-3-70B on four H100s."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.bench.bounds import Host, bound, decode_floor_s, read_ceilings, run_floors
+from engine.bench.figures import FullDecode
+from engine.bench.floors import Ceilings, step_work
+from engine.bench.workload import Job
+from engine.errors import ConfigError
+from engine.model.shapes import read_shape
+from engine.parallel.layout import Layout, Plan
+
+REPOSITORY = Path(__file__).parents[3]
+SHAPE = read_shape(REPOSITORY / "configs" / "models" / "llama3-70b")
+BURST = 794e12  # FLOP/s
+HOST = Host(SHAPE, Ceilings(BURST, 3.0e12), max_num_seqs=1024, max_num_batched_tokens=8192)
+P4, T4 = Layout(pp=4), Layout(tp=4)
+
+
+def static(layout: Layout) -> Plan:
+    return Plan(layout, layout)
+
+
+def test_prefill_in_four_stages() -> None:
+    """2 x 68.5e9 weights and 2.7e9 of attention are 139.6 GFLOP a token, of which each device does a quarter."""
+    limit = bound(HOST, static(P4), [Job(2048, 1)] * 96)
+    assert 96 * 2048 / limit.total_s == pytest.approx(22_750, rel=2e-3)
+    assert limit.work_s > limit.longest_s and limit.links_s == 0.0
+
+
+def test_an_output_alone_in_four_stages_reads_all_weights_for_each_token() -> None:
+    """138.9 GB at 3.0 TB/s are 46.3 ms, and its KV 0.1 ms; four shards read a quarter each."""
+    jobs = [Job(20, 1052), Job(20, 10)]
+    in_stages, in_shards = (bound(HOST, static(layout), jobs) for layout in (P4, T4))
+    assert in_stages.longest_s / 1052 == pytest.approx(46.4e-3, rel=2e-3)
+    assert in_shards.longest_s == pytest.approx(in_stages.longest_s / 4, rel=2e-3)
+    assert in_stages.total_s == in_stages.longest_s and in_stages.requests_per_second == 2 / in_stages.longest_s
+
+
+def test_decodes_of_one_length_are_steps_of_all() -> None:
+    """Of 512 sequences: arithmetic takes longer than reading the weights once, but not than four times."""
+    jobs = [Job(32, 2)] * 512
+    without_prompts = bound(HOST, static(T4), jobs).work_s - bound(HOST, static(T4), [Job(32, 1)] * 512).work_s
+    step = step_work(SHAPE, T4, [(1, 33)] * 512)
+    assert step.linear.floor_s(HOST.ceilings) == 512 * 2 * 80 * 855_638_016 / 4 / BURST
+    assert without_prompts == pytest.approx(step.floor_s(HOST.ceilings), rel=0.02)
+    assert decode_floor_s(HOST, T4, 512, 33) == pytest.approx(step.floor_s(HOST.ceilings))
+    assert decode_floor_s(HOST, P4, 512, 33) > 4 * 34.2e9 / 3.0e12
+
+
+def test_small_batches_read_the_weights_more_often() -> None:
+    jobs = [Job(32, 101)] * 64
+    large, small = (bound(replace(HOST, max_num_seqs=n), static(T4), jobs).work_s for n in (64, 16))
+    weights_s = 80 * 855_638_016 * 2 / 4 / 3.0e12
+    head_s = 8192 * 128_256 * 2 / 4 / 3.0e12
+    assert small - large > 300 * weights_s * 0.7  # 400 steps for 100; what prompts hide of the first hundred is little
+    assert small == pytest.approx(400 * (weights_s + head_s), rel=0.05)
+
+
+def test_replicas_share_the_requests() -> None:
+    jobs = [Job(32, 101)] * 64
+    one, two = bound(HOST, static(T4), jobs), bound(HOST, static(Layout(dp=2, tp=4)), jobs * 2)
+    assert two.work_s == pytest.approx(one.work_s) and two.longest_s == one.longest_s
+    assert two.requests_per_second == pytest.approx(2 * one.requests_per_second)
+
+
+def test_a_plan_does_prompts_in_one_layout_and_outputs_in_the_other() -> None:
+    jobs = [Job(2048, 65)] * 64
+    both = bound(HOST, Plan(P4, T4), jobs)
+    prompts = bound(HOST, static(P4), [Job(2048, 1)] * 64)
+    assert both.work_s > prompts.work_s
+    assert both.longest_s == bound(HOST, static(T4), jobs).longest_s  # the faster of its layouts
+    assert both.work_s > bound(HOST, static(T4), jobs).work_s  # which hides reading the weights behind prompts
+
+
+def test_exchanges() -> None:
+    """An all-reduce of one token's 16 KiB takes 20 us, and each layer has two; a send takes 10 us."""
+    links = {"all_reduce": {16384: 20e-6, 16384 * 1024: 100e-6}, "send": {16384: 10e-6, 16384 * 1024: 200e-6}}
+    host = replace(HOST, ceilings=replace(HOST.ceilings, link_s=links), max_num_batched_tokens=1024)
+    alone = [Job(1, 100)]
+    for layout, token_s in ((T4, 160 * 20e-6), (P4, 3 * 10e-6)):
+        added = bound(host, static(layout), alone).longest_s - bound(HOST, static(layout), alone).longest_s
+        assert added == pytest.approx(100 * token_s)
+    prompts = [Job(512, 1)] * 8  # four full steps
+    assert bound(host, static(T4), prompts).links_s == pytest.approx(4 * 160 * 100e-6)
+    assert bound(host, static(P4), prompts).links_s == pytest.approx(4 * 200e-6)
+    step_links_s = decode_floor_s(host, P4, 4, 100) - decode_floor_s(HOST, P4, 4, 100)
+    assert step_links_s == pytest.approx(4 * 10e-6)
+
+
+def test_what_a_run_is_held_against() -> None:
+    jobs = [Job(32, 256)] * 8
+    assert run_floors(HOST, Plan(P4, T4), jobs, None).full_decode_s is None
+    held = run_floors(HOST, Plan(P4, T4), jobs, FullDecode(8, 0.02, 100.0))
+    assert held.full_decode_s == decode_floor_s(HOST, T4, 8, 100.0)
+    assert held.to_json()["bound"]["requests_per_second"] == 8 / held.bound.total_s
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"matmul_flops_per_s": 1}'])
+def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "limits.json"
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_ceilings(path)
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="does not come from `seesaw bench limits"):
+        read_ceilings(path)

@@ -1,0 +1,54 @@
+"""What `seesaw bench limits` prints and saves, from ceilings that were measured elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from engine.bench import limits
+from engine.bench.bounds import Host, bound
+from engine.bench.floors import Ceilings
+from engine.bench.workload import parse_workload
+from engine.errors import ConfigError
+from engine.parallel.layout import Layout, Plan
+from tests.tiny import tiny_shape
+
+MEASURED = {
+    "device": "a GPU",
+    "gpus": 2,
+    "matmul_flops_per_s": 7e14,
+    "matmul_burst_flops_per_s": 8e14,
+    "memory_bytes_per_s": 3e12,
+    "host_to_device_bytes_per_s": 55e9,
+    "device_to_host_bytes_per_s": 54e9,
+    "links": {"all_reduce": {"16384": 20e-6, "131072": 30e-6}, "send": {"16384": 10e-6}},
+}
+
+
+def test_floors_and_bounds_of_each_layout() -> None:
+    ceilings = Ceilings.from_json(MEASURED)
+    host = Host(tiny_shape(), ceilings, max_num_seqs=4, max_num_batched_tokens=64)
+    layouts = [Layout(tp=2), Layout(pp=2)]
+    workloads = [parse_workload("8x10:20"), parse_workload("3x30:1")]
+    found = MEASURED | {
+        "floors": limits.floors(host.shape, layouts, ceilings),
+        "bounds": limits.bounds(host, layouts, workloads),
+    }
+    assert json.loads(json.dumps(found))["bounds"][1]["layout"] == "P2"
+    assert [(row["layout"], row["workload"]) for row in found["bounds"]] == [
+        (layout, load.name) for load in workloads for layout in ("T2", "P2")
+    ]
+    expected = bound(host, Plan(layouts[0], layouts[0]), workloads[0].jobs)
+    assert found["bounds"][0]["total_s"] == expected.total_s
+    assert all(row["links_s"] > 0 for row in found["floors"])
+    text = limits.table(found)
+    assert "700 TFLOP/s sustained" in text and "128 KiB 30 us" in text
+    assert sum("8x10:20" in line for line in text.splitlines()) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU to measure")
+def test_without_a_gpu_it_says_so() -> None:
+    with pytest.raises(ConfigError, match="none that torch can use"):
+        limits.main(["some/model"], "seesaw bench limits")

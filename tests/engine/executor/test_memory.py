@@ -1,0 +1,20 @@
+"""The process that measures what GPUs have free."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+import torch
+
+from engine.errors import EngineDeadError
+from engine.executor.memory import free_device_bytes
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has GPUs to measure")
+def test_a_process_that_cannot_measure_is_an_error_and_leaves_nothing() -> None:
+    with pytest.raises(EngineDeadError, match="could not be measured"):
+        free_device_bytes(1, timeout_s=60.0)
+    assert not [child for child in multiprocessing.active_children() if child.name == "memory"]

@@ -1,0 +1,16 @@
+"""What the GPUs have free, which `weights: auto` goes by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.executor.memory import free_device_bytes
+
+pytestmark = pytest.mark.gpu
+
+
+def test_free_memory_of_every_gpu() -> None:
+    free_bytes = free_device_bytes(torch.cuda.device_count(), timeout_s=60.0)
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    assert all(0 < free <= size for free, size in zip(free_bytes, sizes, strict=True))
