@@ -119,9 +119,9 @@ def count_work(
 
 
 def exchanges(shape: ModelShape, layout: Layout) -> dict[str, int]:
-    """How many messages of activations a step all-reduces on a device, and sends to the next stage."""
+    """How many messages of activations a step sums over a device's shards, and sends to its next stage."""
     layers = -(-shape.num_layers // layout.pp)
-    return {"all_reduce": 2 * layers if layout.tp > 1 else 0, "send": 1 if layout.pp > 1 else 0}
+    return {"sum": 2 * layers if layout.tp > 1 else 0, "send": 1 if layout.pp > 1 else 0}
 
 
 def exchange_s(shape: ModelShape, layout: Layout, tokens: float, ceilings: Ceilings) -> float:

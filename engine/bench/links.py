@@ -1,4 +1,4 @@
-"""Links between GPUs: what ranks exchange, timed at several sizes over NCCL. Called by `engine.bench.limits`."""
+"""Links between GPUs: what ranks exchange, timed at several sizes in CUDA graphs. Called by `engine.bench.limits`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from engine.parallel.groups import join_world
+from engine.model.sums import Sums
+from engine.parallel.groups import ShardGroup, join_world
+from engine.parallel.peers import can_share
 
+SUM_COLUMNS = 8192
 LINK_BYTES = [1 << power for power in (14, 17, 20, 23, 26, 28)]
 
 
 def measure_links(gpus: int) -> dict[str, dict[str, float]]:
-    """Seconds of each collective by bytes of a rank's tensor, over NCCL as the environment has it set."""
+    """Seconds of each exchange by bytes of a rank's tensor.
+
+    `sum` is what the engine's tensor shards do in each half of a layer: an all-reduce over shared memory, the residual
+    stream and norms included, or NCCL's where they share none. The others are NCCL's, as the environment has it set.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_measure_links, (gpus, folder), nprocs=gpus)
         result: dict[str, dict[str, float]] = json.loads((Path(folder) / "links.json").read_text())
@@ -29,13 +36,33 @@ def _measure_links(rank: int, gpus: int, folder: str) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     join_world(rank, gpus, Path(folder) / "rendezvous", device)
-    seconds: dict[str, dict[str, float]] = {"all_reduce": {}, "all_to_all": {}, "send": {}}
+    seconds: dict[str, dict[str, float]] = {"sum": {}, "all_reduce": {}, "all_to_all": {}, "send": {}}
+    sums = _peer_sums(rank, gpus, device)
     for num_bytes in LINK_BYTES:
-        for name, measured in _measure_size(num_bytes, rank, gpus, device).items():
-            seconds[name][str(num_bytes)] = measured
+        measured = _measure_size(num_bytes, rank, gpus, device)
+        measured["sum"] = measured["all_reduce"] if sums is None else _measure_sum(sums, num_bytes, device)
+        for name in seconds:
+            seconds[name][str(num_bytes)] = measured[name]
     if rank == 0:
         (Path(folder) / "links.json").write_text(json.dumps(seconds))
     dist.destroy_process_group()
+
+
+def _peer_sums(rank: int, gpus: int, device: torch.device) -> Sums | None:
+    group = ShardGroup(range(gpus), rank, dist.new_group(list(range(gpus))))
+    if not can_share(group, device):
+        return None
+    from engine.model.peer_sums import PeerSums  # needs Triton
+
+    return PeerSums(group, LINK_BYTES[-1] // 2 // SUM_COLUMNS, SUM_COLUMNS, torch.bfloat16, device)
+
+
+def _measure_sum(sums: Sums, num_bytes: int, device: torch.device) -> float:
+    rows = num_bytes // 2 // SUM_COLUMNS
+    residual = torch.zeros(rows, SUM_COLUMNS, dtype=torch.bfloat16, device=device)
+    weight = torch.ones(SUM_COLUMNS, dtype=torch.bfloat16, device=device)
+    part = sums.product(residual[:, :16], torch.zeros(16, SUM_COLUMNS, dtype=torch.bfloat16, device=device))
+    return _seconds_together(lambda: sums.add_norm(part, residual, weight, 1e-5))
 
 
 def _measure_size(num_bytes: int, rank: int, gpus: int, device: torch.device) -> dict[str, float]:
@@ -54,14 +81,18 @@ def _measure_size(num_bytes: int, rank: int, gpus: int, device: torch.device) ->
 
 
 def _seconds_together(work: Callable[[], Any], calls: int = 20) -> float:
-    """As `seconds_of`, but every rank makes the same number of calls."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(3):
-        work()
+    """Seconds of one of `calls` in a graph, which spares small messages the host's launches. All ranks call it."""
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(calls):
+            work()
+    graph.replay()
+    torch.cuda.synchronize()
     dist.barrier()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for _ in range(calls):
-        work()
+    graph.replay()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000 / calls

@@ -80,7 +80,7 @@ def test_a_plan_does_prompts_in_one_layout_and_outputs_in_the_other() -> None:
 
 def test_exchanges() -> None:
     """An all-reduce of one token's 16 KiB takes 20 us, and each layer has two; a send takes 10 us."""
-    links = {"all_reduce": {16384: 20e-6, 16384 * 1024: 100e-6}, "send": {16384: 10e-6, 16384 * 1024: 200e-6}}
+    links = {"sum": {16384: 20e-6, 16384 * 1024: 100e-6}, "send": {16384: 10e-6, 16384 * 1024: 200e-6}}
     host = replace(HOST, ceilings=replace(HOST.ceilings, link_s=links), max_num_batched_tokens=1024)
     alone = [Job(1, 100)]
     for layout, token_s in ((T4, 160 * 20e-6), (P4, 3 * 10e-6)):

@@ -57,16 +57,16 @@ def test_decode_steps_together_are_their_sum_and_pipelines_read_weights_for_each
 
 
 def test_what_a_step_exchanges() -> None:
-    assert exchanges(SHAPE, Layout(tp=2)) == {"all_reduce": 8, "send": 0}
-    assert exchanges(SHAPE, Layout(pp=2, tp=2)) == {"all_reduce": 4, "send": 1}
-    assert exchanges(SHAPE, Layout()) == {"all_reduce": 0, "send": 0}
+    assert exchanges(SHAPE, Layout(tp=2)) == {"sum": 8, "send": 0}
+    assert exchanges(SHAPE, Layout(pp=2, tp=2)) == {"sum": 4, "send": 1}
+    assert exchanges(SHAPE, Layout()) == {"sum": 0, "send": 0}
 
 
 def test_messages_between_measured_sizes_and_beyond() -> None:
-    seconds = {"all_reduce": {1024: 1.0, 3072: 2.0}, "send": {1024: 0.25}}
+    seconds = {"sum": {1024: 1.0, 3072: 2.0}, "send": {1024: 0.25}}
     ceilings = Ceilings(1.0, 1.0, seconds)
     sizes = (1, 1024, 2048, 3072, 6144)
-    assert [ceilings.message_s("all_reduce", size) for size in sizes] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    assert [ceilings.message_s("sum", size) for size in sizes] == [1.0, 1.0, 1.5, 2.0, 4.0]
     # An activation is 64 * 2 bytes: 8 all-reduces of 2 KiB; 4 and a send of 1 KiB.
     assert exchange_s(SHAPE, Layout(tp=2), 16, ceilings) == 8 * 1.5
     assert exchange_s(SHAPE, Layout(pp=2, tp=2), 8, ceilings) == 4 * 1.0 + 0.25
