@@ -23,7 +23,7 @@ MEASURED = {
     "memory_bytes_per_s": 3e12,
     "host_to_device_bytes_per_s": 55e9,
     "device_to_host_bytes_per_s": 54e9,
-    "links": {"all_reduce": {"16384": 20e-6, "131072": 30e-6}, "send": {"16384": 10e-6}},
+    "links": {"sum": {"16384": 20e-6, "131072": 30e-6}, "send": {"16384": 10e-6}},
 }
 
 
