@@ -12,6 +12,9 @@ from clients.errors import ClientError
 from clients.trace import Timeline, is_trace, read_trace
 
 OFFLINE_KIND = "seesaw-offline"
+# What the report needs of a workload, and of each of its systems.
+_RUN = {"model", "device", "workload", "systems"}
+_SYSTEM = {"name", "total_s", "requests_per_second", "input_tokens_per_second", "output_tokens_per_second"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,24 @@ def read_results(paths: Sequence[Path]) -> Results:
         except (ValueError, KeyError, TypeError) as error:
             raise ClientError(f"{path} is not a result or trace that can be read: {error}") from None
         if isinstance(content, dict) and content.get("kind") == OFFLINE_KIND:
-            results.offline.extend(content | run for run in content["workloads"])
+            results.offline.extend(_workloads(content, path))
         elif isinstance(content, dict) and "output_throughput" in content:
             results.load_tests[_unused(content.get("label") or path.stem, results.load_tests)] = content
         else:
             raise ClientError(f"{path} is no result of a load test or offline benchmark, and no trace")
     return results
+
+
+def _workloads(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """What an offline benchmark says of each of its workloads, and all of them together. Raises ClientError."""
+    try:
+        runs = [content | run for run in content["workloads"]]
+        complete = runs and all(run.keys() >= _RUN and run["systems"] for run in runs)
+        if complete and all(system.keys() >= _SYSTEM for run in runs for system in run["systems"]):
+            return runs
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise ClientError(f"{path} is an offline benchmark without its figures: run `seesaw bench offline` again")
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from clients.sharegpt import sharegpt
 from clients.wheels import FetchError
 from engine.bench.bounds import Host, read_ceilings
 from engine.bench.offline import SystemResult, run_workloads
+from engine.bench.outputs import check_output
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, read_lengths
 from engine.config import EngineConfig
@@ -43,7 +44,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     systems = _systems(config, args.against)
     for system in systems:  # the last of them should not fail after the others have run
         check_early(system)
-    _check_output(args.output_json)
+    check_output(args.output_json)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     tokenizer = None
@@ -138,11 +139,6 @@ def _systems(config: EngineConfig, against: str) -> list[EngineConfig]:
     """The configured plan, then the static ones. Only the first is traced."""
     layouts = [name for name in against.split(",") if name]
     return [config] + [replace(config, prefill=layout, decode="", tail="", trace="") for layout in layouts]
-
-
-def _check_output(path: Path | None) -> None:
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise ConfigError(f"cannot write --output-json {path}: choose a file in a folder that exists and is writable")
 
 
 def _host(config: EngineConfig, limits: Path) -> Host:

@@ -18,6 +18,7 @@ from engine.bench.bounds import Host, bound
 from engine.bench.ceilings import measure_device
 from engine.bench.floors import Ceilings, Chunks, exchange_s, step_work
 from engine.bench.links import measure_links
+from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
 from engine.config import EngineConfig
@@ -36,6 +37,10 @@ STEPS: dict[str, Chunks] = {
 def main(argv: Sequence[str], prog: str) -> int:
     """Measure, print tables, and write JSON if asked to. Raises ConfigError."""
     arguments = _parser(prog).parse_args(argv)
+    batching = EngineConfig(
+        max_num_seqs=arguments.max_num_seqs, max_num_batched_tokens=arguments.max_num_batched_tokens
+    )
+    check_output(arguments.output_json)
     if not torch.cuda.is_available():
         raise ConfigError("bench limits measures GPUs, and this host has none that torch can use")
     shape = read_shape(resolve_checkpoint(arguments.model, "dummy"), "auto")
@@ -50,7 +55,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     if gpus > 1:
         limits["links"] = measure_links(gpus)
     ceilings = Ceilings.from_json(limits)
-    host = Host(shape, ceilings, arguments.max_num_seqs, arguments.max_num_batched_tokens)
+    host = Host(shape, ceilings, batching.max_num_seqs, batching.max_num_batched_tokens)
     limits["floors"] = floors(shape, layouts, ceilings)
     limits["bounds"] = bounds(host, layouts, arguments.workload)
     print(table(limits))

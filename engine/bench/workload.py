@@ -66,10 +66,14 @@ def read_lengths(
     try:
         with path.open(newline="") as file:
             lengths = [(int(row["prompt_len"]), int(row["output_len"])) for row in csv.DictReader(file)]
+        if any(min(row) < 1 for row in lengths):
+            raise ValueError("a prompt or output without tokens")
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): give a CSV file with --dataset-path") from None
-    except (KeyError, ValueError, TypeError):
-        raise ConfigError(f"{path} must be a CSV file with whole numbers as prompt_len and output_len") from None
+    except (KeyError, ValueError, TypeError, csv.Error):
+        raise ConfigError(
+            f"{path} must be a CSV file with whole numbers of at least 1 as prompt_len and output_len"
+        ) from None
     fitting = [(prompt, output) for prompt, output in lengths if prompt <= (max_prompt_tokens or prompt)]
     if len(fitting) < num:
         raise ConfigError(f"{path} has {len(fitting)} rows that fit, of {num} asked for: lower --num-requests")

@@ -7,6 +7,7 @@ service.
 from __future__ import annotations
 
 import os
+from itertools import permutations
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,8 @@ def can_share(group: TensorGroup, device: torch.device) -> bool:
         return False
     if os.environ.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
         return False
-    return all(rank == device.index or torch.cuda.can_device_access_peer(device.index, rank) for rank in group.ranks)
+    # Of all pairs, so that every shard comes to the same answer: what follows is collective.
+    return all(torch.cuda.can_device_access_peer(one, other) for one, other in permutations(group.ranks, 2))
 
 
 class PeerBuffer:

@@ -75,6 +75,14 @@ class WorkerSpec:
         return f"ipc://{self.run_dir}/reports"
 
 
+def rehearsed_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Tokens of the steps to rehearse: FlashInfer's kernels differ for long chunks, short ones and single tokens.
+
+    None has more than a step may have: the shards' sums have room for no more.
+    """
+    return sorted({max_num_batched_tokens, min(64, max_num_batched_tokens), 1}, reverse=True)
+
+
 def device_of(spec: WorkerSpec) -> torch.device:
     return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")
 
@@ -216,8 +224,7 @@ class Worker:
         before_bytes = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         for layout in self._every_layout(runner):
-            # FlashInfer's kernels differ for long chunks, short ones and single tokens.
-            for num_tokens in (config.max_num_batched_tokens, 64, 1):
+            for num_tokens in rehearsed_sizes(config.max_num_batched_tokens):
                 runner.rehearse(num_tokens, min(num_tokens, config.max_num_seqs))
             torch.cuda.synchronize()
             in_flight = self._plan.layouts[layout].pp + 1  # hidden states received ahead, or not yet sent

@@ -94,7 +94,20 @@ def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
     assert (len(timeline.steps), len(timeline.transitions)) == (1, 1)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "nonsense", '{"traceEvents": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[1]",
+        "nonsense",
+        '{"traceEvents": []}',
+        '{"kind": "seesaw-offline"}',
+        '{"kind": "seesaw-offline", "workloads": 7}',
+        '{"kind": "seesaw-offline", "workloads": []}',
+        json.dumps(OFFLINE | {"workloads": [{"workload": "2x5:5", "systems": []}]}),
+        json.dumps(OFFLINE | {"workloads": [{"workload": "2x5:5", "systems": [{"name": "P2"}]}]}),
+    ],
+)
 def test_what_is_no_result(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)

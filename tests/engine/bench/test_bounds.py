@@ -101,7 +101,19 @@ def test_what_a_run_is_held_against() -> None:
     assert held.to_json()["bound"]["requests_per_second"] == 8 / held.bound.total_s
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"matmul_flops_per_s": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"matmul_flops_per_s": 1}',
+        '{"matmul_flops_per_s": 0, "memory_bytes_per_s": 1}',
+        '{"matmul_flops_per_s": 1, "memory_bytes_per_s": NaN}',
+        '{"matmul_flops_per_s": 1, "memory_bytes_per_s": 1, "links": {"sum": {}}}',
+        '{"matmul_flops_per_s": 1, "memory_bytes_per_s": 1, "links": {"sum": {"0": 1e-5}}}',
+    ],
+)
 def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
     path = tmp_path / "limits.json"
     with pytest.raises(ConfigError, match="cannot read"):

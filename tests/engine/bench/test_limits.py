@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +53,21 @@ def test_floors_and_bounds_of_each_layout() -> None:
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(ConfigError, match="none that torch can use"):
         limits.main(["some/model"], "seesaw bench limits")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--max-num-batched-tokens", "0", "max_num_batched_tokens must be"),
+        ("--max-num-seqs", "0", "max_num_seqs must be"),
+        ("--output-json", "no/such/folder.json", "cannot write --output-json"),
+        ("--output-json", ".", "cannot write --output-json"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_measures(
+    flag: str, value: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("it is too late now"))
+    with pytest.raises(ConfigError, match=says):
+        limits.main(["some/model", flag, value], "seesaw bench limits")

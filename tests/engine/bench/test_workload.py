@@ -50,3 +50,11 @@ def test_lengths_are_filtered_and_cut(tmp_path: Path) -> None:
         read_lengths(path, 1)
     with pytest.raises(ConfigError, match="cannot read"):
         read_lengths(tmp_path / "none", 1)
+
+
+@pytest.mark.parametrize("row", ["0,5", "5,0", "-3,5", "5", "5,x", "a" * 140_000])
+def test_rows_that_are_no_lengths(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text(f"prompt_len,output_len\n10,3\n{row}\n")
+    with pytest.raises(ConfigError, match="at least 1 as prompt_len"):
+        read_lengths(path, 1)

@@ -1,0 +1,30 @@
+"""Whether shards share memory: they must all come to the same answer, since what follows is collective."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+import torch
+
+from engine.parallel import peers
+from engine.parallel.groups import ShardGroup
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, links: Collection[tuple[int, int]], ranks: range) -> list[bool]:
+    """By shard, on a host whose GPUs reach each other over these links."""
+    monkeypatch.setattr(peers.dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: (a, b) in links or (b, a) in links)
+    return [
+        peers.can_share(ShardGroup(ranks, shard, None), torch.device("cuda", rank)) for shard, rank in enumerate(ranks)
+    ]
+
+
+def test_all_shards_come_to_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
+    square = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert answers(monkeypatch, square, range(4)) == [True] * 4
+    assert answers(monkeypatch, square[:-1], range(4)) == [False] * 4  # 0 and 1 reach everybody
+    assert answers(monkeypatch, [(0, 1), (2, 3)], range(2, 4)) == [True] * 2
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    assert answers(monkeypatch, square, range(4)) == [False] * 4
