@@ -41,7 +41,7 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.supervision import end_children, exit_with_parent, make_run_dir
+from engine.supervision import deaf_children, end_children, exit_with_parent, make_run_dir
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class EngineProcess:
         # Not daemonic: it has children of its own.
         process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
         try:
-            process.start()
+            with deaf_children():
+                process.start()
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)
             raise

@@ -6,11 +6,13 @@ Used by the executor (over its workers), the worker (over the engine process) an
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing import parent_process
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -50,6 +52,18 @@ def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to the whole group, passes by the processes that are started in here, also while
+    they still import and cannot ignore it yet."""
+    resource_tracker.ensure_running()  # starting it unblocks the signal again
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class ChildWatch:

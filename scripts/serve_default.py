@@ -9,19 +9,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fetch_default_model import NAME, default_model
-
-from clients.wheels import FetchError
-from engine.errors import ConfigError
-from server.cli import make_parser
+from server.entry import interruptible  # alone: from here on Ctrl-C is one line
 
 LAYOUTS = ("prefill", "decode", "tail")
 # On a CPU a step of the usual 2048 tokens takes seconds, for which all running sequences stand still.
 CPU_STEP_TOKENS = 512
 
 
-def complete(arguments: list[str], model: Callable[[], Path] = default_model) -> list[str]:
-    """The arguments for `seesaw serve`: as given, or with the default model and what suits it."""
+def complete(arguments: list[str], model: Callable[[], Path]) -> list[str]:
+    """The arguments for `seesaw serve`: as given, or with the default model (whose folder `model` returns) and what
+    suits it."""
+    from fetch_default_model import NAME
+
+    from engine.errors import ConfigError
+    from server.cli import make_parser
+
     try:
         given = vars(make_parser().parse_args(["serve", *arguments]))
     except ConfigError:
@@ -40,14 +42,20 @@ def complete(arguments: list[str], model: Callable[[], Path] = default_model) ->
     return [*added, *arguments]
 
 
-def main() -> None:
+def main() -> int:
+    """Become the server. Returns an exit code only if it cannot."""
+    from fetch_default_model import default_model
+
+    from clients.wheels import FetchError
+
     try:
-        arguments = complete(sys.argv[1:])
+        arguments = complete(sys.argv[1:], default_model)
     except FetchError as error:
-        sys.exit(f"serve: error: {error}")
+        print(f"serve: error: {error}", file=sys.stderr)
+        return 1
     seesaw = Path(sys.executable).with_name("seesaw")
     os.execv(seesaw, [str(seesaw), "serve", *arguments])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interruptible(main))

@@ -1,4 +1,4 @@
-"""The command `seesaw`. Imports little: the engine's processes import the main module again when they start."""
+"""The command line of `seesaw`, which starts in `server.entry`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.config import EngineConfig
 from engine.errors import ConfigError, SeesawError
 from server.config import ServerConfig
+from server.entry import interruptible
 from server.settings import Parser, add_flags, help_text, read_configs
 from server.version import seesaw_version
 
@@ -69,4 +70,4 @@ def _bench(tool: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -11,6 +11,7 @@ import shutil
 import signal
 import weakref
 from collections.abc import Iterable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -21,7 +22,7 @@ import zmq
 
 from engine.errors import ConfigError, EngineDeadError, SeesawError
 from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
-from engine.supervision import ChildWatch, end_children, make_run_dir
+from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
 from engine.worker.worker import WorkerSpec, run_worker
 
 DEATHS = "inproc://deaths"
@@ -33,6 +34,8 @@ def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "engine.worker.worker"])
+    with deaf_children():
+        forkserver.ensure_running()
     return context
 
 

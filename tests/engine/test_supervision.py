@@ -1,15 +1,22 @@
-"""How children are ended, without any."""
+"""How children are started and ended, mostly without any."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from engine import supervision
+from engine.config import EngineConfig
 from engine.errors import EngineDeadError
-from engine.executor.ranks import Ranks
-from engine.supervision import KILLED_S, end_children
+from engine.executor.ranks import Ranks, fork_server
+from engine.process import EngineProcess
+from engine.supervision import KILLED_S, deaf_children, end_children
 
 
 class Child:
@@ -46,12 +53,13 @@ class Child:
         self.is_closed = True
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Child, "clock_s", 0.0)
     monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: Child.clock_s))
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_killed_child_has_the_time_that_freeing_its_memory_takes() -> None:
     quick, stubborn = Child("terminate", 0.1), Child("kill", 30.0)
     end_children([quick, stubborn], grace_s=1.0)  # type: ignore[list-item]
@@ -59,6 +67,7 @@ def test_a_killed_child_has_the_time_that_freeing_its_memory_takes() -> None:
     assert not quick.is_alive() and not stubborn.is_alive()
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_child_that_the_kernel_holds_does_not_hide_why_the_engine_ends() -> None:
     ranks = Ranks()
     ended, held = Child("terminate", 0.1), Child("kill", KILLED_S + 1.0)
@@ -70,3 +79,29 @@ def test_a_child_that_the_kernel_holds_does_not_hide_why_the_engine_ends() -> No
             ranks.close()
     assert ended.is_closed and not held.is_closed
     assert not ranks.run_dir.exists()
+
+
+def blocks_ctrl_c(pid: int) -> bool:
+    [mask] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk")]
+    return bool(int(mask.split()[1], 16) & (1 << (signal.SIGINT - 1)))
+
+
+def test_children_are_deaf_from_their_first_moment() -> None:
+    with deaf_children(), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert blocks_ctrl_c(child.pid)
+    assert not blocks_ctrl_c(os.getpid())
+
+
+@pytest.mark.processes
+def test_the_engine_and_the_fork_server_are_deaf() -> None:
+    handle = EngineProcess.start(EngineConfig(executor="simulated"))
+    pid = handle.process.pid
+    try:
+        assert pid is not None and blocks_ctrl_c(pid)
+    finally:
+        handle.close(0.0)
+    children = set(psutil.Process().children())
+    child = fork_server().Process(target=os._exit, args=(0,))
+    child.start()
+    assert all(blocks_ctrl_c(new.pid) for new in set(psutil.Process().children()) - children)
+    child.join()

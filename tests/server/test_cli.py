@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import GIB, EngineConfig
-from server import cli, settings
+from server import cli, entry, settings
 from server.config import ServerConfig
 
 
@@ -131,3 +131,13 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("seesaw ")
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: list[str], prog: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clients.report.main", interrupted)
+    monkeypatch.setattr("sys.argv", ["seesaw", "bench", "report"])
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "seesaw: interrupted\n"

@@ -1,0 +1,49 @@
+"""Ctrl-C, which a terminal sends to the whole process group, at several moments of a command that is no server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.processes
+
+FLAGS = ["--prefill=P2", "--decode=T2", "--device=cpu", "--num-device-blocks=700", "--num-host-blocks=400"]
+FLAGS += ["--max-model-len=4096", "--workload=64x8:4000"]
+
+
+@pytest.mark.parametrize("moment", ["loading", "ready with"])
+def test_one_line_and_exit_code_130_and_nothing_is_left(moment: str, tmp_path: Path) -> None:
+    model = write_tiny_checkpoint(tmp_path / "model", max_position=4096)
+    run_folders = tmp_path / "run"
+    run_folders.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "bench", "offline", "--model", str(model), *FLAGS],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(run_folders)},
+    )
+    assert process.stderr is not None
+    try:
+        lines = iter(process.stderr.readline, "")
+        assert any(moment in line for line in lines)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = list(lines)
+        assert process.wait(30) == 130
+        assert rest[-1] == "seesaw: interrupted\n" and "Traceback" not in "".join(rest)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert not list(run_folders.iterdir())
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
