@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
@@ -41,7 +40,7 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.supervision import deaf_children, end_children, exit_with_parent, make_run_dir
+from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, make_run_dir
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
             code = 1
             frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: nothing is left to interrupt
-    sys.exit(code)
+    exit_now(code)
 
 
 def _raise_exit(signum: int, frame: FrameType | None) -> None:

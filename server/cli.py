@@ -24,15 +24,19 @@ BENCH_TOOLS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 2 for what its user can fix, 1 for a death."""
+    """Run the command line and return the exit code: 2 for what its user can fix, 1 for a death.
+
+    A server that was ready ends the process itself.
+    """
     try:
         arguments = vars(make_parser().parse_args(argv))
         if arguments.pop("command") == "bench":
             return _bench(**arguments)
         engine, server = read_configs(arguments)
+        from engine.supervision import exit_now
         from server.service import serve
 
-        return serve(engine, server)
+        exit_now(serve(engine, server))
     except ConfigError as error:
         print(f"seesaw: error: {error}", file=sys.stderr)
         return 2

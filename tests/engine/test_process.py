@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.Mo
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(process, "make_executor", lambda config, say, instant: Dying(config, instant=instant))
     monkeypatch.setattr(process, "POLL_MS", 0)
+    monkeypatch.setattr(process, "exit_now", sys.exit)
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,
         zmq.Context() as context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,3 +106,12 @@ def test_the_engine_and_the_fork_server_are_deaf() -> None:
     child.start()
     assert all(blocks_ctrl_c(new.pid) for new in set(psutil.Process().children()) - children)
     child.join()
+
+
+def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:
+    script = (
+        "import atexit, sys; from engine.supervision import exit_now; atexit.register(print, 'torn down'); "
+        "print('last words'); exit_now(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "last words\n")
