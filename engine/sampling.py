@@ -67,3 +67,8 @@ class RowSampling(msgspec.Struct, frozen=True, array_like=True):
     top_k: int
     min_p: float
     seed: int
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether tokens may be forbidden. Which ones depends on the whole vocabulary; the likeliest never is."""
+        return self.temperature > 0.0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)

@@ -22,6 +22,7 @@ from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.model.sums import ReducedSums
 from engine.parallel.groups import SingleShard, TensorGroup
 from engine.parallel.layout import Layout, Plan
+from engine.sampling import RowSampling
 from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights
@@ -232,6 +233,11 @@ class LocalModel:
             return hidden
         logits = llama.logits(hidden)
         return None if logits is None else logits.float()
+
+    def sample(self, hidden: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> list[torch.Tensor | None]:
+        """Sample after some rows of the last stage's output; returns what each of its shards does."""
+        ranks = self.layout.stage_ranks(0, self.layout.pp - 1)
+        return list(self._threads.map(lambda rank: self.ranks[rank].sample(hidden, rows, positions), ranks))
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """Logits `[len(token_ids), vocab]` of one whole prompt."""

@@ -16,6 +16,7 @@ from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums
 from engine.parallel.groups import TensorGroup
+from engine.sampling import RowSampling
 from engine.weights.tensors import LayerWeights, SliceShape, StageWeights
 
 
@@ -85,13 +86,35 @@ class Llama:
         gate_up = F.linear(x, weights.gate_up).view(len(x) * self._num_slices, -1)
         return self._sums.product(self._ops.silu_and_mul(gate_up).view(len(x), -1), weights.down)
 
+    def sample(self, hidden: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor | None:
+        """Sample a token after each of some rows `[rows, hidden]` of the last stage's output, as `Ops.sample`.
+
+        All its shards must call this together. Returns int64 `[rows]` on shard 0, None on the others.
+        """
+        if self._group.size == 1 or any(row.is_restricted for row in rows):
+            logits = self.logits(hidden)
+            return None if logits is None else self._ops.sample(logits, rows, positions)
+        # Each shard's best token instead of its logits: some bytes a row instead of the vocabulary.
+        part = self._shard_logits(hidden)
+        first_id = self.weights.slices.start * self._part.vocab
+        part[:, max(0, self.shape.vocab - first_id) :] = -torch.inf  # padding
+        scores, ids = self._ops.best(part, rows, positions, first_id, self.shape.vocab)
+        bests = self._group.gather_last(torch.stack((scores.double(), ids.double()), dim=1))
+        if bests is None:
+            return None
+        scores, ids = bests.view(len(rows), self._group.size, 2).unbind(-1)
+        return ids.masked_fill(scores < scores.amax(1, keepdim=True), torch.inf).amin(1).long()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Final norm and head over some rows `[rows, hidden]` of the last stage's output.
 
         All its shards must call this together. Returns `[rows, vocab]` on shard 0, None on the others.
         """
+        logits = self._group.gather_last(self._shard_logits(hidden))
+        return None if logits is None else logits[:, : self.shape.vocab]
+
+    def _shard_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """This shard's columns of the logits; those behind the vocabulary's end mean nothing."""
         norm, head = self.weights.norm, self.weights.head
         assert norm is not None and head is not None, "only the last stage has the head"
-        local = F.linear(self._ops.rms_norm(hidden, norm, self.shape.rms_eps), head)
-        logits = self._group.gather_last(local)
-        return None if logits is None else logits[:, : self.shape.vocab]
+        return F.linear(self._ops.rms_norm(hidden, norm, self.shape.rms_eps), head)

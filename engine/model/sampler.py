@@ -29,6 +29,19 @@ def sample(logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) 
     return tokens
 
 
+def best(
+    logits: torch.Tensor, rows: list[RowSampling], positions: list[int], first_id: int, vocab: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `Ops.best`; `logits` are float32."""
+    scores = logits.clone()
+    for i, row in enumerate(rows):
+        if row.temperature >= GREEDY_BELOW:
+            noise = _log_exponential(logits.new_empty(vocab), row.seed, positions[i])[first_id:][: logits.shape[1]]
+            scores[i].div_(row.temperature)[: len(noise)].sub_(noise)
+    ids = scores.argmax(dim=-1)  # the first of equals
+    return scores.gather(1, ids[:, None])[:, 0], ids + first_id
+
+
 def restrict(logits: torch.Tensor, rows: list[RowSampling]) -> torch.Tensor:
     """Logits over temperature, with -inf wherever top-k, then top-p, then min-p forbids the token.
 

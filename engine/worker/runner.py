@@ -122,10 +122,8 @@ class Runner:
             hidden = torch.randn(num_tokens, self._shape.hidden, dtype=self._dtype, device=self._device)
         hidden = model.layers(hidden, plan, self._kv[self.layout])
         if pipe.is_last:
-            logits = model.logits(hidden[:num_rows])
-            if logits is not None:
-                rows = [RowSampling(1.0, 0.9, 50, 0.01, seed=0)] * len(logits)
-                self._ops.sample(logits, rows, [0] * len(rows))
+            for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
+                model.sample(hidden[:num_rows], [row] * num_rows, [0] * num_rows)
 
     @torch.inference_mode()
     def execute(self, forward: Forward) -> Completion:
@@ -182,10 +180,9 @@ class Runner:
         tokens = None
         if groups.pipe.is_last:
             rows = upload(torch.tensor([row for _, row in sampled]), self._device)
-            logits = model.logits(hidden[rows])
-            if logits is not None:
-                positions = [chunk.start + len(chunk.tokens) for chunk in chunks]
-                tokens = self._ops.sample(logits, self._slots.sampling(chunks), positions)
+            positions = [chunk.start + len(chunk.tokens) for chunk in chunks]
+            tokens = model.sample(hidden[rows], self._slots.sampling(chunks), positions)
+            if tokens is not None:
                 groups.feedback.send(tokens)
         if tokens is not None and groups.feedback.is_first_stage:
             self._tokens.write(slots, tokens)

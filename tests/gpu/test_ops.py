@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -160,6 +162,17 @@ def test_a_row_s_token_does_not_depend_on_the_batch() -> None:
     order = [4, 2, 0, 5, 1, 3, 2]
     together = ops.sample(logits[order], [rows[i] for i in order], [40 + i for i in order])
     assert together.tolist() == [alone[i] for i in order]
+
+
+def test_the_best_of_all_parts_is_sampled() -> None:
+    ops = make_ops(CUDA, tiny_shape(head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    logits = (torch.randn(40, 9999, device=CUDA) * 2).bfloat16()
+    rows, positions = [_row(0.0 if i % 4 == 0 else 0.3 * i, seed=i) for i in range(40)], list(range(40))
+    cuts = (0, 2500, 5000, 7500, 9999)
+    parts = [ops.best(logits[:, a:b], rows, positions, a, 9999) for a, b in pairwise(cuts)]
+    scores, ids = (torch.stack(column, dim=1) for column in zip(*parts, strict=True))
+    winners = ids.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    assert winners.tolist() == ops.sample(logits, rows, positions).tolist()
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -87,6 +87,16 @@ class Ops(ABC):
         vLLM, and noise that is a pure function of (seed, position).
         """
 
+    @abstractmethod
+    def best(
+        self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int], first_id: int, vocab: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of `[rows, n]` logits of the tokens from `first_id` on, each row's best score, float32, and its id, int64.
+
+        No row is restricted. The best of all parts of a vocabulary of `vocab` tokens (the lowest id of equals) is what
+        `sample` takes.
+        """
+
 
 class GraphOps(Ops):
     """Operators that CUDA graphs can be made of: they plan decode steps in buffers whose addresses stay."""

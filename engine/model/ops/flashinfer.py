@@ -200,18 +200,26 @@ class FlashInferOps(GraphOps):
         return out
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
-        temperatures = [row.temperature if row.temperature >= GREEDY_BELOW else 0.0 for row in rows]
         keys = noise_keys([row.seed for row in rows], positions)
-        tokens = self._draw(logits, temperatures, keys)
-        restricted = [i for i, (row, t) in enumerate(zip(rows, temperatures, strict=True)) if t and _restricts(row)]
+        tokens, _ = self._draw(logits, _temperatures(rows), keys)
+        restricted = [i for i, row in enumerate(rows) if row.is_restricted and row.temperature >= GREEDY_BELOW]
         if restricted:
             index = upload(torch.tensor(restricted), self._device)
             scores = self._restricted(logits[index], [rows[i] for i in restricted])
-            tokens[index] = self._draw(scores, [1.0] * len(restricted), keys[restricted])
+            tokens[index], _ = self._draw(scores, [1.0] * len(restricted), keys[restricted])
         return tokens
 
-    def _draw(self, scores: torch.Tensor, temperatures: list[float], keys: torch.Tensor) -> torch.Tensor:
-        return kernels.draw(scores, self._column(temperatures), upload(keys, self._device))
+    def best(
+        self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int], first_id: int, vocab: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = noise_keys([row.seed for row in rows], positions)
+        tokens, scores = self._draw(logits, _temperatures(rows), keys, first_id)
+        return scores, tokens
+
+    def _draw(
+        self, scores: torch.Tensor, temperatures: list[float], keys: torch.Tensor, first_id: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return kernels.draw(scores, self._column(temperatures), upload(keys, self._device), first_id)
 
     def _restricted(self, logits: torch.Tensor, rows: Sequence[RowSampling]) -> torch.Tensor:
         """Log-probabilities at the rows' temperatures, -inf where top-k, then top-p, then min-p forbids the token."""
@@ -234,8 +242,8 @@ class FlashInferOps(GraphOps):
         return upload(torch.tensor(values, dtype=torch.float32), self._device)
 
 
-def _restricts(row: RowSampling) -> bool:
-    return row.top_k > 0 or row.top_p < 1.0 or row.min_p > 0.0
+def _temperatures(rows: Sequence[RowSampling]) -> list[float]:
+    return [row.temperature if row.temperature >= GREEDY_BELOW else 0.0 for row in rows]
 
 
 def _part(batch: BatchInputs, chunks: slice) -> BatchInputs:

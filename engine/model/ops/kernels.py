@@ -117,37 +117,48 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
         tl.store(kv_target + size + HALF, tl.load(kv_source + HALF, kv_mask), kv_mask)
 
 
-def draw(scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """One token of each row `[rows, vocab]` of logits, int64 `[rows]`.
+def draw(
+    scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor, first_id: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of each row `[rows, n]` of logits of the ids from `first_id` on: its id, int64, and score, float32.
 
     `temperatures` float32: 0 takes the likeliest (lowest id of equals), else the softmax of scores / temperature is
     drawn from, with noise that is a pure function of (`keys` int64, token id).
     """
-    rows, vocab = scores.shape
+    rows, count = scores.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=scores.device)
-    _draw[(rows,)](scores, scores.stride(0), temperatures, keys, tokens, vocab, BLOCK=_SAMPLE_BLOCK, num_warps=8)
-    return tokens
+    best = torch.empty(rows, dtype=torch.float32, device=scores.device)
+    _draw[(rows,)](
+        scores, scores.stride(0), temperatures, keys, tokens, best, first_id, count, BLOCK=_SAMPLE_BLOCK, num_warps=8
+    )
+    return tokens, best
 
 
 @triton.jit
-def _draw(scores, row_stride, temperatures, keys, tokens, vocab, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _draw(  # type: ignore[no-untyped-def]
+    scores, row_stride, temperatures, keys, tokens, best_scores, first_id, count, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(temperatures + row)
     key = tl.load(keys + row)
     lanes = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)  # of each lane, with the id it has it at
     best_id = lanes
-    for start in range(0, vocab, BLOCK):
-        ids = start + lanes
-        score = tl.load(scores + row * row_stride + ids, ids < vocab, other=float("-inf")).to(tl.float32)
+    for start in range(0, count, BLOCK):
+        columns = start + lanes
+        score = tl.load(scores + row * row_stride + columns, columns < count, other=float("-inf")).to(tl.float32)
         if temperature > 0:
             # argmax(score - log(e)) with exponential e draws from the softmax (the Gumbel trick). The smallest e
             # decide, so they must be exact: uniform u is in (0, 1) with 2^-32 between, and log(1 - u) loses it.
-            u = (tl.randint(key, ids).to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+            u = (
+                tl.randint(key, first_id + columns).to(tl.uint32, bitcast=True).to(tl.float32) + 0.5
+            ) * 2.3283064365386963e-10
             e = tl.where(u < 1e-3, u + 0.5 * u * u, -tl.log(tl.maximum(1.0 - u, 1e-10)))
             score = score / temperature - tl.log(e)
         better = score > best
         best = tl.where(better, score, best)
-        best_id = tl.where(better, ids, best_id)
-    least = tl.min(tl.where(best == tl.max(best, 0), best_id, vocab), 0)
-    tl.store(tokens + row, tl.minimum(least, vocab - 1).to(tl.int64))
+        best_id = tl.where(better, columns, best_id)
+    highest = tl.max(best, 0)
+    least = tl.min(tl.where(best == highest, best_id, count), 0)
+    tl.store(tokens + row, first_id + tl.minimum(least, count - 1).to(tl.int64))
+    tl.store(best_scores + row, highest)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from engine.model.ops.base import BatchInputs, Ops
 from engine.model.rope import inverse_frequencies, rotate
-from engine.model.sampler import sample
+from engine.model.sampler import best, sample
 from engine.model.shapes import ModelShape
 from engine.sampling import RowSampling
 
@@ -195,6 +195,11 @@ class TorchOps(Ops):
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
         return sample(logits.float(), rows, positions)
+
+    def best(
+        self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int], first_id: int, vocab: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return best(logits.float(), rows, positions, first_id, vocab)
 
     def _gather(self, kv: torch.Tensor, blocks: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy K and V of some blocks out of a KV view: `[..., kv_heads, blocks, block_size, head_dim]` each.

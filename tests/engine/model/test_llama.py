@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.parallel.layout import Layout, Plan
+from engine.sampling import RowSampling
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ReloadWeights, ResidentWeights
 from engine.weights.store import WeightStore
@@ -75,6 +76,18 @@ def test_ranks_with_several_slices(folders: dict[str, Path], model: str, layout:
     cut = Plan(Layout.parse(layout), Layout.parse(other))
     logits = LocalModel(folders[model], cut.prefill, plan=cut).logits(TOKENS)
     torch.testing.assert_close(logits, reference_logits(folders[model], TOKENS), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["T2", "T4", "T8", "T2P2"])
+def test_shards_sample_what_one_does(tmp_path: Path, layout: str) -> None:
+    """A vocabulary of 9 on 8 shards has padding on several of them, and nothing else on the last."""
+    folder = write_tiny_checkpoint(tmp_path, heads=8, kv_heads=8, vocab=9)
+    hidden = torch.randn(12, 64, generator=torch.Generator().manual_seed(3))
+    rows = [RowSampling(0.0 if seed % 3 == 0 else 1.5, 1.0, 0, 0.0, seed) for seed in range(12)]
+    [alone] = LocalModel(folder, Layout()).sample(hidden, rows, list(range(12)))
+    first, *others = LocalModel(folder, Layout.parse(layout)).sample(hidden, rows, list(range(12)))
+    assert first is not None and alone is not None and first.tolist() == alone.tolist()
+    assert others and all(tokens is None for tokens in others)
 
 
 def test_logits_vary(folders: dict[str, Path]) -> None:

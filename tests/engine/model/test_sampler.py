@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.model import sampler
-from engine.model.sampler import restrict, sample
+from engine.model.sampler import best, restrict, sample
 from engine.sampling import RowSampling
 
 
@@ -49,6 +51,17 @@ def test_a_row_does_not_depend_on_its_batch(order: list[int], size: int) -> None
     picked = order[:size]
     together = sample(logits[picked], [rows[i] for i in picked], [positions[i] for i in picked])
     assert together.tolist() == [alone[i] for i in picked]
+
+
+@pytest.mark.parametrize("cuts", [[0, 97], [0, 40, 97], [0, 1, 33, 90, 97]])
+def test_the_best_of_all_parts_is_sampled(cuts: list[int]) -> None:
+    rows, positions = [_row(seed=1), _row(0.0), _row(0.7, seed=-4), _row(3.0, seed=2**63 - 1)], [3, 4, 0, 7]
+    logits = _logits(4)
+    logits[1, [60, 95]] = 50.0  # equals in one part, or in two
+    parts = [best(logits[:, a:b], rows, positions, a, 97) for a, b in pairwise(cuts)]
+    scores, ids = (torch.stack(column, dim=1) for column in zip(*parts, strict=True))
+    winners = ids.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    assert winners.tolist() == sample(logits, rows, positions).tolist()
 
 
 def test_seed_and_position_change_the_noise() -> None:
