@@ -19,7 +19,7 @@ from engine.errors import ConfigError
 from engine.parallel.groups import ShardGroup, TensorGroup
 from engine.supervision import LONGEST_SOCKET_PATH
 
-os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
 
 
 def can_share(group: TensorGroup, device: torch.device) -> bool:
