@@ -50,6 +50,7 @@ class SystemResult:
     stats: Stats
     requests: list[RequestRecord]
     outputs: list[list[int]]
+    surge_threshold_tokens: int
     floors: RunFloors | None = None
 
     @property
@@ -57,6 +58,21 @@ class SystemResult:
         """Sequences in a step that decodes. With pp stages, about pp such steps are in flight."""
         steps = self.stats.steps.get("decode", 0) + self.stats.steps.get("mixed", 0)
         return self.stats.decodes / steps if steps else 0.0
+
+    @property
+    def never_used_prefill(self) -> str:
+        """Why a plan of two layouts ran as its decode layout alone; empty if it did not.
+
+        All requests come at once and find the host pool empty, so it can only be that too few tokens waited.
+        """
+        if self.info.prefill == self.info.decode or self.stats.phase_prompt_tokens.get("prefill"):
+            return ""
+        waiting = sum(record.prompt_tokens for record in self.requests)
+        return (
+            f"no prompt was prefilled in {self.info.prefill}: {waiting} tokens waited, fewer than the "
+            f"{self.surge_threshold_tokens} that are worth a change of layout; give more requests, or a lower "
+            "--surge-min-tokens (0: always change)"
+        )
 
     @property
     def phase_tokens(self) -> dict[str, dict[str, int]]:
@@ -144,6 +160,7 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
         stats=_since(before, llm.stats()),
         requests=records,
         outputs=[completion.token_ids for completion in completions],
+        surge_threshold_tokens=config.surge_threshold_tokens,
     )
 
 

@@ -22,6 +22,8 @@ def describe(result: SystemResult, workload: str = "") -> str:
     for phase, seconds in stats.phase_seconds.items():
         tokens = result.phase_tokens[phase]
         lines.append((phase, f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"))
+    if result.never_used_prefill:
+        lines.append(("layouts", result.never_used_prefill))
     count = sum(stats.transitions.values())
     if count:
         parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in stats.transition_seconds.items())
@@ -57,7 +59,10 @@ def _distances(result: SystemResult) -> Iterable[tuple[str, str]]:
 
 
 def compare(results: Sequence[SystemResult], workload: str = "") -> str:
-    """A row for each system. The last two columns say how many times the first system's rate is this one's."""
+    """A row for each system. The last two columns say how many times the first system's rate is this one's.
+
+    Below them stands what keeps the ratios from being a verdict on the layouts.
+    """
     first = results[0].figures
     head = [workload or "system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
     head += [f"{results[0].name} is", "w/o tail"]
@@ -71,7 +76,8 @@ def compare(results: Sequence[SystemResult], workload: str = "") -> str:
             first.requests_per_second_without_tail / f.requests_per_second_without_tail,
         ]
         rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
-    return "\n".join(aligned(rows))
+    notes = [f"{result.name}: {result.never_used_prefill}" for result in results if result.never_used_prefill]
+    return "\n".join([*aligned(rows), *notes])
 
 
 def _number(value: float) -> str:

@@ -117,3 +117,17 @@ def test_distances_from_the_floors() -> None:
 def test_a_request_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2000 \+ 100 tokens does not fit the context of 2048"):
         run_system(CONFIG, [Job(10, 1), Job(2000, 100)])
+
+
+def test_a_plan_that_ran_as_one_layout_says_so(result: SystemResult) -> None:
+    few = JOBS[:4]
+    waiting = sum(job.prompt_tokens for job in few)
+    config = replace(CONFIG, surge_min_tokens=-1)
+    unused, *later = run_workloads(config, [few, few])  # an engine starts in one phase and waits in another
+    for run in (unused, *later):
+        assert f"{waiting} tokens waited, fewer than the {4 * CONFIG.max_num_batched_tokens}" in run.never_used_prefill
+    static = run_system(replace(config, prefill="T4", decode=""), few)
+    note = f"no prompt was prefilled in P4: {waiting} tokens waited"
+    assert note in describe(unused) and compare([unused, static]).splitlines()[-1].startswith(f"P4->T4: {note}")
+    for used in (result, static):
+        assert not used.never_used_prefill and "no prompt was" not in describe(used) + compare([used, used])
