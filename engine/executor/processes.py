@@ -95,8 +95,8 @@ class ProcessExecutor(Executor):
         geometry = KVGeometry(shape, plan, config.block_size)
         context = max_model_len(config, shape)
         host_blocks = num_host_blocks(config, geometry)
-        if config.num_device_blocks:  # what can be refused now should not wait for the weights
-            check_pools(geometry, context, config.num_device_blocks, host_blocks)
+        # What can be refused now should not wait for the weights.
+        check_pools(geometry, context, config.num_device_blocks or None, host_blocks)
         device = _device(config)
         weights_mode = _weights_mode(config, geometry, context, device)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from engine.bench import offline
 from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
 from engine.bench.floors import Ceilings
@@ -114,9 +116,20 @@ def test_distances_from_the_floors() -> None:
     assert f"{result.figures.total_s / result.floors.bound.total_s:.2f} x" in text
 
 
-def test_a_request_longer_than_the_context_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"2000 \+ 100 tokens does not fit the context of 2048"):
-        run_system(CONFIG, [Job(10, 1), Job(2000, 100)])
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (Job(2000, 100), "2000 + 100 tokens does not fit the context of 2048: raise --max-model-len, or ask for"),
+        (Job(8000, 200), "8000 + 200 tokens does not fit the context of 8192: ask for shorter requests"),
+    ],
+)
+def test_a_request_longer_than_the_context_is_refused(job: Job, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        run_system(CONFIG, [Job(10, 1), job])
+    # Before anything is loaded, where the model is a folder.
+    monkeypatch.setattr(offline, "LLM", None)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        run_system(replace(CONFIG, shape="configs/models/llama3-8b"), [Job(10, 1), job])
 
 
 def test_a_plan_that_ran_as_one_layout_says_so(result: SystemResult) -> None:
