@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from engine.bench.offline import SystemResult
 
+SIMULATED = "simulated on round rates: it shows schedules, not which layout wins"
+
 
 def describe(result: SystemResult, workload: str = "") -> str:
     """One system's figures, a line each."""
     f, stats = result.figures, result.stats
     tail = f"95 % done after {f.t95_s:.2f} s, at {f.requests_per_second_without_tail:.3f} /s; "
     tail += f"the last 5 % took {f.tail_s:.2f} s"
-    lines = [("device", "simulated by round rates: no figures of any hardware")] * (result.info.device == "simulated")
+    lines = [("device", SIMULATED)] * (result.info.device == "simulated")
     lines += [
         ("requests", f"{len(result.requests)} in {f.total_s:.2f} s: {f.requests_per_second:.3f} /s"),
         ("tokens", f"{f.input_tokens_per_second:.1f} /s in, {f.output_tokens_per_second:.1f} /s out"),
@@ -76,7 +78,8 @@ def compare(results: Sequence[SystemResult], workload: str = "") -> str:
             first.requests_per_second_without_tail / f.requests_per_second_without_tail,
         ]
         rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
-    notes = [f"{result.name}: {result.never_used_prefill}" for result in results if result.never_used_prefill]
+    notes = [SIMULATED] * (results[0].info.device == "simulated")
+    notes += [f"{result.name}: {result.never_used_prefill}" for result in results if result.never_used_prefill]
     return "\n".join([*aligned(rows), *notes])
 
 

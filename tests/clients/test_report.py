@@ -12,7 +12,7 @@ import pytest
 from clients import report
 from clients.errors import ClientError
 from clients.figures import figures
-from clients.results import read_results
+from clients.results import Results, read_results
 from clients.trace import read_trace
 from tests.clients.test_figures import RECORDS
 
@@ -57,6 +57,14 @@ OFFLINE = {
         }
     ],
 }
+
+
+def test_a_simulated_run_says_so() -> None:
+    pytest.importorskip("matplotlib")
+    [run] = [OFFLINE | workload for workload in OFFLINE["workloads"]]  # type: ignore[attr-defined]
+    for device, marked in (("cpu", False), ("simulated", True)):
+        [(_, heading, _, _)] = report._sections(Results(offline=[run | {"device": device}]))
+        assert ("simulated on round rates" in heading) is marked
 
 
 @pytest.fixture
