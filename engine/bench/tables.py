@@ -30,7 +30,7 @@ def describe(result: SystemResult, workload: str = "") -> str:
     if count:
         parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in stats.transition_seconds.items())
         changes = ", ".join(f"{n} x {change}" for change, n in stats.transitions.items())
-        lines.append(("transitions", f"{changes}; {parts} (part of the phases)"))
+        lines.append(("transitions", f"{changes}; {parts} (part of the phases; a drain is their last steps)"))
         moved = ", ".join(f"{direction} {num_bytes / 1e9:.3f} GB" for direction, num_bytes in stats.swap_bytes.items())
         lines.append(("swaps", moved or "none"))
     steps = ", ".join(f"{n} {kind}" for kind, n in stats.steps.items())

@@ -95,6 +95,22 @@ def test_a_timeline(files: list[Path]) -> None:
     assert timeline.duration_s == 2.0
 
 
+def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None:
+    plots = pytest.importorskip("clients.plots")
+    run = read_trace(files[2])
+    phases, *_, pools = plots.timeline(run, "x").axes
+    bars = {(round(bar.get_x(), 3), round(bar.get_width(), 3)): bar.get_facecolor() for bar in phases.patches}
+    blue, red = (plots.matplotlib.colors.to_rgb(color) for color in ("#4C78A8", plots.TRANSITION_COLOR))
+    assert bars[1.0, 0.2] == (*blue, plots.DRAIN_ALPHA)  # the drain
+    assert bars[1.2, 0.05][:3] == red  # what follows it
+    assert [label.get_text() for label in phases.get_legend().texts][-2:] == [
+        "paler: drain (0.2 s)",
+        "rest of transitions (1: 0.05 s)",
+    ]
+    (crossing,) = pools.patches
+    assert (round(crossing.get_x(), 3), round(crossing.get_width(), 3)) == (1.2, 0.05)
+
+
 def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
     text = files[2].read_text()
     files[2].write_text(text[: text.index('"decode"') + 4])
