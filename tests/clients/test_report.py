@@ -84,6 +84,24 @@ def test_files_are_told_apart(files: list[Path]) -> None:
     assert list(results.timelines) == ["run"]
 
 
+def test_load_tests_without_a_label_are_named_by_their_files(files: list[Path]) -> None:
+    content = json.loads(files[0].read_text()) | {"label": None, "model_id": "org/m", "date": "20261122-180000"}
+    paths = [files[0].with_name(f"{name}.json") for name in ("openai-4.0qps-m-20261122-180000", "mine")]
+    for path in paths:
+        path.write_text(json.dumps(content))
+    assert list(read_results(paths).load_tests) == ["openai-4.0qps", "mine"]
+
+
+def test_load_tests_name_their_data_set(files: list[Path]) -> None:
+    pytest.importorskip("matplotlib")
+    results = read_results([files[0], files[0]])
+    results.load_tests["one"]["dataset_name"] = "sharegpt"  # other tools' results have no such key
+    (_, _, table, bars), (_, _, _, latency) = report._sections(results)
+    assert "<th>data set</th>" in table and "<td>one</td><td>m</td><td>sharegpt</td>" in table
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["one, sharegpt", "one (2)"]
+    assert [label.get_text() for label in latency.legends[0].texts] == ["one, sharegpt", "one (2)"]
+
+
 def test_a_timeline(files: list[Path]) -> None:
     timeline = read_trace(files[2])
     assert [(p.name, p.start_s, p.end_s) for p in timeline.phases] == [("prefill", 0.0, 1.0), ("decode", 1.25, 2.0)]
