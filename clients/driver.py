@@ -14,14 +14,15 @@ from clients.streaming import CompletionClient, Request
 async def drive(
     client: CompletionClient,
     requests: Sequence[Request],
-    arrivals_s: Sequence[float],
+    due_s: Sequence[float],
     max_concurrency: int | None = None,
     on_done: Callable[[Record], None] = lambda record: None,
-) -> tuple[float, list[Record]]:
-    """Send request i at `arrivals_s[i]` (ascending) after the start; all records, in order, and the start's time.
+) -> list[Record]:
+    """Send request i at `due_s[i]` (ascending, on the monotonic clock); all records, in order.
 
     The schedule is absolute: a late request does not delay those after it. At most `max_concurrency` requests
-    are under way at once; those that are due wait, and their records say how long.
+    are under way at once; those that are due wait, and their records say how long. `on_done` gets each record as soon
+    as it is there: if this is cancelled, those are all.
     """
     gate = contextlib.nullcontext() if max_concurrency is None else asyncio.Semaphore(max_concurrency)
 
@@ -31,12 +32,11 @@ async def drive(
         on_done(record)
         return record
 
-    start_s = time.monotonic()
     async with asyncio.TaskGroup() as group:
         tasks = []
-        for request, arrival_s in zip(requests, arrivals_s, strict=True):
-            delay_s = start_s + arrival_s - time.monotonic()
+        for request, each_s in zip(requests, due_s, strict=True):
+            delay_s = each_s - time.monotonic()
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
-            tasks.append(group.create_task(run(request, start_s + arrival_s)))
-    return start_s, [task.result() for task in tasks]
+            tasks.append(group.create_task(run(request, each_s)))
+    return [task.result() for task in tasks]

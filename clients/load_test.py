@@ -27,7 +27,7 @@ from clients.driver import drive
 from clients.errors import ClientError
 from clients.figures import figures
 from clients.progress import Progress
-from clients.record import to_columns
+from clients.record import Record, to_columns
 from clients.streaming import CompletionClient, make_session
 from clients.summary import summary
 from clients.workloads import (
@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.load_
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
-    """One load test; prints the table, saves and returns the result. Raises ClientError."""
+    """One load test; prints the table, saves and returns the result. Raises ClientError.
+
+    If it is cancelled, the requests that had ended are a result too, which says that it was interrupted.
+    """
     headers = request_headers(args)
     model, checkpoint = await find_model(args, headers)
     workload = make_workload(args, checkpoint)
@@ -72,19 +75,36 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     async with client:
         if args.num_warmups:
             warmups = [workload.requests[0]] * args.num_warmups
-            await drive(client, warmups, [0.0] * args.num_warmups, args.max_concurrency)
+            await drive(client, warmups, [time.monotonic()] * args.num_warmups, args.max_concurrency)
         gc.collect()
         gc.freeze()  # the prompts need no scanning while the clock runs
-        with Progress(args.num_prompts, disable=args.disable_tqdm) as progress:
-            start_s, records = await drive(
-                client, workload.requests, schedule_s, args.max_concurrency, progress.advance
-            )
-    result = describe(args, model) | figures(records, start_s, args.metric_percentiles, args.goodput)
+        ended: list[Record] = []
+        start_s = time.monotonic()
+        due_s = [start_s + arrival_s for arrival_s in schedule_s]
+        try:
+            with Progress(args.num_prompts, disable=args.disable_tqdm) as progress:
+
+                def on_done(record: Record) -> None:
+                    ended.append(record)
+                    progress.advance(record)
+
+                records = await drive(client, workload.requests, due_s, args.max_concurrency, on_done)
+        except asyncio.CancelledError:  # Ctrl-C
+            publish(args, describe(args, model) | {"interrupted": True}, start_s, ended)
+            raise
+    return publish(args, describe(args, model), start_s, records)
+
+
+def publish(
+    args: argparse.Namespace, description: dict[str, Any], start_s: float, records: Sequence[Record]
+) -> dict[str, Any]:
+    """Print the table of a run that began at `start_s`, save its result if asked to, and return it."""
+    result = description | figures(records, start_s, args.metric_percentiles, args.goodput)
     result["start_time"] = start_s
     print(summary(result, records, args.percentile_metrics, args.metric_percentiles))
     if args.save_result:
         detail = to_columns(records) if args.save_detailed else {}
-        path = result_path(args, model, result["date"])
+        path = result_path(args, result["model_id"], result["date"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result | detail))
         print(f"saved {path}")

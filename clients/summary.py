@@ -21,6 +21,8 @@ def summary(
         _line("Successful requests:", result["completed"]),
         _line("Failed requests:", result["failed"]),
     ]
+    if result.get("interrupted"):
+        lines.append(_line("Interrupted; requests without an end:", result["num_prompts"] - len(records)))
     if result["max_concurrency"] is not None:
         lines.append(_line("Maximum request concurrency:", result["max_concurrency"]))
     if result["request_rate"] != "inf":

@@ -11,7 +11,9 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
-from engine.wording import as_size, at_least
+from engine.wording import GIB, as_size, at_least
+
+CPU_POOL_BYTES = GIB  # the KV pool of a rank on the CPU, where none is asked for
 
 
 def check_early(config: EngineConfig) -> None:
@@ -44,6 +46,11 @@ def max_model_len(config: EngineConfig, shape: ModelShape) -> int:
             f"use at most {shape.max_position}"
         )
     return config.max_model_len or shape.max_position
+
+
+def num_device_blocks(config: EngineConfig, block_bytes: int, default_bytes: int) -> int:
+    """Blocks of a device pool: as many as are asked for, else what fits `default_bytes`."""
+    return config.num_device_blocks or (config.kv_cache_memory_bytes or default_bytes) // block_bytes
 
 
 def num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:

@@ -15,6 +15,9 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+TERMINATED_S = 2.0  # for a terminated process to end before it is killed
+KILLED_S = 60.0  # for the kernel to take back its memory: many GB take seconds
+
 LONGEST_SOCKET_PATH = 107  # bytes, of a Unix socket
 LONGEST_BELOW_RUN_DIR = 45  # a nested run folder, or the fork server's, and a socket in it
 
@@ -84,13 +87,22 @@ class ChildWatch:
 
 
 def end_children(children: Sequence[BaseProcess], grace_s: float) -> None:
-    """Wait `grace_s` for all to end by themselves, then terminate, then kill. All have ended on return."""
+    """Wait `grace_s` for all to end by themselves, then terminate, then kill.
+
+    All have ended on return, but for one that the kernel does not let go within KILLED_S.
+    """
     wait_all(children, grace_s)
-    for end in (BaseProcess.terminate, BaseProcess.kill):
-        alive = [child for child in children if child.is_alive()]
-        for child in alive:
-            end(child)
-        wait_all(alive, 2.0)
+    for child in alive(children):
+        child.terminate()
+    wait_all(children, TERMINATED_S)
+    for child in alive(children):
+        child.kill()
+    wait_all(children, KILLED_S)
+
+
+def alive(children: Sequence[BaseProcess]) -> list[BaseProcess]:
+    """Those that have not ended."""
+    return [child for child in children if child.is_alive()]
 
 
 def wait_all(children: Sequence[BaseProcess], timeout_s: float) -> None:

@@ -15,6 +15,7 @@ import zmq
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
 from engine.executor.base import Capacity, Executor
+from engine.executor.cpu_memory import check_cpu_memory
 from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
 from engine.kv.geometry import KVGeometry, check_pools
@@ -98,11 +99,15 @@ class ProcessExecutor(Executor):
         # What can be refused now should not wait for the weights.
         check_pools(geometry, context, config.num_device_blocks or None, host_blocks)
         device = _device(config)
+        if device == "cpu" and config.device == "auto":
+            self._say("this host has no GPU that torch can use: running on the CPU")
         weights_mode = _weights_mode(config, geometry, context, device)
 
         weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
         if not plan.is_static and (weights_mode == "reload" or device == "cpu"):
             weight_bytes = WeightStore.size_bytes(shape, plan)
+        if device == "cpu":
+            check_cpu_memory(config, geometry, weights_mode)
         segments = self._make_segments(weight_bytes, host_blocks * geometry.host_block_bytes)
         try:
             specs = [

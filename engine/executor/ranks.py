@@ -127,7 +127,8 @@ class Ranks:
             grace_s = 0.0
         end_children(self._processes, grace_s)
         for process in self._processes:
-            process.close()
+            if not process.is_alive():  # `close` refuses one that the kernel has not let go yet
+                process.close()
         self._context.destroy(linger=0)
         self._remove_run_dir()
 

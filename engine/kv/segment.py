@@ -91,11 +91,17 @@ def check_room(num_bytes: int, what: str) -> None:
         raise ConfigError(f"there is no {folder} for {what}: mount a tmpfs there") from None
     if stat.f_bavail * stat.f_frsize < num_bytes:
         raise _too_small(num_bytes, what)
+    check_memory(
+        num_bytes, what, "raise the limit, lower --host-kv-bytes, or use one layout, which needs no host memory"
+    )
+
+
+def check_memory(num_bytes: int, what: str, instead: str) -> None:
+    """Raise ConfigError, proposing to do something else `instead`, unless cgroup and host have `num_bytes` left."""
     for limit, room in (("the container's memory limit", _cgroup_room_bytes()), ("this host", _host_room_bytes())):
         if room is not None and room < num_bytes:
             raise ConfigError(
-                f"{limit} leaves {as_size(room)} of memory but {what} would take {as_size(num_bytes)}: "
-                "raise the limit, lower --host-kv-bytes, or use one layout, which needs no host memory"
+                f"{limit} leaves {as_size(room)} of memory but {what} would take {as_size(num_bytes)}: {instead}"
             )
 
 

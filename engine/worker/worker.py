@@ -33,6 +33,7 @@ from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
+from engine.preflight import CPU_POOL_BYTES, num_device_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent
 from engine.weights.arena import rank_arena
@@ -44,7 +45,6 @@ from engine.worker.outbox import Outbox
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
 
-CPU_POOL_BYTES = GIB
 CUDA_RESERVE_BYTES = 2 * GIB  # CUDA graphs, fragmentation, and whatever appears later
 
 
@@ -206,16 +206,12 @@ class Worker:
 
     def _max_device_blocks(self) -> int:
         """The blocks that this rank has room for. On CUDA this also compiles and loads all kernels."""
-        config, stride = self._spec.config, self._geometry.device_block_bytes(self._spec.rank)
-        peak_bytes = self._rehearse() if self._device.type == "cuda" else 0
-        if config.num_device_blocks:
-            return config.num_device_blocks
-        if config.kv_cache_memory_bytes:
-            return config.kv_cache_memory_bytes // stride
+        config, room_bytes = self._spec.config, CPU_POOL_BYTES
         if self._device.type == "cuda":
+            peak_bytes = self._rehearse()
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            return max(0, free_bytes - peak_bytes - CUDA_RESERVE_BYTES) // stride
-        return CPU_POOL_BYTES // stride
+            room_bytes = max(0, free_bytes - peak_bytes - CUDA_RESERVE_BYTES)
+        return num_device_blocks(config, self._geometry.device_block_bytes(self._spec.rank), room_bytes)
 
     def _rehearse(self) -> int:
         """Run the largest steps of every layout over a pool without blocks; returns the bytes that they need."""

@@ -35,6 +35,8 @@ class Site:
         self.running = self.most_running = 0
         self.expected = 0  # so many requests must be here before any is answered
         self._all_here = asyncio.Event()
+        self.most_answered = 1 << 31  # those after so many are `held`, without an answer
+        self.held = asyncio.Event()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
@@ -53,6 +55,9 @@ class Site:
         self.headers.append(dict(request.headers))
         if self.status != 200:
             return web.json_response({"error": {"message": "come back later"}}, status=self.status)
+        if len(self.bodies) > self.most_answered:
+            self.held.set()
+            await asyncio.Event().wait()
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         if self.running >= self.expected:

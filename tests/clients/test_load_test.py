@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -78,6 +79,36 @@ async def test_failed_requests_are_counted_with_their_reason(
     assert (saved["completed"], saved["failed"]) == (0, 6)
     assert saved["errors"] == ["HTTP 503: come back later"] * 6
     assert "6 x HTTP 503: come back later" in capsys.readouterr().out
+
+
+@pytest.mark.anyio
+async def test_an_interrupted_run_keeps_what_had_ended(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.most_answered = 2
+    running = asyncio.create_task(run(site, tmp_path, "--max-concurrency", "1"))
+    await site.held.wait()  # the third, so two have their answers
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    (path,) = tmp_path.iterdir()
+    saved = json.loads(path.read_text())
+    assert saved["interrupted"] and saved["num_prompts"] == 6
+    assert (saved["completed"], saved["failed"], saved["output_lens"]) == (2, 0, [3, 3])
+    printed = capsys.readouterr().out
+    assert "Successful requests:                     2" in printed
+    assert "requests without an end:    4" in printed
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_interrupted_before_it_began_has_no_result(site: Site, tmp_path: Path) -> None:
+    site.most_answered = 0
+    running = asyncio.create_task(run(site, tmp_path, "--num-warmups", "1"))
+    await site.held.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

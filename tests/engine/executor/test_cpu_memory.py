@@ -1,0 +1,90 @@
+"""The memory that a plan takes on CPUs, against hosts of other sizes than this one. None of it is allocated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import GIB, EngineConfig
+from engine.errors import ConfigError
+from engine.executor.cpu_memory import WORKER_BYTES, check_cpu_memory, cpu_memory_bytes
+from engine.executor.processes import ProcessExecutor
+from engine.executor.ranks import Ranks
+from engine.kv import segment
+from engine.kv.geometry import KVGeometry
+from engine.kv.segment import Segment
+from engine.model.shapes import read_shape
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def geometry_of(config: EngineConfig, model: str) -> KVGeometry:
+    return KVGeometry(read_shape(CONFIGS / "models" / model, config.dtype), config.plan, config.block_size)
+
+
+def needs_gib(model: str, weights_mode: str, **options: object) -> dict[str, float]:
+    config = EngineConfig(**options)  # type: ignore[arg-type]
+    needs = cpu_memory_bytes(config, geometry_of(config, model), weights_mode)
+    return {what: round(num_bytes / GIB, 1) for what, num_bytes in needs.items()}
+
+
+def set_host(monkeypatch: pytest.MonkeyPatch, gib: float, limit_gib: float | None = None) -> None:
+    files = {"/proc/meminfo": f"MemAvailable: {int(gib * GIB) >> 10} kB\n"}
+    if limit_gib is not None:
+        files |= {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": f"{int(limit_gib * GIB)}\n"}
+    monkeypatch.setattr(segment, "_read", lambda path: files.get(str(path), ""))
+
+
+def test_what_a_plan_takes() -> None:
+    """7B is 12.6 GiB in 16 bits, a block of 16 tokens 8 MiB: half of it on each of two ranks."""
+    workers = 2 * WORKER_BYTES / GIB
+    layouts = {"prefill": "P2", "decode": "T2", "num_device_blocks": 500, "num_host_blocks": 1250}
+    pools = {"device KV pools": 3.9, "host KV pool": 9.8, "workers": workers}
+    assert needs_gib("llama2-7b", "resident", **layouts) == {"weights": 12.6, **pools}
+    assert needs_gib("llama2-7b", "reload", **layouts) == {"weights": 25.1, **pools}
+    static = needs_gib("llama2-7b", "static", prefill="T2")
+    assert static == {"weights": 12.6, "device KV pools": 2.0, "host KV pool": 0.0, "workers": workers}
+
+
+def test_pools_are_as_large_as_asked_for_and_as_the_fullest_rank_allows() -> None:
+    """32 layers in 3 stages are 11, 11 and 10: a stride of 5.5 MiB, so 1 GiB holds 186 blocks (of 15.5 MiB in all)."""
+    assert needs_gib("llama2-7b", "static", prefill="P3")["device KV pools"] == round(187 * 16 / 1024, 1)
+    assert needs_gib("llama2-7b", "static", prefill="P3", kv_cache_memory_bytes=2 * GIB)["device KV pools"] == 5.8
+
+
+@pytest.mark.parametrize(("host_gib", "limit_gib", "who"), [(20, None, "this host"), (99, 20, "container's")])
+def test_too_little_is_one_sentence_before_anything_is_taken(
+    host_gib: float, limit_gib: float | None, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The experiment of the README, on a host without GPUs."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("memory is taken")
+
+    monkeypatch.setattr(Segment, "create", never)
+    monkeypatch.setattr(Ranks, "start", never)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    set_host(monkeypatch, host_gib, limit_gib)
+    file = json.loads((CONFIGS / "llama2-7b-2xl4.json").read_text())
+    settings = {name: value for name, value in file.items() if name[0] != "$"} | {"load_format": "dummy"}
+    said: list[str] = []
+    with pytest.raises(ConfigError) as refused:
+        ProcessExecutor(EngineConfig(**settings | {"shape": str(CONFIGS / settings["shape"])}), said.append)
+    text = str(refused.value)
+    assert who in text and "plan P2->T2 on the CPU (weights 25.1" in text
+    assert "lower --num-device-blocks or --num-host-blocks" in text
+    assert said == ["this host has no GPU that torch can use: running on the CPU"]
+
+
+def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(prefill="T2", kv_cache_memory_bytes=GIB)
+    geometry = geometry_of(config, "llama2-7b")
+    needed = sum(cpu_memory_bytes(config, geometry, "static").values()) / GIB
+    set_host(monkeypatch, needed + 0.01)
+    check_cpu_memory(config, geometry, "static")
+    set_host(monkeypatch, needed - 0.01)
+    with pytest.raises(ConfigError, match="lower --kv-cache-memory-bytes, choose"):
+        check_cpu_memory(config, geometry, "static")
