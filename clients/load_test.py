@@ -11,6 +11,7 @@ import gc
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -207,6 +208,7 @@ def result_path(args: argparse.Namespace, model: str, date: str) -> Path:
         rate = f"ramp-up-{args.ramp_up.strategy}-{args.ramp_up.start_rps:g}qps-{args.ramp_up.end_rps:g}qps"
     limit = "" if args.max_concurrency is None else f"-concurrency{args.max_concurrency}"
     name = f"{args.label or args.backend}-{rate}{limit}-{model.rstrip('/').split('/')[-1]}-{date}.json"
+    name = re.sub(r"[^\w.+]+", "-", name)  # a label may be P2->T2, which a shell would take for a redirection
     return Path(args.result_dir or ".") / (args.result_filename or name)
 
 

@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 GIB = 1 << 30
 PHASE_COLORS = {"prefill": "#4C78A8", "decode": "#72B7B2", "tail": "#B279A2"}
 TRANSITION_COLOR = "#E45756"
+DRAIN_ALPHA = 0.45  # of the phase's colour
 SWAP_COLORS = {"swap out": "#F58518", "swap in": "#54A24B"}
 STEP_COLORS = {"prefill": PHASE_COLORS["prefill"], "decode": PHASE_COLORS["decode"], "mixed": "#EECA3B"}
 LATENCIES = {
@@ -100,12 +101,17 @@ def timeline(run: Timeline, title: str) -> Figure:
     _draw_counters(rows[5], pools, "KV blocks used")
     for axes in rows:
         for change in run.transitions:
-            axes.axvspan(change.start_s, change.end_s, color=TRANSITION_COLOR, alpha=0.25, linewidth=0)
-            axes.axvline(change.start_s, color=TRANSITION_COLOR, linewidth=0.6, alpha=0.7)
+            axes.axvspan(_drained_s(change), change.end_s, color=TRANSITION_COLOR, alpha=0.25, linewidth=0)
+            axes.axvline(_drained_s(change), color=TRANSITION_COLOR, linewidth=0.6, alpha=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlabel("seconds")
     rows[-1].set_xlim(0, run.duration_s)
     return figure
+
+
+def _drained_s(change: Span) -> float:
+    """When the steps in flight had ended. Until then a transition does the ending phase's work."""
+    return change.start_s + float(change.args.get("drain_s", 0.0))
 
 
 def _draw_phases(axes: Axes, run: Timeline) -> None:
@@ -114,18 +120,22 @@ def _draw_phases(axes: Axes, run: Timeline) -> None:
         if phase.duration_s > run.duration_s / 20:
             layout = phase.args.get("layout", "")
             axes.text(phase.start_s + phase.duration_s / 2, 0, layout, ha="center", va="center", color="white")
-    for change in run.transitions:
-        axes.barh(
-            0, max(change.duration_s, run.duration_s / 1000), left=change.start_s, height=1, color=TRANSITION_COLOR
-        )
+    # Each phase but the last ends with a transition.
+    for phase, change in zip(run.phases, run.transitions, strict=False):
+        color, drained_s = PHASE_COLORS.get(phase.name, "gray"), _drained_s(change)
+        axes.barh(0, drained_s - change.start_s, left=change.start_s, height=1, color=color, alpha=DRAIN_ALPHA)
+        width_s = max(change.end_s - drained_s, run.duration_s / 1000)  # so that it is seen
+        axes.barh(0, width_s, left=drained_s, height=1, color=TRANSITION_COLOR)
     axes.set_yticks([])
     axes.set_ylabel("phase", rotation=0, ha="right", va="center")
     axes.set_ylim(-0.5, 0.5)
     layouts = {phase.name: phase.args.get("layout", "") for phase in run.phases}
     patches = [Patch(color=PHASE_COLORS.get(name, "gray"), label=f"{name} {layouts[name]}") for name in layouts]
-    total_s = sum(change.duration_s for change in run.transitions)
-    label = f"transition ({len(run.transitions)}: {total_s:.3g} s)"
-    _legend(axes, [*patches, Patch(color=TRANSITION_COLOR, label=label)])
+    drain_s = sum(_drained_s(change) - change.start_s for change in run.transitions)
+    rest_s = sum(change.end_s - _drained_s(change) for change in run.transitions)
+    patches.append(Patch(color="gray", alpha=DRAIN_ALPHA, label=f"paler: drain ({drain_s:.3g} s)"))
+    patches.append(Patch(color=TRANSITION_COLOR, label=f"rest of transitions ({len(run.transitions)}: {rest_s:.3g} s)"))
+    _legend(axes, patches)
 
 
 def _draw_counters(axes: Axes, counters: Mapping[str, Series], label: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DPI = 110
 LOAD_TEST_COLUMNS = {
     "model_id": "model",
+    "dataset_name": "data set",
     "request_rate": "rate (req/s)",
     "max_concurrency": "concurrency",
     "completed": "completed",
@@ -95,17 +96,18 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
     except ImportError:
         raise ClientError("the report needs matplotlib: install it with `pip install 'seesaw[report]'`") from None
     if results.load_tests:
+        named = {_with_data_set(name, result): result for name, result in results.load_tests.items()}
         systems = {
             name: {
                 "requests": result["request_throughput"],
                 "input": result["total_token_throughput"] - result["output_throughput"],
                 "output": result["output_throughput"],
             }
-            for name, result in results.load_tests.items()
+            for name, result in named.items()
         }
         figure = plots.throughput(systems, "Throughput under load")
         yield "throughput", "Load tests: throughput", _load_test_table(results.load_tests), figure
-        yield "latency", "Load tests: latency", "", plots.latency_percentiles(results.load_tests)
+        yield "latency", "Load tests: latency", "", plots.latency_percentiles(named)
     for number, run in enumerate(results.offline, 1):
         systems = {
             system["name"]: {
@@ -116,10 +118,16 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
             for system in run["systems"]
         }
         heading = f"Offline: {run['model'] or run['device']}, {run['workload']}"
+        if run["device"] == "simulated":
+            heading += ", simulated on round rates"
         yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"
         yield f"timeline-{number}", heading, _transition_table(timeline), plots.timeline(timeline, heading)
+
+
+def _with_data_set(name: str, result: Mapping[str, Any]) -> str:
+    return f"{name}, {result['dataset_name']}" if result.get("dataset_name") else name
 
 
 def _load_test_table(load_tests: Mapping[str, Mapping[str, Any]]) -> str:

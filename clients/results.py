@@ -42,10 +42,17 @@ def read_results(paths: Sequence[Path]) -> Results:
         if isinstance(content, dict) and content.get("kind") == OFFLINE_KIND:
             results.offline.extend(_workloads(content, path))
         elif isinstance(content, dict) and "output_throughput" in content:
-            results.load_tests[_unused(content.get("label") or path.stem, results.load_tests)] = content
+            results.load_tests[_unused(_name(content, path), results.load_tests)] = content
         else:
             raise ClientError(f"{path} is no result of a load test or offline benchmark, and no trace")
     return results
+
+
+def _name(content: dict[str, Any], path: Path) -> str:
+    """A load test's label, or its file's name less the model and date that a default name ends with."""
+    stem = path.stem.removesuffix(f"-{content.get('date')}")
+    model = str(content.get("model_id")).rstrip("/").split("/")[-1]
+    return content.get("label") or stem.removesuffix(f"-{model}")
 
 
 def _workloads(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:

@@ -105,6 +105,11 @@ class EngineConfig:
         _ = self.plan  # raises for layouts that cannot be
 
     @property
+    def surge_threshold_tokens(self) -> int:
+        """What `surge_min_tokens` stands for."""
+        return 4 * self.max_num_batched_tokens if self.surge_min_tokens < 0 else self.surge_min_tokens
+
+    @property
     def shape_source(self) -> str:
         """The checkpoint folder or hub name whose config.json holds."""
         needs_weights = self.load_format != "dummy" and self.executor != "simulated"

@@ -20,6 +20,7 @@ from engine.core import Core, describe
 from engine.errors import EngineDeadError
 from engine.executor import make_executor
 from engine.messages import Add, EngineInfo, FinishReason, Stats
+from engine.model.shapes import ModelShape
 from engine.preflight import check_early
 from engine.sampling import SamplingParams
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
@@ -90,6 +91,11 @@ class LLM:
     def info(self) -> EngineInfo:
         """Layouts and pool sizes, as they turned out."""
         return describe(self.config, self._executor)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's sizes."""
+        return self._executor.capacity.shape
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -18,18 +18,24 @@ CPU_POOL_BYTES = GIB  # the KV pool of a rank on the CPU, where none is asked fo
 
 def check_early(config: EngineConfig) -> None:
     """Raise ConfigError if the model is a folder and its config.json rules the layouts or the pools out."""
-    source = config.shape_source
-    folder = Path(source).expanduser()
-    if not source or not (folder.exists() or source.startswith((".", "/", "~"))):
-        return  # a hub name: nothing is known yet
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {source}: give a Llama checkpoint folder or a hub name")
-    shape = read_shape(folder, config.dtype)
+    shape = known_shape(config)
+    if shape is None:
+        return
     check_plan(config.plan, shape)
     context = max_model_len(config, shape)
     geometry = KVGeometry(shape, config.plan, config.block_size)
-    if config.num_device_blocks:
-        check_pools(geometry, context, config.num_device_blocks, num_host_blocks(config, geometry))
+    check_pools(geometry, context, config.num_device_blocks or None, num_host_blocks(config, geometry))
+
+
+def known_shape(config: EngineConfig) -> ModelShape | None:
+    """The model's sizes if it is a folder; None for a hub name. Raises ConfigError if that folder does not do."""
+    source = config.shape_source
+    folder = Path(source).expanduser()
+    if not source or not (folder.exists() or source.startswith((".", "/", "~"))):
+        return None
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {source}: give a Llama checkpoint folder or a hub name")
+    return read_shape(folder, config.dtype)
 
 
 def max_model_len(config: EngineConfig, shape: ModelShape) -> int:

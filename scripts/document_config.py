@@ -40,6 +40,7 @@ SHIPPED = """\
 One for each experiment of the paper (MLSys 2025, arXiv 2503.06433), and some for hosts of today. Each names its model
 on the hub, and in `configs/models/` its shape, so that all of them run without a checkpoint: with `--dummy-weights` on
 a host with the devices, with `--executor simulated` on any. What the paper did not print is said to be ours.
+The lengths of its two data sets are in `configs/lengths/`: `--dataset csv --dataset-path configs/lengths/arxiv.csv`.
 """
 
 

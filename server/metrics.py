@@ -103,7 +103,10 @@ class EngineCollector(Collector):
         yield _counter("num_preemptions", "Sequences preempted.", s.preemptions)
         yield _counter("transitions", "Changes of layout.", _from_zero(s.transitions, self.changes), "change")
         yield _counter(
-            "transition_seconds", "Time spent changing layout.", _from_zero(s.transition_seconds, PARTS), "part"
+            "transition_seconds",
+            "Time spent changing layout: drain (the steps in flight end, which is useful work), evacuate and weights.",
+            _from_zero(s.transition_seconds, PARTS),
+            "part",
         )
         yield _counter(
             "swap_bytes",

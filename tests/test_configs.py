@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import document_config
 import jsonschema
 import pytest
 
 from engine.bench.offline import run_system
-from engine.bench.workload import Job
+from engine.bench.workload import Job, read_lengths
 from server.settings import read_configs
 
 CONFIGS = document_config.config_files()
@@ -32,6 +33,17 @@ def test_the_artifacts_experiment_keeps_its_meaning():
     config, _ = read_configs({"config": str(document_config.CONFIGS / "llama2-7b-2xl4.json")})
     assert (str(config.plan), config.block_size, config.max_num_batched_tokens) == ("P2->T2", 16, 4096)
     assert (config.num_device_blocks, config.num_host_blocks * config.block_size) == (500, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "output", "longest"), [("sharegpt", 248, 227, 2048), ("arxiv", 2557, 316, 4096)]
+)
+def test_the_lengths_are_those_of_their_data_set(name, prompt, output, longest):
+    jobs = read_lengths(document_config.CONFIGS / "lengths" / f"{name}.csv", 2000)
+    assert round(mean(job.prompt_tokens for job in jobs)) == prompt
+    assert round(mean(job.output_tokens for job in jobs)) == output
+    assert max(job.prompt_tokens + job.output_tokens for job in jobs) <= longest
+    assert f"{prompt} / {output}" in (document_config.CONFIGS / "lengths" / "README.md").read_text()
 
 
 def test_the_schema_refuses_what_the_loader_refuses():

@@ -52,7 +52,10 @@ def summarize(records: Sequence[RequestRecord]) -> Figures:
 
 @dataclass(frozen=True)
 class FullDecode:
-    """The time in which all requests decode together: from the last one's first token to the first one's end."""
+    """The time in which all requests decode together: from the last one's second token to the first one's end.
+
+    First tokens are prefill's: until its second, a request may wait for a change of layout, or for others to end.
+    """
 
     sequences: int
     step_s: float  # a token of each of them
@@ -61,7 +64,9 @@ class FullDecode:
 
 def full_decode(prompt_tokens: Sequence[int], token_times_s: Sequence[Sequence[float]]) -> FullDecode | None:
     """Measure it, by request: its prompt's length, and when its tokens came. None if they never all decode."""
-    start_s = max(times[0] for times in token_times_s)
+    if min(map(len, token_times_s)) < 2:
+        return None
+    start_s = max(times[1] for times in token_times_s)
     end_s = min(times[-1] for times in token_times_s)
     if end_s <= start_s:
         return None

@@ -5,6 +5,7 @@ Used by `seesaw bench limits`, by `engine.bench.bounds`, and by whoever compares
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout
+from engine.parallel.moves import stage_layers
 
 Chunks = Sequence[tuple[int, int]]  # of a step: query tokens, and context with them
 
@@ -27,8 +29,11 @@ class Ceilings:
 
     @classmethod
     def from_json(cls, limits: Mapping[str, Any]) -> Ceilings:
-        """From what `seesaw bench limits` saves. Raises KeyError, TypeError or ValueError if it is something else."""
-        return cls(
+        """From what `seesaw bench limits` saves.
+
+        Raises AttributeError, KeyError, TypeError or ValueError if it is something else.
+        """
+        ceilings = cls(
             matmul_flops_per_s=float(limits["matmul_flops_per_s"]),
             memory_bytes_per_s=float(limits["memory_bytes_per_s"]),
             link_s={
@@ -36,6 +41,12 @@ class Ceilings:
                 for kind, by_bytes in limits.get("links", {}).items()
             },
         )
+        # What is divided by, and what is interpolated between.
+        rates = [ceilings.matmul_flops_per_s, ceilings.memory_bytes_per_s]
+        sizes = [max(by_bytes) for by_bytes in ceilings.link_s.values()]
+        if not all(math.isfinite(value) and value > 0 for value in (*rates, *sizes)):
+            raise ValueError("rates and sizes must be positive")
+        return ceilings
 
     def message_s(self, kind: str, num_bytes: float) -> float:
         """Seconds of one message, between the measured sizes and beyond the largest in proportion to its bytes.
@@ -65,7 +76,10 @@ class Work:
 
 @dataclass(frozen=True)
 class StepWork:
-    """A step, or several, on the busiest device: of the last stage, which has the head, and as many layers as any."""
+    """A step, or several, on a device of the last stage: the busiest one, since it has the head.
+
+    Where stages differ it has the fewest layers. Whatever the others take longer, no step is faster than this.
+    """
 
     linear: Work  # the layers' matrix products; a step reads each weight once
     attention: Work  # the context's K and V are read once, the step's written
@@ -105,7 +119,7 @@ def count_work(
 
     `pairs` are of a query and a position that it attends to; `contexts` are tokens whose K and V are read.
     """
-    layers = -(-shape.num_layers // layout.pp)
+    layers = _last_layers(shape, layout)
     params = layers * shape.layer_params / layout.tp
     heads = shape.num_heads / layout.tp
     kv_heads = max(1, shape.num_kv_heads / layout.tp)
@@ -118,9 +132,13 @@ def count_work(
     )
 
 
+def _last_layers(shape: ModelShape, layout: Layout) -> int:
+    return len(stage_layers(shape.num_layers, layout.pp)[-1])
+
+
 def exchanges(shape: ModelShape, layout: Layout) -> dict[str, int]:
     """How many messages of activations a step sums over a device's shards, and sends to its next stage."""
-    layers = -(-shape.num_layers // layout.pp)
+    layers = _last_layers(shape, layout)
     return {"sum": 2 * layers if layout.tp > 1 else 0, "send": 1 if layout.pp > 1 else 0}
 
 

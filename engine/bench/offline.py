@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.llm import LLM, RequestOutput
 from engine.messages import EngineInfo, Stats
+from engine.preflight import known_shape, max_model_len
 from engine.sampling import SamplingParams
 
 COUNTERS = (  # of Stats; its other fields say how it is now
@@ -50,6 +51,7 @@ class SystemResult:
     stats: Stats
     requests: list[RequestRecord]
     outputs: list[list[int]]
+    surge_threshold_tokens: int
     floors: RunFloors | None = None
 
     @property
@@ -57,6 +59,21 @@ class SystemResult:
         """Sequences in a step that decodes. With pp stages, about pp such steps are in flight."""
         steps = self.stats.steps.get("decode", 0) + self.stats.steps.get("mixed", 0)
         return self.stats.decodes / steps if steps else 0.0
+
+    @property
+    def never_used_prefill(self) -> str:
+        """Why a plan of two layouts ran as its decode layout alone; empty if it did not.
+
+        All requests come at once and find the host pool empty, so it can only be that too few tokens waited.
+        """
+        if self.info.prefill == self.info.decode or self.stats.phase_prompt_tokens.get("prefill"):
+            return ""
+        waiting = sum(record.prompt_tokens for record in self.requests)
+        return (
+            f"no prompt was prefilled in {self.info.prefill}: {waiting} tokens waited, fewer than the "
+            f"{self.surge_threshold_tokens} that are worth a change of layout; give more requests, or a lower "
+            "--surge-min-tokens (0: always change)"
+        )
 
     @property
     def phase_tokens(self) -> dict[str, dict[str, int]]:
@@ -114,11 +131,13 @@ def run_workloads(
     started_s = time.monotonic()
     # All requests are queued at once; ids only, since texts are not the engine's work.
     most = max(map(len, workloads))
+    shape = known_shape(config)
+    if shape is not None:  # what can be refused now should not wait for the weights
+        _check_context(workloads, max_model_len(config, shape), shape.max_position)
     options = asdict(replace(config, max_queued_requests=max(config.max_queued_requests, most)))
     with LLM(**options, skip_tokenizer=True) as llm:
         start_s = time.monotonic() - started_s
-        for jobs in workloads:
-            _check_context(jobs, llm.info.max_model_len)
+        _check_context(workloads, llm.info.max_model_len, llm.shape.max_position)
         for jobs in workloads:
             result = _run(llm, jobs, start_s, hide_output_lengths)
             if host is not None:
@@ -144,16 +163,21 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
         stats=_since(before, llm.stats()),
         requests=records,
         outputs=[completion.token_ids for completion in completions],
+        surge_threshold_tokens=config.surge_threshold_tokens,
     )
 
 
-def _check_context(jobs: Sequence[Job], limit: int) -> None:
-    longest = max(jobs, key=lambda job: job.prompt_tokens + job.output_tokens)
-    if longest.prompt_tokens + longest.output_tokens > limit:
-        raise ConfigError(
-            f"a request of {longest.prompt_tokens} + {longest.output_tokens} tokens does not fit the context of "
-            f"{limit}: raise --max-model-len, or lower --input-len or --output-len"
-        )
+def _check_context(workloads: Sequence[Sequence[Job]], limit: int, most: int) -> None:
+    """`limit` is the longest context in tokens, and `most` what it could be raised to."""
+    longest = max((job for jobs in workloads for job in jobs), key=lambda job: job.prompt_tokens + job.output_tokens)
+    tokens = longest.prompt_tokens + longest.output_tokens
+    if tokens <= limit:
+        return
+    bound, advice = (most, "") if tokens > most else (limit, "raise --max-model-len, or ")
+    raise ConfigError(
+        f"a request of {longest.prompt_tokens} + {longest.output_tokens} tokens does not fit the context of {bound}: "
+        f"{advice}ask for shorter requests"
+    )
 
 
 def _sampling(job: Job, bound: int) -> SamplingParams:

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from engine.bench.offline import SystemResult
 
+SIMULATED = "simulated on round rates: it shows schedules, not which layout wins"
+
 
 def describe(result: SystemResult, workload: str = "") -> str:
     """One system's figures, a line each."""
     f, stats = result.figures, result.stats
     tail = f"95 % done after {f.t95_s:.2f} s, at {f.requests_per_second_without_tail:.3f} /s; "
     tail += f"the last 5 % took {f.tail_s:.2f} s"
-    lines = [("device", "simulated by round rates: no figures of any hardware")] * (result.info.device == "simulated")
+    lines = [("device", SIMULATED)] * (result.info.device == "simulated")
     lines += [
         ("requests", f"{len(result.requests)} in {f.total_s:.2f} s: {f.requests_per_second:.3f} /s"),
         ("tokens", f"{f.input_tokens_per_second:.1f} /s in, {f.output_tokens_per_second:.1f} /s out"),
@@ -22,11 +24,13 @@ def describe(result: SystemResult, workload: str = "") -> str:
     for phase, seconds in stats.phase_seconds.items():
         tokens = result.phase_tokens[phase]
         lines.append((phase, f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"))
+    if result.never_used_prefill:
+        lines.append(("layouts", result.never_used_prefill))
     count = sum(stats.transitions.values())
     if count:
         parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in stats.transition_seconds.items())
         changes = ", ".join(f"{n} x {change}" for change, n in stats.transitions.items())
-        lines.append(("transitions", f"{changes}; {parts} (part of the phases)"))
+        lines.append(("transitions", f"{changes}; {parts} (part of the phases; a drain is their last steps)"))
         moved = ", ".join(f"{direction} {num_bytes / 1e9:.3f} GB" for direction, num_bytes in stats.swap_bytes.items())
         lines.append(("swaps", moved or "none"))
     steps = ", ".join(f"{n} {kind}" for kind, n in stats.steps.items())
@@ -57,7 +61,10 @@ def _distances(result: SystemResult) -> Iterable[tuple[str, str]]:
 
 
 def compare(results: Sequence[SystemResult], workload: str = "") -> str:
-    """A row for each system. The last two columns say how many times the first system's rate is this one's."""
+    """A row for each system. The last two columns say how many times the first system's rate is this one's.
+
+    Below them stands what keeps the ratios from being a verdict on the layouts.
+    """
     first = results[0].figures
     head = [workload or "system", "devices", "total s", "req/s", "in tok/s", "out tok/s", "95 % by s", "req/s w/o tail"]
     head += [f"{results[0].name} is", "w/o tail"]
@@ -71,7 +78,9 @@ def compare(results: Sequence[SystemResult], workload: str = "") -> str:
             first.requests_per_second_without_tail / f.requests_per_second_without_tail,
         ]
         rows.append([result.name, str(result.devices), *map(_number, cells), *(f"{ratio:.3f} x" for ratio in ratios)])
-    return "\n".join(aligned(rows))
+    notes = [SIMULATED] * (results[0].info.device == "simulated")
+    notes += [f"{result.name}: {result.never_used_prefill}" for result in results if result.never_used_prefill]
+    return "\n".join([*aligned(rows), *notes])
 
 
 def _number(value: float) -> str:

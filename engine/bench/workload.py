@@ -69,14 +69,18 @@ def read_lengths(
         if any(min(row) < 1 for row in lengths):
             raise ValueError("a prompt or output without tokens")
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}): give a CSV file with --dataset-path") from None
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror}): name a CSV file with prompt_len and output_len"
+        ) from None
     except (KeyError, ValueError, TypeError, csv.Error):
         raise ConfigError(
             f"{path} must be a CSV file with whole numbers of at least 1 as prompt_len and output_len"
         ) from None
     fitting = [(prompt, output) for prompt, output in lengths if prompt <= (max_prompt_tokens or prompt)]
     if len(fitting) < num:
-        raise ConfigError(f"{path} has {len(fitting)} rows that fit, of {num} asked for: lower --num-requests")
+        raise ConfigError(
+            f"{path} has {len(fitting)} rows that fit, of {num} asked for: ask for fewer requests, or name another file"
+        )
     return [Job(prompt, min(output, max_output_tokens or output)) for prompt, output in fitting[:num]]
 
 

@@ -96,8 +96,8 @@ class ProcessExecutor(Executor):
         geometry = KVGeometry(shape, plan, config.block_size)
         context = max_model_len(config, shape)
         host_blocks = num_host_blocks(config, geometry)
-        if config.num_device_blocks:  # what can be refused now should not wait for the weights
-            check_pools(geometry, context, config.num_device_blocks, host_blocks)
+        # What can be refused now should not wait for the weights.
+        check_pools(geometry, context, config.num_device_blocks or None, host_blocks)
         device = _device(config)
         if device == "cpu" and config.device == "auto":
             self._say("this host has no GPU that torch can use: running on the CPU")

@@ -64,10 +64,13 @@ def needed_blocks(geometry: KVGeometry, max_model_len: int) -> int:
     return geometry.blocks_for(max_model_len) * (1 if geometry.plan.is_static else 2)
 
 
-def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int, num_host_blocks: int) -> None:
-    """Raise ConfigError unless sequences of `max_model_len` tokens fit every pool they may have to use."""
+def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int | None, num_host_blocks: int) -> None:
+    """Raise ConfigError unless sequences of `max_model_len` tokens fit every pool they may have to use.
+
+    The device pools are passed over while their size is not known (None).
+    """
     one, needed = geometry.blocks_for(max_model_len), needed_blocks(geometry, max_model_len)
-    if num_device_blocks < needed:
+    if num_device_blocks is not None and num_device_blocks < needed:
         raise ConfigError(
             f"the device KV pool has {num_device_blocks} blocks of {geometry.block_size} tokens but max_model_len "
             f"{max_model_len} needs {needed}: lower --max-model-len or raise --kv-cache-memory-bytes to at least "

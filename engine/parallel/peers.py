@@ -7,6 +7,8 @@ service.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import permutations
 
 import torch
@@ -15,8 +17,9 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 from engine.errors import ConfigError
 from engine.parallel.groups import ShardGroup, TensorGroup
+from engine.supervision import LONGEST_SOCKET_PATH
 
-os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
 
 
 def can_share(group: TensorGroup, device: torch.device) -> bool:
@@ -27,6 +30,27 @@ def can_share(group: TensorGroup, device: torch.device) -> bool:
         return False
     # Of all pairs, so that every shard comes to the same answer: what follows is collective.
     return all(torch.cuda.can_device_access_peer(one, other) for one, other in permutations(group.ranks, 2))
+
+
+@contextmanager
+def short_socket_paths() -> Iterator[None]:
+    """Have torch pass descriptors over sockets in /tmp where its temporary folder is too deep for a socket.
+
+    It copies the path, `symm_mem-` and a process id in that folder, into the socket's address without looking at its
+    length, and so overwrites its stack.
+    """
+    before = os.environ.get("TMPDIR")
+    folder = next((os.environ[name] for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in os.environ), "/tmp")
+    if len(os.fsencode(folder)) + len("/symm_mem-1234567") <= LONGEST_SOCKET_PATH:
+        yield
+        return
+    os.environ["TMPDIR"] = "/tmp"
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 class PeerBuffer:
@@ -44,7 +68,8 @@ class PeerBuffer:
             self.local: torch.Tensor = symmetric_memory.empty(rows, columns, dtype=dtype, device=device)
             self._flags: torch.Tensor = symmetric_memory.empty(num_flags, dtype=torch.int32, device=device)
             # The handles keep the mappings alive.
-            self._handles = [symmetric_memory.rendezvous(x, group.process_group) for x in (self.local, self._flags)]
+            with short_socket_paths():
+                self._handles = [symmetric_memory.rendezvous(x, group.process_group) for x in (self.local, self._flags)]
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(

@@ -93,8 +93,7 @@ class PaperPolicy(StaticPolicy):
 
     def __init__(self, plan: Plan, config: EngineConfig) -> None:
         super().__init__(plan, config.tail_max_seqs)
-        automatic = config.surge_min_tokens < 0
-        self._surge_min_tokens = 4 * config.max_num_batched_tokens if automatic else config.surge_min_tokens
+        self._surge_min_tokens = config.surge_threshold_tokens
         self._max_stall_s = config.max_stall_s
         self._max_wait_s = config.max_wait_s
 

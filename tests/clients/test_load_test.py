@@ -112,6 +112,18 @@ async def test_a_run_that_is_interrupted_before_it_began_has_no_result(site: Sit
 
 
 @pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--label", "P2->T2"], "P2-T2-infqps-m-1.json"),
+        (["--label", "a/b *", "--request-rate", "1e20"], "a-b-1e+20qps-m-1.json"),
+        (["--label", "P2->T2", "--result-filename", "as > given"], "as > given"),
+    ],
+)
+def test_default_names_need_no_quotes(flags: list[str], name: str) -> None:
+    assert load_test.result_path(arguments.parse(flags, "x"), "org/m", "1") == Path(name)
+
+
+@pytest.mark.parametrize(
     ("flags", "reason"),
     [
         (["--dataset-name", "csv"], "needs --dataset-path"),

@@ -12,7 +12,7 @@ import pytest
 from clients import report
 from clients.errors import ClientError
 from clients.figures import figures
-from clients.results import read_results
+from clients.results import Results, read_results
 from clients.trace import read_trace
 from tests.clients.test_figures import RECORDS
 
@@ -59,6 +59,14 @@ OFFLINE = {
 }
 
 
+def test_a_simulated_run_says_so() -> None:
+    pytest.importorskip("matplotlib")
+    [run] = [OFFLINE | workload for workload in OFFLINE["workloads"]]  # type: ignore[attr-defined]
+    for device, marked in (("cpu", False), ("simulated", True)):
+        [(_, heading, _, _)] = report._sections(Results(offline=[run | {"device": device}]))
+        assert ("simulated on round rates" in heading) is marked
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     described = {"label": "one", "model_id": "m", "request_rate": "inf", "max_concurrency": None}
@@ -76,6 +84,24 @@ def test_files_are_told_apart(files: list[Path]) -> None:
     assert list(results.timelines) == ["run"]
 
 
+def test_load_tests_without_a_label_are_named_by_their_files(files: list[Path]) -> None:
+    content = json.loads(files[0].read_text()) | {"label": None, "model_id": "org/m", "date": "20261122-180000"}
+    paths = [files[0].with_name(f"{name}.json") for name in ("openai-4.0qps-m-20261122-180000", "mine")]
+    for path in paths:
+        path.write_text(json.dumps(content))
+    assert list(read_results(paths).load_tests) == ["openai-4.0qps", "mine"]
+
+
+def test_load_tests_name_their_data_set(files: list[Path]) -> None:
+    pytest.importorskip("matplotlib")
+    results = read_results([files[0], files[0]])
+    results.load_tests["one"]["dataset_name"] = "sharegpt"  # other tools' results have no such key
+    (_, _, table, bars), (_, _, _, latency) = report._sections(results)
+    assert "<th>data set</th>" in table and "<td>one</td><td>m</td><td>sharegpt</td>" in table
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["one, sharegpt", "one (2)"]
+    assert [label.get_text() for label in latency.legends[0].texts] == ["one, sharegpt", "one (2)"]
+
+
 def test_a_timeline(files: list[Path]) -> None:
     timeline = read_trace(files[2])
     assert [(p.name, p.start_s, p.end_s) for p in timeline.phases] == [("prefill", 0.0, 1.0), ("decode", 1.25, 2.0)]
@@ -85,6 +111,22 @@ def test_a_timeline(files: list[Path]) -> None:
     assert timeline.counters["sequences"]["waiting"].values == [2.0]
     assert timeline.counters["host_blocks"]["used"].times_s == [1.0]
     assert timeline.duration_s == 2.0
+
+
+def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None:
+    plots = pytest.importorskip("clients.plots")
+    run = read_trace(files[2])
+    phases, *_, pools = plots.timeline(run, "x").axes
+    bars = {(round(bar.get_x(), 3), round(bar.get_width(), 3)): bar.get_facecolor() for bar in phases.patches}
+    blue, red = (plots.matplotlib.colors.to_rgb(color) for color in ("#4C78A8", plots.TRANSITION_COLOR))
+    assert bars[1.0, 0.2] == (*blue, plots.DRAIN_ALPHA)  # the drain
+    assert bars[1.2, 0.05][:3] == red  # what follows it
+    assert [label.get_text() for label in phases.get_legend().texts][-2:] == [
+        "paler: drain (0.2 s)",
+        "rest of transitions (1: 0.05 s)",
+    ]
+    (crossing,) = pools.patches
+    assert (round(crossing.get_x(), 3), round(crossing.get_width(), 3)) == (1.2, 0.05)
 
 
 def test_a_trace_that_was_cut_off(files: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,18 @@ def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"no config\.json"):
         check_early(EngineConfig(model="~/."))
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"host_kv_bytes": 256 << 20}, "raise --host-kv-bytes to at least 1GiB"),
+        ({"num_host_blocks": 100}, "raise --host-kv-bytes"),
+        ({"num_device_blocks": 100}, "raise --kv-cache-memory-bytes"),
+    ],
+)
+def test_pools_that_hold_no_longest_sequence(options: dict[str, int], flag: str) -> None:
+    config = EngineConfig(shape="configs/models/llama3-8b", load_format="dummy", prefill="P2", decode="T2")
+    check_early(config)
+    with pytest.raises(ConfigError, match=flag):
+        check_early(replace(config, **options))

@@ -25,15 +25,18 @@ def test_the_tail_is_the_last_twentieth(count: int, before_tail: int) -> None:
     assert figures.t95_s == before_tail
 
 
-def test_full_decode_is_from_the_last_first_token_to_the_first_end() -> None:
+def test_full_decode_is_from_the_last_second_token_to_the_first_end() -> None:
     # Two tokens of the first and two of the second come after 3 s and until 7 s: two steps of 2 s.
-    times = [[1.0, 3.0, 5.0, 7.0], [3.0, 5.0, 7.0, 9.0]]
-    assert full_decode([10, 20], times) == FullDecode(sequences=2, step_s=2.0, mean_context_tokens=(12.5 + 21.5) / 2)
+    times = [[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 5.0, 7.0, 9.0]]
+    assert full_decode([10, 20], times) == FullDecode(sequences=2, step_s=2.0, mean_context_tokens=(12.5 + 22.5) / 2)
+    waiting = [[1.0, 103.0, 105.0, 107.0], [1.0, 103.0, 105.0, 107.0, 109.0]]  # for the layout to decode in
+    assert full_decode([10, 20], waiting) == full_decode([10, 20], times)
 
 
 def test_requests_that_never_run_together_have_no_full_decode() -> None:
     assert full_decode([10, 20], [[1.0, 2.0], [2.0, 3.0]]) is None
     assert full_decode([10], [[1.0]]) is None
+    assert full_decode([10, 20], [[1.0, 2.0, 3.0], [1.0, 4.0, 5.0]]) is None  # only one decodes at a time
 
 
 def test_no_time_is_no_rate() -> None:

@@ -35,6 +35,13 @@ def test_every_layout_shares_the_layers_work() -> None:
         assert part.linear.flops * 4 == whole.linear.flops and part.attention.bytes * 4 == whole.attention.bytes
 
 
+def test_a_floor_is_no_higher_than_what_the_stage_with_the_head_does() -> None:
+    """Of four layers three stages have one, two and one: no device has both two layers and the head."""
+    work = step_work(SHAPE, Layout(pp=3), [(1, 10)])
+    assert work.linear == Work(2 * PARAMS, PARAMS * 2) and work.head == Work(2 * 64 * 211, 64 * 211 * 2)
+    assert exchanges(SHAPE, Layout(pp=3, tp=2)) == {"sum": 2, "send": 1}
+
+
 def test_shards_beyond_the_kv_heads_read_copies() -> None:
     eight = step_work(SHAPE, Layout(tp=8), [(1, 10)]).attention.bytes
     assert eight == step_work(SHAPE, Layout(tp=4), [(1, 10)]).attention.bytes

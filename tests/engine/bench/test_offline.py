@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from engine.bench import offline
 from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
 from engine.bench.floors import Ceilings
@@ -81,12 +83,12 @@ def test_a_static_system_beside_it(result: SystemResult) -> None:
     static = run_system(replace(CONFIG, prefill="T4", decode=""), JOBS)
     assert static.outputs == result.outputs
     assert static.name == "T4" and not static.stats.transitions and static.info.host_blocks == 0
-    head, *rows = compare([result, static]).splitlines()
+    head, *rows, note = compare([result, static]).splitlines()
     assert head.split()[:2] == ["system", "devices"] and [row.split()[0] for row in rows] == ["P4->T4", "T4"]
     ratio = result.figures.requests_per_second / static.figures.requests_per_second
     assert f"{ratio:.3f} x" in rows[1] and "1.000 x" in rows[0]
     assert "transitions" in describe(result) and "transitions" not in describe(static)
-    assert "no figures of any hardware" in describe(static)
+    assert "not which layout wins" in note and note in describe(static)
 
 
 def test_a_second_workload_counts_only_its_own() -> None:
@@ -114,6 +116,31 @@ def test_distances_from_the_floors() -> None:
     assert f"{result.figures.total_s / result.floors.bound.total_s:.2f} x" in text
 
 
-def test_a_request_longer_than_the_context_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"2000 \+ 100 tokens does not fit the context of 2048"):
-        run_system(CONFIG, [Job(10, 1), Job(2000, 100)])
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (Job(2000, 100), "2000 + 100 tokens does not fit the context of 2048: raise --max-model-len, or ask for"),
+        (Job(8000, 200), "8000 + 200 tokens does not fit the context of 8192: ask for shorter requests"),
+    ],
+)
+def test_a_request_longer_than_the_context_is_refused(job: Job, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        run_system(CONFIG, [Job(10, 1), job])
+    # Before anything is loaded, where the model is a folder.
+    monkeypatch.setattr(offline, "LLM", None)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        run_system(replace(CONFIG, shape="configs/models/llama3-8b"), [Job(10, 1), job])
+
+
+def test_a_plan_that_ran_as_one_layout_says_so(result: SystemResult) -> None:
+    few = JOBS[:4]
+    waiting = sum(job.prompt_tokens for job in few)
+    config = replace(CONFIG, surge_min_tokens=-1)
+    unused, *later = run_workloads(config, [few, few])  # an engine starts in one phase and waits in another
+    for run in (unused, *later):
+        assert f"{waiting} tokens waited, fewer than the {4 * CONFIG.max_num_batched_tokens}" in run.never_used_prefill
+    static = run_system(replace(config, prefill="T4", decode=""), few)
+    note = f"no prompt was prefilled in P4: {waiting} tokens waited"
+    assert note in describe(unused) and compare([unused, static]).splitlines()[-1].startswith(f"P4->T4: {note}")
+    for used in (result, static):
+        assert not used.never_used_prefill and "no prompt was" not in describe(used) + compare([used, used])

@@ -7,38 +7,28 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from engine.model.ops.base import make_ops
-from engine.model.shapes import ModelShape
 from engine.model.sums import ReducedSums, Sums, make_sums
 from engine.parallel.groups import SingleShard
-from tests.tiny import ThreadGroup
+from tests.tiny import ThreadGroup, tiny_shape
 
 CPU = torch.device("cpu")
-SHAPE = ModelShape(
-    num_layers=2,
-    hidden=24,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    ffn=32,
-    vocab=40,
-    max_position=64,
-    tied=False,
-    dtype="float32",
-)
+SHAPE = tiny_shape()
+HIDDEN = SHAPE.hidden
 EPS = 1e-5
 
 
 def test_one_shard_has_nothing_to_reduce() -> None:
     ops = make_ops(CPU, SHAPE, block_size=4)
     sums = make_sums(ops, SingleShard(), SHAPE, max_rows=8, device=CPU)
-    x, weight = torch.randn(5, 7), torch.randn(7, 24)
+    x, weight = torch.randn(5, 7), torch.randn(7, HIDDEN)
     assert torch.equal(sums.total(sums.product(x, weight)), x @ weight)
 
 
 def test_shards_add_up_to_the_whole_product() -> None:
     torch.manual_seed(0)
     ops = make_ops(CPU, SHAPE, block_size=4)
-    x, weight, residual, scale = torch.randn(5, 8), torch.randn(8, 24), torch.randn(5, 24), torch.rand(24)
+    x, weight = torch.randn(5, 8), torch.randn(8, HIDDEN)
+    residual, scale = torch.randn(5, HIDDEN), torch.rand(HIDDEN)
     whole = residual + x @ weight
 
     def run(shard: int, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:

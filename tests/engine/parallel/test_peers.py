@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 import pytest
@@ -28,3 +29,18 @@ def test_all_shards_come_to_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> 
     assert answers(monkeypatch, [(0, 1), (2, 3)], range(2, 4)) == [True] * 2
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     assert answers(monkeypatch, square, range(4)) == [False] * 4
+
+
+def test_sockets_have_paths_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder, used in (("TMPDIR", "/scratch", "/scratch"), ("TMPDIR", "/" + 91 * "d", "/tmp")):
+        monkeypatch.setenv(name, folder)
+        with peers.short_socket_paths():
+            assert os.environ["TMPDIR"] == used
+        assert os.environ["TMPDIR"] == folder
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setenv("TMP", "/" + 91 * "d")
+    with peers.short_socket_paths():
+        assert os.environ["TMPDIR"] == "/tmp"
+    assert "TMPDIR" not in os.environ
