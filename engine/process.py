@@ -40,7 +40,7 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, make_run_dir
+from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, ignore_ctrl_c, make_run_dir
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class _Frontend:
 
 def run_engine(config: EngineConfig, run_dir: str) -> None:
     """The process's main function."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the frontend's to handle
+    ignore_ctrl_c()
     signal.signal(signal.SIGTERM, _raise_exit)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     logging.getLogger("torch").setLevel(logging.WARNING)  # it has statistics to tell at exit

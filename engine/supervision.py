@@ -59,22 +59,30 @@ def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:
 
 def exit_now(code: int) -> NoReturn:
     """End this process, which has cleaned up, without the interpreter's teardown: that of torch takes half a second."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whoever reads them may be gone
+        os._exit(code)
 
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Ctrl-C, which a terminal sends to the whole group, passes by the processes that are started in here, also while
-    they still import and cannot ignore it yet."""
+    """Ctrl-C, which a terminal sends to the whole group, waits in the processes that are started in here until they
+    call `ignore_ctrl_c`: importing what they run takes a while."""
     resource_tracker.ensure_running()  # starting it unblocks the signal again
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def ignore_ctrl_c() -> None:
+    """For children, whose parent ends them when it comes. What they start, such as a compiler, may hear it again."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class ChildWatch:

@@ -5,12 +5,11 @@ Asking makes a CUDA context, and the engine process owns no device: so a process
 
 from __future__ import annotations
 
-import signal
 from multiprocessing.connection import Connection
 
 from engine.errors import EngineDeadError
 from engine.executor.ranks import GRACE_S, fork_server
-from engine.supervision import end_children, exit_with_parent
+from engine.supervision import end_children, exit_with_parent, ignore_ctrl_c
 
 
 def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
@@ -33,7 +32,7 @@ def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
 
 
 def _measure(num_devices: int, answer: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine ends this one
+    ignore_ctrl_c()
     exit_with_parent()
     import torch  # the fork server has it
 

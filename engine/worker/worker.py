@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -35,7 +34,7 @@ from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
 from engine.preflight import CPU_POOL_BYTES, num_device_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
-from engine.supervision import exit_with_parent
+from engine.supervision import exit_with_parent, ignore_ctrl_c
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
@@ -89,7 +88,7 @@ def device_of(spec: WorkerSpec) -> torch.device:
 
 def run_worker(spec: WorkerSpec) -> None:
     """The process's main function. Ends with 0 after `Shutdown`, with 1 after saying why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine ends its workers
+    ignore_ctrl_c()
     exit_with_parent(last_wish=lambda: shutil.rmtree(spec.run_dir, ignore_errors=True))
     outbox = Outbox(spec.rank, spec.reports_address)
     try:
