@@ -164,7 +164,9 @@ class Stepper:
             self._add_chunk(batch, admitted, phase, budget, leavers)
 
     def _has_room(self, batch: Batch) -> bool:
-        return batch.num_tokens < self._config.max_num_batched_tokens
+        """For one more sequence: the workers have memory for `max_num_seqs` rows of logits, also of tiny prompts."""
+        config = self._config
+        return batch.num_tokens < config.max_num_batched_tokens and len(batch.sequences) < config.max_num_seqs
 
     def _add_chunk(
         self, batch: Batch, seq: Sequence, phase: Phase, budget: float, leavers: dict[Sequence, None]

@@ -132,3 +132,10 @@ def test_a_prefill_phase_is_not_slowed_by_sequences_that_stand_still() -> None:
     surge = [forward.num_tokens for forward in executor.forwards if forward.layout == 0]
     assert core.stats().transitions == {"P4->T4": 1} and core.stats().swap_bytes["in"] > 0
     assert all(tokens > 1.5 * MIXED_TOKENS for tokens in surge[: len(surge) // 4])
+
+
+@pytest.mark.parametrize("layouts", [{"prefill": "T1"}, {"prefill": "P2", "decode": "T2", "surge_min_tokens": 0}])
+def test_no_step_samples_more_rows_than_the_workers_have_memory_for(layouts: dict[str, Any]) -> None:
+    """A prefill phase takes in more sequences than may decode at once, and these prompts all fit into one step."""
+    executor, _ = run([(3, 4)] * 100, max_num_seqs=8, **layouts)
+    assert max(len(forward.chunks) for forward in executor.forwards) == 8
