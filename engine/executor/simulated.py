@@ -19,7 +19,7 @@ from engine.executor.base import Capacity, Executor
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.parallel.layout import Layout
-from engine.preflight import num_host_blocks
+from engine.preflight import num_device_blocks, num_host_blocks
 from engine.steps import Command, Forward, Report, Swap, Transition
 
 DEFAULT_DEVICE_KV_BYTES = 4 << 30
@@ -88,14 +88,13 @@ class SimulatedExecutor(Executor):
     def _make_capacity(self, config: EngineConfig, shape: ModelShape) -> Capacity:
         geometry = self._geometry
         max_model_len = config.max_model_len or shape.max_position
-        device_bytes = config.kv_cache_memory_bytes or DEFAULT_DEVICE_KV_BYTES
-        num_device_blocks = config.num_device_blocks or device_bytes // geometry.max_device_block_bytes
+        device_blocks = num_device_blocks(config, geometry.max_device_block_bytes, DEFAULT_DEVICE_KV_BYTES)
         host_blocks = num_host_blocks(config, geometry)
-        check_pools(geometry, max_model_len, num_device_blocks, host_blocks)
+        check_pools(geometry, max_model_len, device_blocks, host_blocks)
         return Capacity(
             shape=shape,
             max_model_len=max_model_len,
-            num_device_blocks=num_device_blocks,
+            num_device_blocks=device_blocks,
             num_host_blocks=host_blocks,
             device_block_bytes=geometry.max_device_block_bytes,
             host_block_bytes=geometry.host_block_bytes,

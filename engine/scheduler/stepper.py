@@ -77,14 +77,14 @@ class Stepper:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
         batch = Batch(self._ledger.plan.index(layout), replica.index, replica.turn + 1, self._costs[layout])
         leavers: dict[Sequence, None] = {}
-        share = self._share(replica, layout)
-        if phase is not Phase.PREFILL:
+        share = self._share(replica, layout) if phase is not Phase.PREFILL else None
+        if share is not None:
             self._add_decodes(batch, replica, layout, share, leavers)
         # In a pipeline all steps should cost the same, or stages wait.
-        is_mixed = layout.pp > 1 and phase is not Phase.PREFILL and bool(replica.rotation)
+        is_mixed = layout.pp > 1 and share is not None and bool(replica.rotation)
         budget = max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
         self._add_prefills(batch, replica, phase, budget, admits, leavers)
-        if not batch and phase is not Phase.PREFILL:
+        if not batch and share is not None:
             batch.turn = self._next_turn(replica, layout, share)
             self._add_decodes(batch, replica, layout, share, leavers)
         if batch:

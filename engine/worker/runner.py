@@ -137,8 +137,9 @@ class Runner:
         self._slots.update(forward)
         batch = self._slots.batch(chunks)
         graphs = self._graphs.get(self.layout)
-        is_graph = graphs is not None and graphs.fit(batch)
-        if graphs is not None and is_graph:
+        if graphs is not None and not graphs.fit(batch):
+            graphs = None
+        if graphs is not None:
             graphs.plan(batch)
             hidden = graphs.replay(self._input_tokens(chunks) if incoming is None else incoming.wait())
         else:
@@ -147,7 +148,7 @@ class Runner:
             hidden = model.embed(self._input_tokens(chunks)) if incoming is None else incoming.wait()
             hidden = model.layers(hidden, plan, self._kv[self.layout])
         if not groups.pipe.is_last:
-            groups.pipe.send(hidden.clone() if is_graph else hidden)  # the graph's next replay writes there
+            groups.pipe.send(hidden if graphs is None else hidden.clone())  # a graph's next replay writes there
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
         sampled = [(chunk, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.sample]
         tokens = self._sample(hidden, sampled) if sampled else None

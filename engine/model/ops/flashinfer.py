@@ -132,27 +132,29 @@ class FlashInferOps(GraphOps):
         self._planned.record()
 
     def _plan_decode(self, wrapper: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
-        pages = Pages.of(batch, self._block_size, self._device)
         # With more tiles than fit at once FlashInfer splits no sequence; told so, it spares the merge of parts, too.
         fills_device = len(batch.query_lens) * num_kv_heads > self._tiles_at_once
-        wrapper.plan(
-            pages.indptr,
-            pages.indices,
-            pages.last_lens,
-            num_heads,
-            num_kv_heads,
-            self._head_dim,
-            self._block_size,
-            q_data_type=self._dtype,
-            kv_data_type=self._dtype,
-            disable_split_kv=fills_device,
-        )
+        self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, disable_split_kv=fills_device)
 
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
-        pages = Pages.of(batch, self._block_size, self._device)
         wrapper = self._prefills["fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"]
+        queries = _indptr(batch.query_lens).pin_memory()
+        self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, queries, causal=True)
+        return wrapper
+
+    def _plan_wrapper(
+        self,
+        wrapper: Any,
+        batch: BatchInputs,
+        num_heads: int,
+        num_kv_heads: int,
+        *queries: torch.Tensor,
+        **options: Any,
+    ) -> None:
+        """`queries` is what a prefill's plan wants before its pages."""
+        pages = Pages.of(batch, self._block_size, self._device)
         wrapper.plan(
-            _indptr(batch.query_lens).pin_memory(),
+            *queries,
             pages.indptr,
             pages.indices,
             pages.last_lens,
@@ -160,11 +162,10 @@ class FlashInferOps(GraphOps):
             num_kv_heads,
             self._head_dim,
             self._block_size,
-            causal=True,
             q_data_type=self._dtype,
             kv_data_type=self._dtype,
+            **options,
         )
-        return wrapper
 
     def _places(self, batch: BatchInputs) -> torch.Tensor:
         chunks, positions = batch.chunks_and_positions()
