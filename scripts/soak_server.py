@@ -9,6 +9,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import psutil
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
+CHILDREN_TIMEOUT_S = 30.0  # nobody waits for them: the fork server takes seconds to take torch down
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Server:
     process: Process
     base_url: str
 
-    async def stop(self) -> list[str]:
+    async def stop(self, children_timeout_s: float = CHILDREN_TIMEOUT_S) -> list[str]:
         """SIGTERM; returns what is wrong with its end, one sentence each. Nothing of it runs afterwards."""
         if self.process.returncode is not None:
             return [f"the server ended by itself with exit code {self.process.returncode}"]
@@ -41,9 +43,13 @@ class Server:
             found.append(f"the server still ran {STOP_TIMEOUT_S:.0f} s after SIGTERM")
             self.process.kill()
             await self.process.wait()
-        for child in psutil.wait_procs(children, timeout=2.0)[1]:
-            found.append(f"the server left its child process {child.pid} behind")
-            child.kill()
+        for child in psutil.wait_procs(children, timeout=children_timeout_s)[1]:
+            with suppress(psutil.NoSuchProcess):  # it ended just now
+                if child.status() == psutil.STATUS_ZOMBIE:  # it has ended: whoever inherited it does not reap
+                    continue
+                command = " ".join(child.cmdline())
+                found.append(f"the server left its child process {child.pid} behind: {command}")
+                child.kill()
         return found
 
 

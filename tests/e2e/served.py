@@ -74,7 +74,7 @@ class Served:
         """Wait for the server's end and return its exit code. Of `family`, its processes when all was well, and of
         their files nothing may be left."""
         code = self.process.wait(30)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive, [cmdline(p) for p in alive]
         assert not list(self.temp.iterdir()), "run folders or sockets are left"
         return code

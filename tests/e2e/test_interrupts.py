@@ -40,7 +40,7 @@ def test_one_line_and_exit_code_130_and_nothing_is_left(moment: str, tmp_path: P
         rest = list(lines)
         assert process.wait(30) == 130
         assert rest[-1] == "seesaw: interrupted\n" and "Traceback" not in "".join(rest)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive
         assert not list(run_folders.iterdir())
     finally:

@@ -187,7 +187,7 @@ def test_how_an_own_server_ends(script, sentences):
         await process.stdout.readline()  # its trap is set, or it has ended
         if script.startswith("exit"):
             await process.wait()
-        return await Server(process, "http://unused").stop()
+        return await Server(process, "http://unused").stop(children_timeout_s=1.0)
 
     found = asyncio.run(main())
     assert len(found) == len(sentences)

@@ -53,7 +53,7 @@ class Served:
         """Wait for the end; nothing may be left behind. Returns exit code and what was printed since."""
         rest = self.out.read()
         code = self.process.wait(20)
-        _, alive = psutil.wait_procs(getattr(self, "children", []), timeout=10)
+        _, alive = psutil.wait_procs(getattr(self, "children", []), timeout=30)
         assert not alive
         assert list(self._temp.iterdir()) == []
         return code, rest
