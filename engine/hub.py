@@ -19,13 +19,20 @@ def find_model(model: str, patterns: Sequence[str], what: str, instead: str = "g
 
     Raises ConfigError, proposing to do something else `instead`, if there is no folder or hub model of this name.
     """
+    return local_folder(model) or _fetch(model, patterns, what, instead)
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder of this name; None for a hub name. Raises ConfigError if it can be neither."""
     folder = Path(model).expanduser()
-    return folder if folder.is_dir() else _fetch(model, patterns, what, instead)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
+    return None
 
 
 def _fetch(model: str, patterns: Sequence[str], what: str, instead: str) -> Path:
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
     # Imported here: a local folder needs no hub, and it is slow to import.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -5,10 +5,9 @@ The executors check again with what they then know; `check_early` only spares th
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.hub import local_folder
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.wording import GIB, as_size, at_least
@@ -29,13 +28,8 @@ def check_early(config: EngineConfig) -> None:
 
 def known_shape(config: EngineConfig) -> ModelShape | None:
     """The model's sizes if it is a folder; None for a hub name. Raises ConfigError if that folder does not do."""
-    source = config.shape_source
-    folder = Path(source).expanduser()
-    if not source or not (folder.exists() or source.startswith((".", "/", "~"))):
-        return None
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {source}: give a Llama checkpoint folder or a hub name")
-    return read_shape(folder, config.dtype)
+    folder = local_folder(config.shape_source) if config.shape_source else None
+    return read_shape(folder, config.dtype) if folder else None
 
 
 def max_model_len(config: EngineConfig, shape: ModelShape) -> int:

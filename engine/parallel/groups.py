@@ -238,7 +238,6 @@ def build_groups(rank: int, layouts: Sequence[Layout], device: torch.device) -> 
 def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
     # new_group is collective: every rank makes every group of the layout, in one order.
     coord = layout.coord(rank)
-    in_flight = layout.pp + 1
     tensor: TensorGroup = SingleShard()
     for replica in range(layout.dp):
         for stage in range(layout.pp):
@@ -268,9 +267,10 @@ def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
         following=following,
         group_in=None if previous is None else edges[previous, rank],
         group_out=None if following is None else edges[rank, following],
-        in_flight=in_flight,
+        in_flight=layout.max_in_flight,
     )
-    feedback = Feedback(rank, layout.sampling_rank(replica), layout.stage_ranks(replica, 0), back, in_flight)
+    sampler, first_stage = layout.sampling_rank(replica), layout.stage_ranks(replica, 0)
+    feedback = Feedback(rank, sampler, first_stage, back, layout.max_in_flight)
     return LayoutGroups(layout, coord, tensor, pipe, feedback)
 
 

@@ -67,6 +67,11 @@ class Layout:
     def ranks_per_replica(self) -> int:
         return self.pp * self.tp
 
+    @property
+    def max_in_flight(self) -> int:
+        """Forwards that a replica has at most at once: one in each stage, and one that waits for the first."""
+        return self.pp + 1
+
     def coord(self, rank: int) -> Coord:
         replica, rest = divmod(rank, self.ranks_per_replica)
         stage, shard = divmod(rest, self.tp)

@@ -56,7 +56,7 @@ class Stepper:
         while progress:
             progress = False
             for replica in self._residency.replicas:
-                if replica.forwards_in_flight <= layout.pp:
+                if replica.forwards_in_flight < layout.max_in_flight:
                     progress |= self._step(replica, phase, layout, chunk, admits)
 
     def _chunk_tokens(self, layout: Layout) -> int:

@@ -73,7 +73,7 @@ class Runner:
         self._kv = [pool.layers(index) for index in range(len(groups))]
         self._max_blocks = geometry.blocks_for(max_model_len)
         self._slots = SlotTable(num_slots, self._max_blocks, pool.num_blocks, geometry.block_size)
-        in_flight = max(group.layout.pp for group in groups) + 1
+        in_flight = max(group.layout.max_in_flight for group in groups)
         self._tokens = TokenBuffer(num_slots, in_flight, pool.device)
         self._models: dict[int, Llama] = {}
         self._graphs: dict[int, DecodeGraphs] = {}  # by layout

@@ -218,11 +218,12 @@ class Worker:
         runner = self._make_runner(DevicePool(self._geometry, spec.rank, 0, self._device))
         before_bytes = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for layout in self._every_layout(runner):
+        for _ in self._every_layout(runner):
             for num_tokens in rehearsed_sizes(config.max_num_batched_tokens):
                 runner.rehearse(num_tokens, min(num_tokens, config.max_num_seqs))
             torch.cuda.synchronize()
-            in_flight = self._plan.layouts[layout].pp + 1  # hidden states received ahead, or not yet sent
+        # Beside one step at a time, as run here: hidden states that were received ahead, or are not yet sent.
+        in_flight = max(layout.max_in_flight for layout in self._plan.layouts)
         hidden_bytes = config.max_num_batched_tokens * spec.shape.hidden * spec.shape.dtype_bytes
         peak_bytes = torch.cuda.max_memory_allocated() - before_bytes + 2 * in_flight * hidden_bytes
         torch.cuda.empty_cache()
