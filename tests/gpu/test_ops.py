@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.model.ops.base import BatchInputs, make_ops
+from engine.model.ops.base import BatchInputs, GraphOps, make_ops
 from engine.model.rope import inverse_frequencies, rotate
 from engine.model.sampler import sample
 from engine.sampling import RowSampling
@@ -97,6 +97,26 @@ def test_attention_over_far_strided_blocks(
     spans = [slice(end - context, end) for end, context in zip(ends, context_lens.tolist(), strict=True)]
     expected = [_attend(q[rows], k[span], v[span]) for rows, span in zip(wanted, spans, strict=True)]
     assert _relative_error(got, torch.cat(expected)) < 1e-2
+
+
+@pytest.mark.parametrize("kv_heads", [8, 16])  # on tensor cores, and not
+def test_a_graph_s_plan_says_what_all_programs_do(kv_heads: int) -> None:
+    """Of more rows than the device holds at once, whatever FlashInfer's staging memory held before."""
+    heads, rows, blocks = 32, 40, 5
+    ops = make_ops(CUDA, tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    assert isinstance(ops, GraphOps)
+    batch = BatchInputs(
+        query_lens=torch.ones(rows, dtype=torch.int32),
+        context_lens=1 + torch.arange(rows, dtype=torch.int32) * 2,
+        tables=torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks),
+    )
+    kv = torch.randn(rows * blocks, kv_heads, 2, BLOCK_SIZE, 64, device=CUDA).bfloat16()
+    q = torch.randn(rows, heads, 64, device=CUDA).bfloat16()
+    plan = ops.graph_plan(rows, heads, kv_heads, torch.zeros(rows * blocks, dtype=torch.int32, device=CUDA))
+    plan.decode._pin_memory_int_workspace_buffer.fill_(0xFF)
+    ops.replan(plan, batch, heads, kv_heads)
+    got = ops.attention(plan, q, kv)
+    assert _relative_error(got, ops.attention(ops.plan(batch, heads, kv_heads), q, kv)) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -86,7 +86,6 @@ class FlashInferOps(GraphOps):
         partial_bytes = partial_rows * shape.num_heads // min_tp * (shape.head_dim + 1) * 4
         workspace_bytes = max(_WORKSPACE_BYTES, partial_bytes)
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
-        self._tiles_at_once = 2 * torch.cuda.get_device_properties(device).multi_processor_count  # FlashInfer's count
         self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
@@ -108,7 +107,7 @@ class FlashInferOps(GraphOps):
         decode = prefill = None
         if decodes:
             decode = self._decodes[num_heads // num_kv_heads >= _TENSOR_CORE_GROUP]
-            self._plan_decode(decode, _part(batch, slice(0, decodes)), num_heads, num_kv_heads)
+            self._plan_wrapper(decode, _part(batch, slice(0, decodes)), num_heads, num_kv_heads)
         if decodes < len(single):
             prefill = self._plan_prefill(_part(batch, slice(decodes, None)), num_heads, num_kv_heads)
         plan = FlashInferPlan(upload(self._places(batch), self._device), decodes, decode, prefill)
@@ -127,14 +126,11 @@ class FlashInferOps(GraphOps):
 
     def replan(self, plan: FlashInferPlan, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
         self._planned.synchronize()
-        self._plan_decode(plan.decode, batch, num_heads, num_kv_heads)
+        # Not with `disable_split_kv`, which would spare a merge: FlashInfer then leaves undescribed, and unmasked, what
+        # a graph's surplus programs do (its issue 4002).
+        self._plan_wrapper(plan.decode, batch, num_heads, num_kv_heads)
         plan.places.copy_(self._places(batch).pin_memory(), non_blocking=True)
         self._planned.record()
-
-    def _plan_decode(self, wrapper: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
-        # With more tiles than fit at once FlashInfer splits no sequence; told so, it spares the merge of parts, too.
-        fills_device = len(batch.query_lens) * num_kv_heads > self._tiles_at_once
-        self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, disable_split_kv=fills_device)
 
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
         wrapper = self._prefills["fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"]
