@@ -221,6 +221,7 @@ def join_world(rank: int, world_size: int, rendezvous: Path, device: torch.devic
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; never listen on the network
     store = dist.FileStore(str(rendezvous), world_size)  # type: ignore[attr-defined]
     if device.type == "cuda":
+        os.environ["NCCL_NVLS_ENABLE"] = "0"  # no NVLink multicast: see `engine.parallel.peers`
         dist.init_process_group("nccl", store=store, rank=rank, world_size=world_size, device_id=device)
     else:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ WIDTH = 64 * 1024  # 256 KiB a message: far beyond what a socket takes without a
 def test_a_single_shard_is_the_identity() -> None:
     x = torch.ones(2, 3)
     assert SingleShard().all_reduce(x) is x and SingleShard().gather_last(x) is x
+
+
+def test_nccl_may_not_use_multicast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    seen: list[str] = []
+    start = "torch.distributed.init_process_group"
+    monkeypatch.setattr(start, lambda *args, **options: seen.append(os.environ["NCCL_NVLS_ENABLE"]))
+    join_world(0, 1, tmp_path / "rendezvous", torch.device("cuda", 0))
+    assert seen == ["0"]
 
 
 def test_every_layout_in_one_world(tmp_path: Path) -> None:
