@@ -23,13 +23,25 @@ os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
 
 
 def can_share(group: TensorGroup, device: torch.device) -> bool:
-    """Whether the shards' GPUs reach each other's memory, and may: `NCCL_P2P_DISABLE=1` forbids it here as in NCCL."""
+    """Whether the shards' GPUs reach each other's memory with atomics, as over NVLink, and may: `NCCL_P2P_DISABLE=1`
+    forbids it here as in NCCL."""
     if not isinstance(group, ShardGroup) or device.type != "cuda" or dist.get_backend(group.process_group) != "nccl":
         return False
     if os.environ.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
         return False
     # Of all pairs, so that every shard comes to the same answer: what follows is collective.
-    return all(torch.cuda.can_device_access_peer(one, other) for one, other in permutations(group.ranks, 2))
+    pairs = list(permutations(group.ranks, 2))
+    return all(torch.cuda.can_device_access_peer(*pair) for pair in pairs) and all(has_atomics(*pair) for pair in pairs)
+
+
+def has_atomics(gpu: int, owner: int) -> bool:
+    """Whether atomics of a GPU on its owner's memory are such. Over PCIe a compare-and-swap is a read and then a write:
+    one that fails could write back a flag that its owner has taken down meanwhile."""
+    from cuda.bindings import runtime
+
+    attribute = runtime.cudaDeviceP2PAttr.cudaDevP2PAttrNativeAtomicSupported
+    error, value = runtime.cudaDeviceGetP2PAttribute(attribute, gpu, owner)
+    return bool(error == runtime.cudaError_t.cudaSuccess and value == 1)
 
 
 @contextmanager
