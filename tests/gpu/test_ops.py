@@ -100,23 +100,29 @@ def test_attention_over_far_strided_blocks(
 
 
 @pytest.mark.parametrize("kv_heads", [8, 16])  # on tensor cores, and not
-def test_a_graph_s_plan_says_what_all_programs_do(kv_heads: int) -> None:
-    """Of more rows than the device holds at once, whatever FlashInfer's staging memory held before."""
+def test_a_graph_attends_as_its_latest_plan_says(kv_heads: int) -> None:
+    """Over more rows than the device holds at once, whatever FlashInfer's staging memory held before a plan."""
     heads, rows, blocks = 32, 40, 5
     ops = make_ops(CUDA, tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
     assert isinstance(ops, GraphOps)
-    batch = BatchInputs(
-        query_lens=torch.ones(rows, dtype=torch.int32),
-        context_lens=1 + torch.arange(rows, dtype=torch.int32) * 2,
-        tables=torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks),
-    )
+    ones = torch.ones(rows, dtype=torch.int32)
+    tables = torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks)
+    growing = torch.arange(rows, dtype=torch.int32)
+    batches = [BatchInputs(ones, context_lens, tables) for context_lens in (ones, 1 + 2 * growing, rows - growing)]
     kv = torch.randn(rows * blocks, kv_heads, 2, BLOCK_SIZE, 64, device=CUDA).bfloat16()
     q = torch.randn(rows, heads, 64, device=CUDA).bfloat16()
     plan = ops.graph_plan(rows, heads, kv_heads, torch.zeros(rows * blocks, dtype=torch.int32, device=CUDA))
-    plan.decode._pin_memory_int_workspace_buffer.fill_(0xFF)
-    ops.replan(plan, batch, heads, kv_heads)
-    got = ops.attention(plan, q, kv)
-    assert _relative_error(got, ops.attention(ops.plan(batch, heads, kv_heads), q, kv)) < 1e-2
+    graph = torch.cuda.CUDAGraph()
+    for batch in batches:
+        torch.cuda.synchronize()
+        plan.decode._pin_memory_int_workspace_buffer.fill_(0xFF)
+        ops.replan(plan, batch, heads, kv_heads)
+        if batch is batches[0]:
+            ops.attention(plan, q, kv)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                got = ops.attention(plan, q, kv)
+        graph.replay()
+        assert _relative_error(got, ops.attention(ops.plan(batch, heads, kv_heads), q, kv)) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", HALVES)
