@@ -35,8 +35,11 @@ def can_share(group: TensorGroup, device: torch.device) -> bool:
 
 
 def has_atomics(gpu: int, owner: int) -> bool:
-    """Whether atomics of a GPU on its owner's memory are such. Over PCIe a compare-and-swap is a read and then a write:
-    one that fails could write back a flag that its owner has taken down meanwhile."""
+    """Whether a GPU's atomics on another one's memory are atomic to that one, too.
+
+    Over PCIe a compare-and-swap is a read and then a write, and one that fails may write back a flag that the memory's
+    owner has taken down meanwhile.
+    """
     from cuda.bindings import runtime
 
     attribute = runtime.cudaDeviceP2PAttr.cudaDevP2PAttrNativeAtomicSupported
