@@ -84,7 +84,8 @@ class Stepper:
         is_mixed = layout.pp > 1 and share is not None and bool(replica.rotation)
         budget = max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
         self._add_prefills(batch, replica, phase, budget, admits, leavers)
-        if not batch and share is not None:
+        # Beyond so many steps only those that came late may still decode: they would keep a step of their own.
+        if not batch and share is not None and replica.forwards_in_flight < MAX_PENDING_TOKENS * share.steps:
             batch.turn = self._next_turn(replica, layout, share)
             self._add_decodes(batch, replica, layout, share, leavers)
         if batch:

@@ -122,6 +122,14 @@ def test_one_sequence_alone_has_a_step_waiting_behind_the_one_that_runs(prefill:
     assert len(references) == 50 - 1 and MAX_PENDING_TOKENS == 2
 
 
+@pytest.mark.parametrize("prefill", ["P2", "T2P2"])
+def test_a_late_sequence_falls_in_with_the_others(prefill: str) -> None:
+    """These decode in one step a round. Sent as early as it can be, a late one would keep a step of its own."""
+    executor, _ = run([(32, 40)] * 8, HostRates(token_s=0.0), prefill=prefill)
+    rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][2:]
+    assert {len(forward.chunks) for forward in rounds[:-1]} == {8}
+
+
 def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
     executor, _ = run([(1000, 20)] * 20, prefill="T1")
     assert [forward.num_tokens for forward in executor.forwards[:4]] == [4096] * 4
