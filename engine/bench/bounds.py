@@ -96,10 +96,11 @@ class RunFloors:
 
 
 def run_floors(host: Host, plan: Plan, jobs: Sequence[Job], decode: FullDecode | None) -> RunFloors:
-    """The bound of what ran, and the floor of the decode steps that were measured."""
+    """The bound of what ran, and the floor of the decode steps that were measured, in the best of their layouts."""
     step_s = None
     if decode is not None:
-        step_s = decode_floor_s(host, plan.decode, decode.sequences, decode.mean_context_tokens)
+        layouts = [plan.decode] + ([plan.tail] if plan.tail else [])
+        step_s = min(decode_floor_s(host, x, decode.sequences, decode.mean_context_tokens) for x in layouts)
     return RunFloors(bound(host, plan, jobs), step_s)
 
 
