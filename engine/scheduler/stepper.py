@@ -55,7 +55,8 @@ class Stepper:
         progress = True
         while progress:
             progress = False
-            for replica in self._residency.replicas:
+            # Whoever has most room takes the next prompt. In a fixed order, the first would take all that come singly.
+            for replica in sorted(self._residency.replicas, key=lambda r: -r.pool.free):
                 if replica.forwards_in_flight < layout.max_in_flight:
                     progress |= self._step(replica, phase, layout, chunk, admits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -128,6 +129,22 @@ def test_a_late_sequence_falls_in_with_the_others(prefill: str) -> None:
     executor, _ = run([(32, 40)] * 8, HostRates(token_s=0.0), prefill=prefill)
     rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][2:]
     assert {len(forward.chunks) for forward in rounds[:-1]} == {8}
+
+
+@pytest.mark.parametrize("prefill", ["D2", "D2P2", "D4"])
+def test_requests_that_come_one_by_one_are_shared_by_the_replicas(prefill: str) -> None:
+    config = EngineConfig(prefill=prefill, executor="simulated")
+    executor = RecordingExecutor(config)
+    core = Core(config, executor)
+    for index in range(20):
+        core.add(Add(str(index), [index + 1] * 40, SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)))
+        for _ in range(5):
+            core.turn()
+    while not core.is_idle:
+        core.turn()
+    prompts = Counter(f.replica for f in executor.forwards for chunk in f.chunks if chunk.start == 0)
+    fair = 20 // config.plan.decode.dp
+    assert len(prompts) == config.plan.decode.dp and all(abs(count - fair) <= 2 for count in prompts.values()), prompts
 
 
 def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
