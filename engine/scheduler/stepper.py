@@ -225,9 +225,10 @@ class Stepper:
                 return
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
-        replica = max(self._residency.replicas, key=lambda r: self._residency.room(r, surge))
-        if not surge and replica.residents >= self._config.max_num_seqs:
+        replicas = [r for r in self._residency.replicas if surge or r.residents < self._config.max_num_seqs]
+        if not replicas:
             return False
+        replica = max(replicas, key=lambda r: self._residency.room(r, surge))
         swap = self._residency.swap_in(seq, replica, self._ledger.plan.index(layout), surge)
         if swap is None:
             return False

@@ -147,6 +147,15 @@ def test_requests_that_come_one_by_one_are_shared_by_the_replicas(prefill: str) 
     assert len(prompts) == config.plan.decode.dp and all(abs(count - fair) <= 2 for count in prompts.values()), prompts
 
 
+def test_a_sequence_comes_back_to_a_replica_where_it_may_decode() -> None:
+    """The replica with the short prompts has more room for blocks, but it has as many sequences as it may."""
+    lengths = [(1500, 200)] + [(20, 200)] * 7
+    options: dict[str, Any] = {"decode": "D2T2", "max_num_seqs": 4, "surge_min_tokens": 0, "num_host_blocks": 4000}
+    executor, _ = run(lengths, prefill="D2P2", **options)
+    decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
+    assert max(len(forward.chunks) for forward in decodes) == 4 and len(decodes) < 2 * 200 + 10
+
+
 def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
     executor, _ = run([(1000, 20)] * 20, prefill="T1")
     assert [forward.num_tokens for forward in executor.forwards[:4]] == [4096] * 4
