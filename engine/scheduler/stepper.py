@@ -109,9 +109,8 @@ class Stepper:
     def _share(self, replica: Replica, layout: Layout) -> Share:
         """How the running sequences are split into micro-batches."""
         rows, context = len(replica.rotation), sum(seq.dispatched for seq in replica.rotation)
-        steps, costs = layout.pp, self._costs[layout]
-        if not replica.prefilling and not self._roster.count(SeqState.WAITING):
-            steps = costs.micro_batches(self._stages[layout], rows, context)
+        costs = self._costs[layout]
+        steps = costs.micro_batches(self._stages[layout], rows, context)
         return Share(steps, costs.decode(rows, context) / steps)
 
     def _add_decodes(
