@@ -154,6 +154,8 @@ def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenize
     if args.dataset == "constant":
         if not (args.input_len and args.output_len):
             raise ConfigError("--dataset constant needs --input-len and --output-len")
+        if args.dataset_path is not None:
+            raise ConfigError("--dataset constant reads no file: leave out --dataset-path, or give --dataset csv")
         return Workload(f"{num}x{args.input_len}:{args.output_len}", [Job(args.input_len, args.output_len)] * num)
     if args.dataset == "csv":
         if args.dataset_path is None:

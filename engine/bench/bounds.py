@@ -6,13 +6,15 @@ Used by `seesaw bench limits` before a run, and by `seesaw bench offline --limit
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from engine.bench.figures import FullDecode
-from engine.bench.floors import Ceilings, StepWork, count_work, decode_work, exchange_s, step_work
+from engine.bench.floors import Ceilings, StepWork, Work, count_work, decode_work, exchange_s, step_work
 from engine.bench.workload import Job
 from engine.errors import ConfigError
 from engine.model.shapes import ModelShape
@@ -30,12 +32,44 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Least:
+    """Seconds of something at best."""
+
+    work_s: float
+    links_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.work_s + self.links_s
+
+    def __add__(self, other: Least) -> Least:
+        return Least(self.work_s + other.work_s, self.links_s + other.links_s)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a device of the last stage does, and the seconds of its exchanges."""
+
+    work: StepWork
+    links_s: float
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.work + other.work, self.links_s + other.links_s)
+
+    def least(self, host: Host) -> Least:
+        return Least(self.work.floor_s(host.ceilings), self.links_s)
+
+
+NOTHING = Share(StepWork(Work(0, 0), Work(0, 0), Work(0, 0)), 0.0)
+
+
+@dataclass(frozen=True)
 class Bound:
     """The least time of a workload. Exchanges are counted as if nothing computed beside them."""
 
     requests: int
-    work_s: float  # of the busiest device
-    links_s: float  # of its exchanges
+    work_s: float  # of the busiest device, or of all stages one after another
+    links_s: float  # of the exchanges between
     longest_s: float  # the longest output's own time, were it alone
 
     @property
@@ -62,10 +96,11 @@ class RunFloors:
 
 
 def run_floors(host: Host, plan: Plan, jobs: Sequence[Job], decode: FullDecode | None) -> RunFloors:
-    """The bound of what ran, and the floor of the decode steps that were measured."""
+    """The bound of what ran, and the floor of the decode steps that were measured, in the best of their layouts."""
     step_s = None
     if decode is not None:
-        step_s = decode_floor_s(host, plan.decode, decode.sequences, decode.mean_context_tokens)
+        layouts = [plan.decode] + ([plan.tail] if plan.tail else [])
+        step_s = min(decode_floor_s(host, x, decode.sequences, decode.mean_context_tokens) for x in layouts)
     return RunFloors(bound(host, plan, jobs), step_s)
 
 
@@ -82,21 +117,19 @@ def read_ceilings(path: Path) -> Ceilings:
 def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
     """The least time of these requests.
 
-    A static layout mixes prompts with decoding perfectly; otherwise the prompts' layout comes first, then the outputs'.
-    Batches hold as many sequences as `max_num_seqs` lets them: room for their KV is not looked at.
+    One layout for both mixes prompts with decoding perfectly; otherwise the prompts' layout comes first, then the
+    outputs'. Batches hold as many sequences as `max_num_seqs` lets them: room for their KV is not looked at.
     """
-    prompts, prompts_links_s = _prompts(host, plan.prefill, jobs)
-    outputs, outputs_links_s = _outputs(host, plan.decode, jobs)
-    ceilings = host.ceilings
-    if plan.is_static:
-        work_s = (prompts + outputs).floor_s(ceilings)
+    prompts = _prompts(host, plan.prefill, jobs)
+    if plan.prefill == plan.decode:
+        least = _outputs(host, plan.decode, jobs, prompts)
     else:
-        work_s = prompts.floor_s(ceilings) + outputs.floor_s(ceilings)
+        least = prompts.least(host) + _outputs(host, plan.decode, jobs, NOTHING)
     longest = max(jobs, key=lambda job: job.output_tokens)
     return Bound(
         requests=len(jobs),
-        work_s=work_s,
-        links_s=prompts_links_s + outputs_links_s,
+        work_s=least.work_s,
+        links_s=least.links_s,
         longest_s=min(_alone_s(host, layout, longest) for layout in plan.layouts),
     )
 
@@ -104,42 +137,66 @@ def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
 def decode_floor_s(host: Host, layout: Layout, sequences: int, mean_context: float) -> float:
     """The least time of one token for each of `sequences`, spread over the replicas: work and exchanges."""
     rows = sequences / layout.dp
-    work = decode_work(host.shape, layout, rows, rows * mean_context, steps=1)
-    return work.floor_s(host.ceilings) + _decode_links_s(host, layout, rows)
+    return _decode(host, layout, rows, rows * mean_context, rounds=1, beside=NOTHING).total_s
 
 
-def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> tuple[StepWork, float]:
-    """A replica's share of all prefills, as one step; and seconds of exchanges, in full steps."""
+def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> Share:
+    """A replica's share of all prefills: as one step, whose exchanges come in full steps."""
     tokens = sum(job.prompt_tokens for job in jobs) / layout.dp
     pairs = sum(job.prompt_tokens * (job.prompt_tokens + 1) / 2 for job in jobs) / layout.dp
     work = count_work(
         host.shape, layout, tokens=tokens, pairs=pairs, contexts=tokens, sampled=len(jobs) / layout.dp, steps=1
     )
     step_tokens = min(tokens, host.max_num_batched_tokens)
-    return work, tokens / step_tokens * exchange_s(host.shape, layout, step_tokens, host.ceilings)
+    return Share(work, tokens / step_tokens * exchange_s(host.shape, layout, step_tokens, host.ceilings))
 
 
-def _outputs(host: Host, layout: Layout, jobs: Sequence[Job]) -> tuple[StepWork, float]:
-    """A replica's share of all decodes (a request's first token comes from its prefill), and seconds of exchanges."""
+def _outputs(host: Host, layout: Layout, jobs: Sequence[Job], beside: Share) -> Least:
+    """Of a replica's share of all decodes (a request's first token comes from its prefill), with other work beside."""
     rows = contexts = 0.0
     for job in jobs:
         decodes = job.output_tokens - 1
         rows += decodes / layout.dp
         contexts += decodes * (job.prompt_tokens + (decodes + 1) / 2) / layout.dp
     at_once = min(host.max_num_seqs, sum(job.output_tokens > 1 for job in jobs) / layout.dp)
-    steps = rows / at_once if at_once else 0.0
-    return decode_work(host.shape, layout, rows, contexts, steps), steps * _decode_links_s(host, layout, at_once)
+    return _decode(host, layout, rows, contexts, rows / at_once if at_once else 0.0, beside)
 
 
-def _decode_links_s(host: Host, layout: Layout, rows: float) -> float:
-    return layout.pp * exchange_s(host.shape, layout, rows / layout.pp, host.ceilings)
+def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: float, beside: Share) -> Least:
+    """Of decoding `rows` tokens over contexts of `contexts` in sum. In each round every sequence decodes once.
+
+    A round has as many micro-batches as is soonest, at most one a stage. Each costs the last stage a reading of its
+    weights and of the head; but the fewer they are, the longer one takes through all stages, which is waited for.
+    """
+    if not rows:
+        return beside.least(host)
+    shape, ceilings, stages = host.shape, host.ceilings, Layout(tp=layout.tp)
+
+    def least(micro_batches: int) -> Least:
+        steps = rounds * micro_batches
+        step_rows = rows / steps
+        busiest = beside + Share(
+            decode_work(shape, layout, rows, contexts, steps), steps * exchange_s(shape, layout, step_rows, ceilings)
+        )
+        passing = Share(
+            decode_work(shape, stages, rows / micro_batches, contexts / micro_batches, rounds),
+            rounds * _passing_links_s(host, layout, step_rows),
+        )
+        return max(busiest.least(host), passing.least(host), key=total_s)
+
+    total_s = attrgetter("total_s")
+    most = min(layout.pp, math.ceil(rows / rounds))
+    return min(map(least, range(1, most + 1)), key=total_s)
+
+
+def _passing_links_s(host: Host, layout: Layout, tokens: float) -> float:
+    """Seconds of exchanges of one step on its way through all stages."""
+    sums_s = exchange_s(host.shape, Layout(tp=layout.tp), tokens, host.ceilings)
+    return sums_s + (layout.pp - 1) * exchange_s(host.shape, Layout(pp=layout.pp), tokens, host.ceilings)
 
 
 def _alone_s(host: Host, layout: Layout, job: Job) -> float:
     """One token after another, each through all stages. The first takes at least as long: it is the prompt's."""
-    stages = Layout(tp=layout.tp)
     context = job.prompt_tokens + job.output_tokens // 2
-    step_s = step_work(host.shape, stages, [(1, context)]).floor_s(host.ceilings)
-    step_s += exchange_s(host.shape, stages, 1, host.ceilings)
-    hops_s = (layout.pp - 1) * exchange_s(host.shape, Layout(pp=layout.pp), 1, host.ceilings)
-    return job.output_tokens * (step_s + hops_s)
+    step_s = step_work(host.shape, Layout(tp=layout.tp), [(1, context)]).floor_s(host.ceilings)
+    return job.output_tokens * (step_s + _passing_links_s(host, layout, 1))

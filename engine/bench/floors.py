@@ -103,13 +103,8 @@ def step_work(shape: ModelShape, layout: Layout, chunks: Chunks) -> StepWork:
 
 
 def decode_work(shape: ModelShape, layout: Layout, rows: float, contexts: float, steps: float) -> StepWork:
-    """Count `steps` steps of one replica that decode `rows` tokens in sum, over contexts of `contexts` tokens in sum.
-
-    In each step, every stage computes pp micro-batches one after another: with fewer, stages stand still as long.
-    """
-    return count_work(
-        shape, layout, tokens=rows, pairs=contexts, contexts=contexts, sampled=rows, steps=steps * layout.pp
-    )
+    """Count `steps` steps of one replica that decode `rows` tokens in sum, over contexts of `contexts` in sum."""
+    return count_work(shape, layout, tokens=rows, pairs=contexts, contexts=contexts, sampled=rows, steps=steps)
 
 
 def count_work(

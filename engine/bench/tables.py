@@ -23,7 +23,8 @@ def describe(result: SystemResult, workload: str = "") -> str:
     lines += _distances(result)
     for phase, seconds in stats.phase_seconds.items():
         tokens = result.phase_tokens[phase]
-        lines.append((phase, f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"))
+        text = f"{seconds:.2f} s; {tokens['prompt']} prompt and {tokens['generation']} generated tokens"
+        lines.append((f"{phase} phase", text))
     if result.never_used_prefill:
         lines.append(("layouts", result.never_used_prefill))
     count = sum(stats.transitions.values())

@@ -55,7 +55,8 @@ class Stepper:
         progress = True
         while progress:
             progress = False
-            for replica in self._residency.replicas:
+            # Whoever has most room takes the next prompt. In a fixed order, the first would take all that come singly.
+            for replica in sorted(self._residency.replicas, key=lambda r: -r.pool.free):
                 if replica.forwards_in_flight < layout.max_in_flight:
                     progress |= self._step(replica, phase, layout, chunk, admits)
 
@@ -84,7 +85,8 @@ class Stepper:
         is_mixed = layout.pp > 1 and share is not None and bool(replica.rotation)
         budget = max(MIXED_TOKENS, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
         self._add_prefills(batch, replica, phase, budget, admits, leavers)
-        if not batch and share is not None:
+        # Beyond so many steps only those that came late may still decode: they would keep a step of their own.
+        if not batch and share is not None and replica.forwards_in_flight < MAX_PENDING_TOKENS * share.steps:
             batch.turn = self._next_turn(replica, layout, share)
             self._add_decodes(batch, replica, layout, share, leavers)
         if batch:
@@ -107,9 +109,8 @@ class Stepper:
     def _share(self, replica: Replica, layout: Layout) -> Share:
         """How the running sequences are split into micro-batches."""
         rows, context = len(replica.rotation), sum(seq.dispatched for seq in replica.rotation)
-        steps, costs = layout.pp, self._costs[layout]
-        if not replica.prefilling and not self._roster.count(SeqState.WAITING):
-            steps = costs.micro_batches(self._stages[layout], rows, context)
+        costs = self._costs[layout]
+        steps = costs.micro_batches(self._stages[layout], rows, context)
         return Share(steps, costs.decode(rows, context) / steps)
 
     def _add_decodes(
@@ -223,9 +224,10 @@ class Stepper:
                 return
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
-        replica = max(self._residency.replicas, key=lambda r: self._residency.room(r, surge))
-        if not surge and replica.residents >= self._config.max_num_seqs:
+        replicas = [r for r in self._residency.replicas if surge or r.residents < self._config.max_num_seqs]
+        if not replicas:
             return False
+        replica = max(replicas, key=lambda r: self._residency.room(r, surge))
         swap = self._residency.swap_in(seq, replica, self._ledger.plan.index(layout), surge)
         if swap is None:
             return False

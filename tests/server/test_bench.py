@@ -87,6 +87,7 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--num-requests", "0"], "--num-requests: must be a whole number of at least 1, not '0'"),
         (["--dataset", "csv"], "--dataset csv needs --dataset-path"),
+        (["--dataset-path", "/none"], "--dataset constant reads no file: leave out --dataset-path"),
         (["--dataset", "csv", "--dataset-path", "/none"], "cannot read /none"),
         (["--dataset", "sharegpt", "--tokenizer", "bytes", "--dataset-path", "/none"], "cannot draw"),
         (["--dataset", "book"], "invalid choice: 'book'"),

@@ -78,6 +78,29 @@ def test_a_plan_does_prompts_in_one_layout_and_outputs_in_the_other() -> None:
     assert both.work_s > bound(HOST, static(T4), jobs).work_s  # which hides reading the weights behind prompts
 
 
+def test_a_pipeline_decodes_in_as_many_micro_batches_as_is_soonest() -> None:
+    """By bytes, of 8B in four stages: 1.745e9 weights a stage, and 0.525e9 of the head."""
+    shape = read_shape(REPOSITORY / "configs" / "models" / "llama3-8b")
+    host = replace(HOST, shape=shape, ceilings=Ceilings(1e30, 1.0))
+    stage, head, kv = 8 * 218_103_808 * 2, 4096 * 128_256 * 2, 8 * 8 * 2 * 128 * 2
+    # Three keep the last stage less busy than it takes one of them to come through all.
+    few = 4 * stage + head + 4 * kv * 10 * 101
+    assert 3 * (stage + head) < few < 4 * (stage + head)
+    assert decode_floor_s(host, P4, 30, 100) == pytest.approx(few)
+    # Four read their context at once.
+    much = 4 * (stage + head) + 120 * kv * 100_001
+    assert 4 * kv * 40 * 100_001 > 120 * kv * 100_001
+    assert decode_floor_s(host, P4, 120, 100_000) == pytest.approx(much)
+    # One sequence is one micro-batch: its floor is that of its output alone.
+    alone = bound(host, static(P4), [Job(4000, 2)])
+    assert decode_floor_s(host, P4, 1, 4001) == alone.longest_s / 2
+
+
+def test_a_tail_layout_changes_nothing_about_how_prompts_and_outputs_mix() -> None:
+    jobs = [Job(2048, 65)] * 64
+    assert bound(HOST, Plan(T4, T4, P4), jobs).work_s == bound(HOST, static(T4), jobs).work_s
+
+
 def test_exchanges() -> None:
     """An all-reduce of one token's 16 KiB takes 20 us, and each layer has two; a send takes 10 us."""
     links = {"sum": {16384: 20e-6, 16384 * 1024: 100e-6}, "send": {16384: 10e-6, 16384 * 1024: 200e-6}}
@@ -89,8 +112,10 @@ def test_exchanges() -> None:
     prompts = [Job(512, 1)] * 8  # four full steps
     assert bound(host, static(T4), prompts).links_s == pytest.approx(4 * 160 * 100e-6)
     assert bound(host, static(P4), prompts).links_s == pytest.approx(4 * 200e-6)
-    step_links_s = decode_floor_s(host, P4, 4, 100) - decode_floor_s(HOST, P4, 4, 100)
-    assert step_links_s == pytest.approx(4 * 10e-6)
+    # One token's way through the stages has three sends; a stage sends each of four micro-batches of 1024.
+    for sequences, links_s in ((1, 3 * 10e-6), (4096, 4 * 200e-6)):
+        added = decode_floor_s(host, P4, sequences, 100) - decode_floor_s(HOST, P4, sequences, 100)
+        assert added == pytest.approx(links_s)
 
 
 def test_what_a_run_is_held_against() -> None:
@@ -99,6 +124,8 @@ def test_what_a_run_is_held_against() -> None:
     held = run_floors(HOST, Plan(P4, T4), jobs, FullDecode(8, 0.02, 100.0))
     assert held.full_decode_s == decode_floor_s(HOST, T4, 8, 100.0)
     assert held.to_json()["bound"]["requests_per_second"] == 8 / held.bound.total_s
+    # So few may have decoded in the tail layout.
+    assert run_floors(HOST, Plan(P4, P4, T4), jobs, FullDecode(8, 0.02, 100.0)).full_decode_s == held.full_decode_s
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,9 @@ def test_the_floor_of_a_part_is_its_longer_time_and_parts_add_up() -> None:
     assert work.floor_s(ceilings) == pytest.approx(sum(part.floor_s(ceilings) for part in parts))
 
 
-def test_decode_steps_together_are_their_sum_and_pipelines_read_weights_for_each_micro_batch() -> None:
+def test_decode_steps_together_are_their_sum() -> None:
     steps = [step_work(SHAPE, Layout(tp=2), [(1, context), (1, context + 7)]) for context in (10, 11)]
     assert decode_work(SHAPE, Layout(tp=2), rows=4, contexts=10 + 17 + 11 + 18, steps=2) == steps[0] + steps[1]
-    staged = decode_work(SHAPE, Layout(pp=4), rows=8, contexts=80, steps=1)
-    micro = step_work(SHAPE, Layout(pp=4), [(1, 10), (1, 10)])
-    assert staged == micro + micro + micro + micro
 
 
 def test_what_a_step_exchanges() -> None:
