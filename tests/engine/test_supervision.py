@@ -17,6 +17,7 @@ from engine.errors import EngineDeadError
 from engine.executor.ranks import Ranks, fork_server
 from engine.process import EngineProcess
 from engine.supervision import KILLED_S, deaf_children, end_children
+from tests.patience import PATIENCE_S
 
 
 class Child:
@@ -118,5 +119,5 @@ def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:
         "import atexit, sys; from engine.supervision import exit_now; atexit.register(print, 'torn down'); "
         "print('last words'); exit_now(3)"
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (3, "last words\n")

@@ -37,6 +37,7 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
+from tests.patience import PATIENCE_S
 
 M = TypeVar("M")
 Script = Callable[[Add], list[Output]]
@@ -104,7 +105,7 @@ class FakeEngine:
 
     async def expect(self, kind: type[M]) -> M:
         """The next message of this kind; those of other kinds before it are passed over."""
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(PATIENCE_S), self._arrived:
             while True:
                 while self._unread:
                     message = self._unread.pop(0)
