@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineDeadError
 from engine.executor.ranks import Ranks, fork_server
 from engine.process import EngineProcess
+from engine.steps import Failure
 from engine.supervision import KILLED_S, deaf_children, end_children
 from tests.patience import PATIENCE_S
 
@@ -80,6 +81,34 @@ def test_a_child_that_the_kernel_holds_does_not_hide_why_the_engine_ends() -> No
             ranks.close()
     assert ended.is_closed and not held.is_closed
     assert not ranks.run_dir.exists()
+
+
+class Killed:
+    """A child that is known to have been killed once somebody has asked in vain."""
+
+    def __init__(self) -> None:
+        self.sentinel, self._running = os.pipe()
+        self._is_known = False
+
+    @property
+    def exitcode(self) -> int | None:
+        if self._is_known:
+            return -signal.SIGKILL
+        self._is_known = True
+        os.close(self._running)
+        return None
+
+
+def test_who_was_killed_is_the_reason_though_its_peers_end_is_known_first() -> None:
+    ranks, killed = Ranks(), Killed()
+    ranks._processes = [SimpleNamespace(exitcode=1), killed]  # type: ignore[list-item]
+    try:
+        error = ranks._root_cause([Failure(0, "RuntimeError: Connection closed by peer")])
+        assert str(error) == "worker rank 1 was killed by SIGKILL"
+    finally:
+        os.close(killed.sentinel)
+        ranks._processes = []
+        ranks.close()
 
 
 def is_ctrl_c_in(pid: int | None, *masks: str) -> bool:
