@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -177,6 +179,24 @@ async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
     await bridge.close()
     os.close(read)
     shutil.rmtree(folder)
+
+
+async def test_the_last_words_of_a_process_that_ended_are_waited_for_while_others_come_before_them(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due: list[Callable[[], None]] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, f, *args: due.append(partial(f, *args)))
+    with open(os.devnull) as sentinel:
+        line.bridge._sentinel = sentinel.fileno()
+        line.bridge._on_exit()
+        line.bridge._sentinel = None
+    due.pop()()
+    line.bridge._handle(Outputs([]))
+    for _ in range(2):
+        due.pop()()
+    assert not line.bridge._death.done()
+    line.bridge._handle(Dead("no such folder", is_config=True))
+    assert isinstance(await line.bridge.death(), ConfigError)
 
 
 async def test_start_reports_progress_and_what_the_operator_must_fix() -> None:
