@@ -16,7 +16,7 @@ import psutil
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
-CHILDREN_TIMEOUT_S = 60.0  # nobody waits for them: the fork server takes seconds to take torch down
+CHILDREN_TIMEOUT_S = 60.0  # nobody waits for them
 
 
 @dataclass

@@ -34,7 +34,7 @@ ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those o
 def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "engine.worker.worker"])
+    context.set_forkserver_preload(["torch", "engine.worker.worker", "engine.worker.quick_exit"])
     with deaf_children():
         forkserver.ensure_running()
     return context

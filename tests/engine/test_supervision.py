@@ -143,6 +143,24 @@ def test_what_the_fork_server_forks_is_deaf() -> None:
         child.join()
 
 
+def _exit_with_preloaded() -> None:
+    sys.exit(3 if "engine.worker.quick_exit" in sys.modules else 4)
+
+
+@pytest.mark.processes
+def test_the_fork_server_is_to_end_quickly_and_what_it_forks_is_not() -> None:
+    child = fork_server().Process(target=_exit_with_preloaded)
+    child.start()
+    child.join(PATIENCE_S)
+    assert child.exitcode == 3
+
+
+def test_a_quick_exit_tears_nothing_down() -> None:
+    script = "import atexit; atexit.register(print, 'torn down'); import engine.worker.quick_exit"
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:
     script = (
         "import atexit, sys; from engine.supervision import exit_now; atexit.register(print, 'torn down'); "
