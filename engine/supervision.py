@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-TERMINATED_S = 2.0  # for a terminated process to end before it is killed
+TERMINATED_S = 5.0  # for a terminated process to end before it is killed
 KILLED_S = 60.0  # for the kernel to take back its memory: many GB take seconds
 
 LONGEST_SOCKET_PATH = 107  # bytes, of a Unix socket

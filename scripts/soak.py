@@ -34,7 +34,7 @@ EMPTY_WHEN_IDLE = (
     "seesaw:device_kv_blocks_used",
     "seesaw:host_kv_blocks_used",
 )
-IDLE_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 60.0
 SHOWN_DISCREPANCIES = 20
 
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
-import socket
 import sys
-import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import psutil
 
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 30.0
-CHILDREN_TIMEOUT_S = 30.0  # nobody waits for them: the fork server takes seconds to take torch down
+STOP_TIMEOUT_S = 60.0
+CHILDREN_TIMEOUT_S = 60.0  # nobody waits for them
 
 
 @dataclass
 class Server:
-    """A running server. Its output goes to this process's stderr."""
+    """A running server. Its log goes to this process's stderr."""
 
     process: Process
     base_url: str
@@ -54,40 +52,28 @@ class Server:
 
 
 async def start_server(model: Path, flags: Sequence[str]) -> Server:
-    """Serve `model` with P2 -> T2 and return when it is healthy. `flags` come last, so they win.
+    """Serve `model` with P2 -> T2 and return when it is ready. `flags` come last, so they win.
 
-    Raises RuntimeError if the server ends or is not healthy in time.
+    Raises RuntimeError if the server ends or is not ready in time.
     """
-    port = _free_port()
     command = [Path(sys.executable).with_name("seesaw"), "serve", model, "--prefill", "P2", "--decode", "T2"]
-    command += ["--port", str(port), *flags]
-    process = await asyncio.create_subprocess_exec(*map(str, command), stdout=sys.stderr)
-    server = Server(process, f"http://127.0.0.1:{port}")
+    command += ["--port", "0", *flags]
+    process = await asyncio.create_subprocess_exec(*map(str, command), stdout=asyncio.subprocess.PIPE)
+    server = Server(process, "")
     try:
-        await _wait_healthy(server)
-    except BaseException:
+        server.base_url = await asyncio.wait_for(_ready_at(process), START_TIMEOUT_S)
+    except BaseException as error:
         await server.stop()
+        if isinstance(error, TimeoutError):
+            raise RuntimeError(f"the server was not ready within {START_TIMEOUT_S:.0f} s") from None
         raise
     return server
 
 
-async def _wait_healthy(server: Server) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-        while time.monotonic() < deadline:
-            if server.process.returncode is not None:
-                raise RuntimeError(f"the server ended with exit code {server.process.returncode} before it was ready")
-            try:
-                async with session.get(f"{server.base_url}/health") as response:
-                    if response.status == 200:
-                        return
-            except (aiohttp.ClientError, TimeoutError):
-                pass  # not listening, or not answering yet
-            await asyncio.sleep(0.2)
-    raise RuntimeError(f"the server was not healthy within {START_TIMEOUT_S:.0f} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+async def _ready_at(process: Process) -> str:
+    """The URL that the server says it is ready at, which is when it listens there."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if found := re.search(r"at (http://\S+)/v1", line.decode()):
+            return found[1]
+    raise RuntimeError(f"the server ended with exit code {await process.wait()} before it was ready")

@@ -43,9 +43,9 @@ from server.stream import LiveRequest, Stream, fresh
 
 logger = logging.getLogger(__name__)
 
-# After the engine process ended, its last words may still be on their way through ZeroMQ.
-LAST_WORDS_S = 0.3
-LINGER_MS = 500
+# After the engine process ended, its last words may still be on their way through ZeroMQ: so long nothing must come.
+LAST_WORDS_S = 1.0
+LINGER_MS = 2000  # an upper bound only: Stop goes out at once where the engine lives
 
 
 class Bridge:
@@ -71,6 +71,7 @@ class Bridge:
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._live: dict[str, LiveRequest] = {}
         self._num_waiting = 0
+        self._num_heard = 0  # messages of the engine
         self._stats = Stats()
         self._nonces = itertools.count()
         self._pings: dict[int, asyncio.Future[Stats]] = {}
@@ -241,6 +242,7 @@ class Bridge:
             self.die(EngineDeadError(f"the engine sent what the server cannot read: {error}"))
 
     def _handle(self, message: FromEngine) -> None:
+        self._num_heard += 1
         match message:
             case Outputs(outputs=outputs, stats=stats):
                 if stats is not None:
@@ -279,6 +281,15 @@ class Bridge:
 
     def _on_exit(self) -> None:
         assert self._sentinel is not None
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._sentinel)
-        loop.call_later(LAST_WORDS_S, self.die, EngineDeadError("the engine process ended without a word"))
+        asyncio.get_running_loop().remove_reader(self._sentinel)
+        self._listen_on(self._num_heard, halves=2)
+
+    def _listen_on(self, num_heard: int, halves: int) -> None:
+        """Wait for so many half LAST_WORDS_S without a message: one could pass while this very process stood still."""
+        if num_heard != self._num_heard:
+            halves = 2
+        if halves == 0:
+            self.die(EngineDeadError("the engine process ended without a word"))
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(LAST_WORDS_S / 2, self._listen_on, self._num_heard, halves - 1)

@@ -1,4 +1,7 @@
-"""What all tests share: GPU tests are skipped where there is none, and the real model is built once."""
+"""What all tests share: GPU tests are skipped where there is none, and the real model is built once.
+
+Hypothesis draws the same examples in every run, and does not mind how long a loaded host takes over them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parent.parent
+
+settings.register_profile("seesaw", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("seesaw")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,7 @@ from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights
 from engine.weights.tensors import StageWeights
+from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")
 
@@ -149,7 +150,7 @@ class ThreadGroup(TensorGroup):
         if size == 1:
             return [SingleShard()]
         table: list[torch.Tensor | None] = [None] * size
-        barrier = threading.Barrier(size, timeout=60)
+        barrier = threading.Barrier(size, timeout=PATIENCE_S)
         return [cls(shard, table, barrier) for shard in range(size)]
 
     def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:

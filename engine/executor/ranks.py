@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from multiprocessing import forkserver
@@ -27,13 +28,13 @@ from engine.worker.worker import WorkerSpec, run_worker
 
 DEATHS = "inproc://deaths"
 GRACE_S = 3.0  # for workers to end by themselves
-ROOT_CAUSE_WAIT_S = 1.0
+ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those of peers that it made fail
 
 
 def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "engine.worker.worker"])
+    context.set_forkserver_preload(["torch", "engine.worker.worker", "engine.worker.quick_exit"])
     with deaf_children():
         forkserver.ensure_running()
     return context
@@ -141,16 +142,27 @@ class Ranks:
             socket.connect(DEATHS)
             socket.send(self._encoder.encode(Failure(rank, "")))
 
+    def _await_killed(self) -> tuple[int, int] | None:
+        """A rank that was killed, and its exit code. None if all end by themselves, or time is over."""
+        deadline = time.monotonic() + ROOT_CAUSE_WAIT_S
+        while True:
+            codes = [process.exitcode for process in self._processes]
+            for rank, code in enumerate(codes):
+                if code is not None and code < 0:
+                    return rank, code
+            running = [p.sentinel for p, code in zip(self._processes, codes, strict=True) if code is None]
+            if not running or not wait(running, max(0.0, deadline - time.monotonic())):
+                return None
+
     def _root_cause(self, failures: list[Failure]) -> SeesawError:
         """The failure behind the others: a killed worker makes its peers fail in mid-collective."""
         for failure in failures:
             if failure.is_config:
                 return ConfigError(failure.message)
-        wait([process.sentinel for process in self._processes], timeout=ROOT_CAUSE_WAIT_S)
-        for rank, process in enumerate(self._processes):
-            if process.exitcode is not None and process.exitcode < 0:
-                name = signal.Signals(-process.exitcode).name
-                return EngineDeadError(f"worker rank {rank} was killed by {name}")
+        killed = self._await_killed()
+        if killed is not None:
+            rank, code = killed
+            return EngineDeadError(f"worker rank {rank} was killed by {signal.Signals(-code).name}")
         for failure in failures:
             if failure.message:
                 return EngineDeadError(f"worker rank {failure.rank} failed: {failure.message}")

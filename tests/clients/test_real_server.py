@@ -16,6 +16,7 @@ from clients.figures import figures
 from clients.record import from_columns
 from clients.sharegpt import sharegpt
 from clients.wheels import FetchError
+from tests.patience import PATIENCE_S
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -40,11 +41,11 @@ async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, 
         flags += ["--sharegpt-output-len", "6", "--ignore-eos", "--temperature", "0", "--request-rate", rate]
         flags += ["--save-result", "--save-detailed", "--result-dir", str(tmp_path), "--result-filename", "x.json"]
         await load_test.run(arguments.parse(flags, "x"))
-        with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE_S) as response:
             metrics = response.read().decode()
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_S)
     saved = json.loads((tmp_path / "x.json").read_text())
     assert (saved["completed"], saved["failed"], saved["total_output_tokens"]) == (12, 0, 72)
     again = figures(from_columns(saved), saved["start_time"])

@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-START_TIMEOUT_S = 120.0
+from tests.patience import PATIENCE_S, still_running
+from tests.shm import named_segments
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Served:
 
     def metrics(self) -> dict[str, float]:
         """A scrape: totals by name (labels summed), without the prefix."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as response:
             text = response.read().decode()
         totals: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
@@ -52,9 +53,9 @@ class Served:
                 totals[name] = totals.get(name, 0.0) + sample.value
         return totals
 
-    def until(self, what: str, holds: object, timeout_s: float = 30.0) -> None:
+    def until(self, what: str, holds: object) -> None:
         """Scrape until `holds(metrics)`; fail naming `what` if it never does."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while not holds(metrics := self.metrics()):  # type: ignore[operator]
             assert time.monotonic() < deadline, f"{what}: {metrics}"
 
@@ -73,9 +74,8 @@ class Served:
     def ended(self, family: list[psutil.Process]) -> int:
         """Wait for the server's end and return its exit code. Of `family`, its processes when all was well, and of
         their files nothing may be left."""
-        code = self.process.wait(30)
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert not alive, [cmdline(p) for p in alive]
+        code = self.process.wait(PATIENCE_S)
+        assert still_running(family) == []
         assert not list(self.temp.iterdir()), "run folders or sockets are left"
         return code
 
@@ -89,28 +89,28 @@ def serving(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
     """Serve on a free port until the block ends; then whatever still runs is killed."""
     run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `temp`: socket paths must be short
     log = temp / "log.txt"
-    shm_before = set(os.listdir("/dev/shm"))
     command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
     environment = {**os.environ, "TMPDIR": str(run_folders), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
     try:
-        yield Served(process, _url(process, log), log, run_folders)
+        served = Served(process, _url(process, log), log, run_folders)
+        assert named_segments([psutil.Process(process.pid), *served.children()]) == set()
+        yield served
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE_S) == 0
     finally:
         if process.poll() is None:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
             process.kill()
             process.wait()
-    assert set(os.listdir("/dev/shm")) <= shm_before, "files are left in /dev/shm"
     run_folders.rmdir()
 
 
 def _url(process: subprocess.Popen[str], log: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     assert process.stdout is not None
     while time.monotonic() < deadline:
         if select.select([process.stdout], [], [], 1.0)[0]:

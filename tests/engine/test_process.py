@@ -17,6 +17,7 @@ from engine.errors import EngineDeadError
 from engine.executor.simulated import SimulatedExecutor
 from engine.messages import Dead, FromEngine
 from engine.process import from_engine_address, run_engine
+from tests.patience import PATIENCE_S
 
 
 def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +29,7 @@ def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.Mo
             raise EngineDeadError("a step took too long")
 
         def close(self) -> None:
-            while inbox.poll(10_000):
+            while inbox.poll(int(1000 * PATIENCE_S)):
                 heard.append(msgspec.msgpack.decode(inbox.recv(), type=FromEngine))
                 if isinstance(heard[-1], Dead):
                     return

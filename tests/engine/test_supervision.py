@@ -16,7 +16,9 @@ from engine.config import EngineConfig
 from engine.errors import EngineDeadError
 from engine.executor.ranks import Ranks, fork_server
 from engine.process import EngineProcess
+from engine.steps import Failure
 from engine.supervision import KILLED_S, deaf_children, end_children
+from tests.patience import PATIENCE_S
 
 
 class Child:
@@ -81,6 +83,34 @@ def test_a_child_that_the_kernel_holds_does_not_hide_why_the_engine_ends() -> No
     assert not ranks.run_dir.exists()
 
 
+class Killed:
+    """A child that is known to have been killed once somebody has asked in vain."""
+
+    def __init__(self) -> None:
+        self.sentinel, self._running = os.pipe()
+        self._is_known = False
+
+    @property
+    def exitcode(self) -> int | None:
+        if self._is_known:
+            return -signal.SIGKILL
+        self._is_known = True
+        os.close(self._running)
+        return None
+
+
+def test_who_was_killed_is_the_reason_though_its_peers_end_is_known_first() -> None:
+    ranks, killed = Ranks(), Killed()
+    ranks._processes = [SimpleNamespace(exitcode=1), killed]  # type: ignore[list-item]
+    try:
+        error = ranks._root_cause([Failure(0, "RuntimeError: Connection closed by peer")])
+        assert str(error) == "worker rank 1 was killed by SIGKILL"
+    finally:
+        os.close(killed.sentinel)
+        ranks._processes = []
+        ranks.close()
+
+
 def is_ctrl_c_in(pid: int | None, *masks: str) -> bool:
     """Whether it is in one of a process's signal masks: `SigBlk` (blocked), `SigIgn` (ignored)."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -113,10 +143,28 @@ def test_what_the_fork_server_forks_is_deaf() -> None:
         child.join()
 
 
+def _exit_with_preloaded() -> None:
+    sys.exit(3 if "engine.worker.quick_exit" in sys.modules else 4)
+
+
+@pytest.mark.processes
+def test_the_fork_server_is_to_end_quickly_and_what_it_forks_is_not() -> None:
+    child = fork_server().Process(target=_exit_with_preloaded)
+    child.start()
+    child.join(PATIENCE_S)
+    assert child.exitcode == 3
+
+
+def test_a_quick_exit_tears_nothing_down() -> None:
+    script = "import atexit; atexit.register(print, 'torn down'); import engine.worker.quick_exit"
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:
     script = (
         "import atexit, sys; from engine.supervision import exit_now; atexit.register(print, 'torn down'); "
         "print('last words'); exit_now(3)"
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (3, "last words\n")

@@ -12,7 +12,10 @@ from aiohttp.test_utils import TestServer
 from soak_client import Metrics
 from soak_server import Server
 
+from tests.patience import PATIENCE_S
+
 CONTEXT = 1000
+IDLE = "echo; while :; do read -t 0.05; done"  # looks for signals again and again, so that none comes too early
 
 
 class Words:
@@ -105,7 +108,7 @@ def arguments(dataset, *more) -> argparse.Namespace:
 
 
 def run(server, args, monkeypatch):
-    monkeypatch.setattr(soak, "IDLE_TIMEOUT_S", 0.0 if server.leaked_blocks else 30.0)
+    monkeypatch.setattr(soak, "IDLE_TIMEOUT_S", 0.0 if server.leaked_blocks else PATIENCE_S)
 
     async def main():
         async with TestServer(server.app()) as running:
@@ -174,9 +177,9 @@ def test_arguments_that_contradict(capsys):
 @pytest.mark.parametrize(
     ("script", "sentences"),
     [
-        ("trap 'exit 0' TERM; echo; read line", []),
-        ("trap 'exit 3' TERM; echo; read line", ["the server ended with exit code 3 after SIGTERM, not 0"]),
-        ("trap 'exit 0' TERM; sleep 60 >/dev/null </dev/null & echo; wait", ["the server left its child process"]),
+        (f"trap 'exit 0' TERM; {IDLE}", []),
+        (f"trap 'exit 3' TERM; {IDLE}", ["the server ended with exit code 3 after SIGTERM, not 0"]),
+        (f"trap 'exit 0' TERM; sleep 600 >/dev/null </dev/null & {IDLE}", ["the server left its child process"]),
         ("exit 1", ["the server ended by itself with exit code 1"]),
     ],
 )

@@ -37,6 +37,8 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
+from engine.supervision import exit_with_parent
+from tests.patience import PATIENCE_S
 
 M = TypeVar("M")
 Script = Callable[[Add], list[Output]]
@@ -102,9 +104,9 @@ class FakeEngine:
         data = text.encode() if isinstance(text, str) else text
         await self.send(Outputs([Output(id, index, list(data), finish)]))
 
-    async def expect(self, kind: type[M]) -> M:
+    async def expect(self, kind: type[M], timeout_s: float | None = PATIENCE_S) -> M:
         """The next message of this kind; those of other kinds before it are passed over."""
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(timeout_s), self._arrived:
             while True:
                 while self._unread:
                     message = self._unread.pop(0)
@@ -126,10 +128,11 @@ class FakeEngine:
                 self._unread.append(message)
                 self._arrived.notify_all()
 
-    async def close(self) -> None:
+    async def close(self, linger_s: float = 0.0) -> None:
+        """`linger_s`: for somebody to take what was sent; nobody may be there any more."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._context.destroy(linger=200)
+        self._context.destroy(linger=int(1000 * linger_s))
 
 
 class FakeProcess:
@@ -161,6 +164,7 @@ def run_process(model: str, to_engine: str, from_engine: str) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    exit_with_parent()
     asyncio.run(_process(model, to_engine, from_engine))
 
 
@@ -178,11 +182,10 @@ async def _process(model: str, to_engine: str, from_engine: str) -> None:
     await engine.send(Progress("loading nothing"))
     if model == "refuse":
         await engine.send(Dead("the model is not to my taste: choose another", is_config=True))
-    elif model != "slow":
+        return await engine.close(linger_s=PATIENCE_S)
+    if model != "slow":
         await engine.send(Ready(msgspec.structs.replace(INFO, model=model)))
-    if model != "refuse":
-        while not any(isinstance(message, Stop) for message in engine.received):
-            await engine.expect(Stop)
+    await engine.expect(Stop, timeout_s=None)
     await engine.close()
 
 

@@ -7,7 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDeadError
 from engine.messages import Stats
+from server import app
 from server.config import ServerConfig
+from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
 
@@ -28,15 +30,19 @@ async def test_a_model_without_a_name_is_served_by_its_path(make_site: MakeSite)
 
 
 async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
-    site = await make_site(ServerConfig(health_timeout_s=0.05))
+    site = await make_site(ServerConfig(health_timeout_s=PATIENCE_S))
     for path in ("/health", "/ping"):
         response = await site.client.get(path)
         assert (response.status_code, response.json()) == (200, {})
+    site.bridge.fail(EngineDeadError("gone"))
+    assert (await site.client.get("/health")).status_code == 503
+
+
+async def test_a_loop_that_stands_still_is_not_healthy(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(health_timeout_s=0.01))
     site.engine.silent = True
     hung = await site.client.get("/health")
     assert (hung.status_code, hung.json()["error"]["code"]) == (503, 503)
-    site.bridge.fail(EngineDeadError("gone"))
-    assert (await site.client.get("/health")).status_code == 503
 
 
 async def test_version_and_errors_of_routes_have_one_shape(site: Site) -> None:
@@ -67,7 +73,8 @@ async def samples(site: Site) -> dict[str, float]:
     }
 
 
-async def test_metrics_show_the_engine_as_it_is_now(site: Site) -> None:
+async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SCRAPE_TIMEOUT_S", PATIENCE_S)
     site.engine.stats = Stats(
         phase="decode",
         requests_running=3,

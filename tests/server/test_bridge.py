@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -12,6 +14,7 @@ from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestE
 from engine.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
 from engine.sampling import SamplingParams
 from server.bridge import Bridge
+from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected
 from tests.server.fake_engine import FakeEngine, short_dir
 
@@ -45,7 +48,7 @@ async def test_what_a_slow_client_has_not_taken_is_merged(line: Line) -> None:
     for token in range(50):
         await line.engine.send(Outputs([Output(id, 0, [token])]))
     await line.engine.send(Outputs([Output(id, 0, [50], FinishReason.STOP, stop_token=50)]))
-    await line.bridge.ping(10.0)  # by its answer, all before it has arrived
+    await line.bridge.ping(PATIENCE_S)  # by its answer, all before it has arrived
     batches = [batch async for batch in stream]
     assert batches == [[(0, Output(id, 0, list(range(51)), FinishReason.STOP, 50))]]
 
@@ -62,7 +65,7 @@ async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: 
     done.close()
     cut.close()
     cut.close()
-    await line.bridge.ping(10.0)
+    await line.bridge.ping(PATIENCE_S)
     assert [m for m in line.engine.received if isinstance(m, Abort)] == [Abort(ids[2])]
     assert line.bridge.num_waiting == 0
 
@@ -89,7 +92,7 @@ async def test_the_queue_is_bounded_by_requests_without_a_first_token() -> None:
             line.bridge.submit("b", [([1], GREEDY), ([2], GREEDY)])
         id = (await line.engine.expect(Add)).id
         await line.engine.say(id, "x")
-        await line.bridge.ping(10.0)
+        await line.bridge.ping(PATIENCE_S)
         stream = line.bridge.submit("c", [([1], GREEDY), ([2], GREEDY)])
         with pytest.raises(QueueFullError):
             line.bridge.submit("d", [([1], GREEDY)])
@@ -106,7 +109,7 @@ async def test_the_queue_counts_sequences() -> None:
         id = (await line.engine.expect(Add)).id
         for _ in range(2):  # only the first output ends the wait of its sequence, and of no other
             await line.engine.say(id, "x", index=1)
-        await line.bridge.ping(10.0)
+        await line.bridge.ping(PATIENCE_S)
         assert line.bridge.num_waiting == 2
         line.bridge.submit("b", [([1], SamplingParams(n=2))]).close()
         assert line.bridge.num_waiting == 2
@@ -116,7 +119,7 @@ async def test_what_cannot_be_encoded_changes_nothing(line: Line) -> None:
     with pytest.raises(OverflowError):
         line.bridge.submit("a", [([1], GREEDY), ([2], SamplingParams(top_k=2**70))])
     assert line.bridge.num_waiting == 0
-    await line.bridge.ping(10.0)
+    await line.bridge.ping(PATIENCE_S)
     assert not any(isinstance(message, Add) for message in line.engine.received)
 
 
@@ -129,7 +132,7 @@ async def test_only_an_engine_with_work_can_hang(line: Line) -> None:
     line.bridge.submit("a", [([1], GREEDY)])
     assert await hanging
     line.bridge.fail(EngineDeadError("gone"))
-    assert not await line.bridge.hangs(10.0)
+    assert not await line.bridge.hangs(PATIENCE_S)
 
 
 async def test_the_engines_last_words_end_every_stream(line: Line) -> None:
@@ -146,12 +149,12 @@ async def test_the_engines_last_words_end_every_stream(line: Line) -> None:
     with pytest.raises(EngineDeadError):
         line.bridge.submit("late", [([1], GREEDY)])
     with pytest.raises(EngineDeadError):
-        await line.bridge.ping(10.0)
+        await line.bridge.ping(PATIENCE_S)
 
 
 async def test_a_silent_engine_fails_a_ping_but_a_pong_brings_stats(line: Line) -> None:
     line.engine.stats = Stats(phase="tail")
-    assert (await line.bridge.ping(10.0)).phase == "tail"
+    assert (await line.bridge.ping(PATIENCE_S)).phase == "tail"
     assert line.bridge.stats().phase == "tail"
     line.engine.silent = True
     with pytest.raises(TimeoutError):
@@ -176,6 +179,24 @@ async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
     await bridge.close()
     os.close(read)
     shutil.rmtree(folder)
+
+
+async def test_the_last_words_of_a_process_that_ended_are_waited_for_while_others_come_before_them(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due: list[Callable[[], None]] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, f, *args: due.append(partial(f, *args)))
+    with open(os.devnull) as sentinel:
+        line.bridge._sentinel = sentinel.fileno()
+        line.bridge._on_exit()
+        line.bridge._sentinel = None
+    due.pop()()
+    line.bridge._handle(Outputs([]))
+    for _ in range(2):
+        due.pop()()
+    assert not line.bridge._death.done()
+    line.bridge._handle(Dead("no such folder", is_config=True))
+    assert isinstance(await line.bridge.death(), ConfigError)
 
 
 async def test_start_reports_progress_and_what_the_operator_must_fix() -> None:

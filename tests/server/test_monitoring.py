@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,36 +14,36 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.patience import PATIENCE_S
+
 REPOSITORY = Path(__file__).parent.parent.parent
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
-START_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")
 def scrape() -> Iterator[str]:
     """/metrics of `seesaw serve` on a simulated host that switched layouts and swapped."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     flags = ["--executor", "simulated", "--prefill", "P2", "--decode", "T2", "--surge-min-tokens", "0"]
-    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", "0", "--log-level", "error"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert "Seesaw serves" in process.stdout.readline()  # printed once it listens
+        found = re.search(r"at (http://\S+)/v1", process.stdout.readline())  # printed once it listens
+        assert found is not None
+        url = found[1]
         body = json.dumps({"prompt": "hello", "max_tokens": 40, "ignore_eos": True}).encode()
         for _ in range(3):
-            fetch(port, "/v1/completions", body)
-        yield fetch(port, "/metrics")
+            fetch(f"{url}/v1/completions", body)
+        yield fetch(f"{url}/metrics")
     finally:
         process.terminate()
-        process.wait(START_TIMEOUT_S)
+        process.wait(PATIENCE_S)
 
 
-def fetch(port: int, path: str, body: bytes | None = None) -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=START_TIMEOUT_S) as response:
+def fetch(url: str, body: bytes | None = None) -> str:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return str(response.read().decode())
 
 

@@ -21,6 +21,8 @@ from urllib.parse import urlparse
 import psutil
 import pytest
 
+from tests.patience import PATIENCE_S, still_running
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,9 +54,8 @@ class Served:
     def end(self) -> tuple[int, str]:
         """Wait for the end; nothing may be left behind. Returns exit code and what was printed since."""
         rest = self.out.read()
-        code = self.process.wait(20)
-        _, alive = psutil.wait_procs(getattr(self, "children", []), timeout=30)
-        assert not alive
+        code = self.process.wait(PATIENCE_S)
+        assert still_running(getattr(self, "children", [])) == []
         assert list(self._temp.iterdir()) == []
         return code, rest
 
@@ -80,7 +81,7 @@ def complete(url: str, prompt: str) -> tuple[int, dict[str, object]]:
     body = json.dumps({"prompt": prompt}).encode()
     request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -90,7 +91,7 @@ def wait_for_first_tokens(url: str, count: int) -> None:
     """Until so many sequences have had their first token."""
     line = f"seesaw:time_to_first_token_seconds_count {count}.0"
     while True:
-        with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=20) as response:
+        with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=PATIENCE_S) as response:
             if line in response.read().decode():
                 return
 

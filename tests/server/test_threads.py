@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import ConfigError
 from server.threads import in_daemon_thread
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.anyio
@@ -31,4 +32,4 @@ def test_the_end_does_not_wait() -> None:
         "    task.cancel()\n"
         "asyncio.run(main())"
     )
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S).returncode == 0

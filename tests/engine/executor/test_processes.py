@@ -22,6 +22,8 @@ from engine.executor.ranks import Ranks
 from engine.sampling import RowSampling
 from engine.steps import Chunk, Command, Forward, Report, SlotInit, Swap, TableUpdate, Transition
 from engine.supervision import end_children
+from tests.patience import PATIENCE_S
+from tests.shm import named_segments
 from tests.tiny import reference_greedy, write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -45,8 +47,8 @@ def make_config(checkpoint: Path, prefill: str, decode: str = "", **options: obj
         "num_device_blocks": 64,
         "num_host_blocks": 40,
         "max_num_seqs": 2,
-        "start_timeout_s": 60.0,
-        "step_timeout_s": 60.0,
+        "start_timeout_s": PATIENCE_S,
+        "step_timeout_s": PATIENCE_S,
     }
     return EngineConfig(prefill=prefill, decode=decode, **{**base, **options})  # type: ignore[arg-type]
 
@@ -81,7 +83,7 @@ class Driver:
     def wait(self, ranks: int) -> None:
         """Until each command so far was reported by `ranks` ranks."""
         while any(len(reports) < ranks for reports in self.reports.values()):
-            assert self.executor.wait_handle().poll(30_000), "no report came"
+            assert self.executor.wait_handle().poll(int(1000 * PATIENCE_S)), "no report came"
             for report in self.executor.collect():
                 self.reports[report.id].append(report)
 
@@ -208,9 +210,9 @@ def pids(executor: ProcessExecutor) -> list[int]:
 
 
 def await_end(pidfds: list[int]) -> bool:
-    """Whether all these processes end within 10 s; zombies that nobody reaps have ended."""
+    """Whether all these processes end; zombies that nobody reaps have ended."""
     for pidfd in pidfds:
-        if not select.select([pidfd], [], [], 10)[0]:
+        if not select.select([pidfd], [], [], PATIENCE_S)[0]:
             return False
         os.close(pidfd)
     return True
@@ -222,7 +224,7 @@ def test_a_killed_worker_wakes_the_poller_and_says_who(executor: ProcessExecutor
     assert await_end([pidfd])
     executor.submit(Swap(1, 0, 0, False, [], []))  # never blocks, not even on a worker that is gone
     with pytest.raises(EngineDeadError, match="rank 1 was killed by SIGKILL"):
-        while executor.wait_handle().poll(5000):  # rank 0's report of the swap may come first
+        while executor.wait_handle().poll(int(1000 * PATIENCE_S)):  # rank 0's report of the swap may come first
             executor.collect()
     with pytest.raises(EngineDeadError):  # and from then on
         executor.submit(Transition(2, 1))
@@ -230,7 +232,7 @@ def test_a_killed_worker_wakes_the_poller_and_says_who(executor: ProcessExecutor
 
 def test_an_impossible_command_ends_the_engine_with_its_reason(executor: ProcessExecutor) -> None:
     executor.submit(Swap(1, 0, 0, True, [64], [0]))
-    assert executor.wait_handle().poll(5000)
+    assert executor.wait_handle().poll(int(1000 * PATIENCE_S))
     with pytest.raises(EngineDeadError, match="device blocks 64 to 64, the pool has 64"):
         executor.collect()
 
@@ -265,7 +267,6 @@ def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path, graces: l
 
 
 def test_close_leaves_nothing(checkpoint: Path) -> None:
-    shm_before = set(os.listdir("/dev/shm"))
     executor = ProcessExecutor(make_config(checkpoint, "P2", "T2"))
     links = [
         os.readlink(f"/proc/self/fd/{fd}")
@@ -276,7 +277,7 @@ def test_close_leaves_nothing(checkpoint: Path) -> None:
     pidfds = [os.pidfd_open(pid) for pid in pids(executor)]
     run_dir = executor._ranks.run_dir
     assert run_dir.stat().st_mode & 0o777 == 0o700
-    assert set(os.listdir("/dev/shm")) == shm_before
+    assert named_segments(map(psutil.Process, [os.getpid(), *pids(executor)])) == set()
     executor.close()
     executor.close()
     assert await_end(pidfds)
@@ -319,7 +320,7 @@ def test_a_process_that_never_closes_leaves_nothing(checkpoint: Path, tmp_path: 
         f"executor = ProcessExecutor(make_config(Path({str(checkpoint)!r}), 'P2', 'T2')); "
         "print(executor._ranks.run_dir)"
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0
     assert not Path(done.stdout.strip()).exists()
 

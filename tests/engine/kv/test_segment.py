@@ -11,6 +11,7 @@ from engine.errors import ConfigError
 from engine.executor.ranks import fork_server
 from engine.kv import segment
 from engine.kv.segment import Segment, check_room
+from tests.patience import PATIENCE_S
 
 
 def test_mappings_share_memory_and_no_name_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +34,7 @@ def test_a_child_process_maps_the_same_memory() -> None:
     made = Segment.create(4096, "the test")
     child = fork_server().Process(target=_write, args=(made,))
     child.start()
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
     assert int(made.map()[3]) == 9
     made.close()

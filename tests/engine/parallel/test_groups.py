@@ -11,6 +11,7 @@ import torch
 from engine.executor.ranks import fork_server
 from engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
 from engine.parallel.layout import Layout
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.processes
 
@@ -40,7 +41,7 @@ def test_every_layout_in_one_world(tmp_path: Path) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(PATIENCE_S)
     assert [process.exitcode for process in ranks] == [0, 0, 0, 0]
 
 
