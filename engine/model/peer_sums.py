@@ -18,8 +18,7 @@ from engine.model.sums import Sums
 from engine.parallel.groups import ShardGroup
 from engine.parallel.peers import PeerBuffer
 
-# A program waits for its counterparts on the other shards, so all of them should fit on a GPU at once.
-_MAX_PROGRAMS = 128
+_MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
 
 
 class PeerSums(Sums):
@@ -33,7 +32,10 @@ class PeerSums(Sums):
         """Collective over the group. Raises ConfigError."""
         self._shard = group.shard
         self._size = group.size
-        self._buffer = PeerBuffer(group, max_rows, hidden, dtype, _MAX_PROGRAMS * group.size, device)
+        # A program waits for its counterparts on the other shards, so all of them must fit on a GPU at once.
+        multiprocessors = (torch.cuda.get_device_properties(gpu).multi_processor_count for gpu in group.ranks)
+        self._max_programs = min(_MAX_PROGRAMS, *multiprocessors)
+        self._buffer = PeerBuffer(group, max_rows, hidden, dtype, self._max_programs * group.size, device)
 
     def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.mm(x, weight, out=self._rows(len(x)))
@@ -60,7 +62,7 @@ class PeerSums(Sums):
         self, part: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, eps: float
     ) -> None:
         rows, hidden = part.shape
-        _reduce_rows[(min(_MAX_PROGRAMS, triton.cdiv(rows, self._size)),)](
+        _reduce_rows[(min(self._max_programs, triton.cdiv(rows, self._size)),)](
             part,
             self._buffer.addresses,
             self._buffer.flag_addresses,
