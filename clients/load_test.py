@@ -28,6 +28,7 @@ from clients.errors import ClientError
 from clients.figures import figures
 from clients.progress import Progress
 from clients.record import Record, to_columns
+from clients.results import short_name
 from clients.streaming import CompletionClient, make_session
 from clients.summary import summary
 from clients.workloads import (
@@ -207,7 +208,7 @@ def result_path(args: argparse.Namespace, model: str, date: str) -> Path:
     if args.ramp_up is not None:
         rate = f"ramp-up-{args.ramp_up.strategy}-{args.ramp_up.start_rps:g}qps-{args.ramp_up.end_rps:g}qps"
     limit = "" if args.max_concurrency is None else f"-concurrency{args.max_concurrency}"
-    name = f"{args.label or args.backend}-{rate}{limit}-{model.rstrip('/').split('/')[-1]}-{date}.json"
+    name = f"{args.label or args.backend}-{rate}{limit}-{short_name(model)}-{date}.json"
     name = re.sub(r"[^\w.+]+", "-", name)  # a label may be P2->T2, which a shell would take for a redirection
     return Path(args.result_dir or ".") / (args.result_filename or name)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from clients.errors import ClientError
-from clients.results import Results, read_results
+from clients.results import Results, read_results, short_name
 from clients.trace import Timeline
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _load_test_table(load_tests: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(result: Mapping[str, Any], key: str) -> Any:
     value = result.get(key)
-    return str(value).rstrip("/").split("/")[-1] if key == "model_id" else value
+    return short_name(str(value)) if key == "model_id" else value
 
 
 def _offline_table(run: Mapping[str, Any]) -> str:

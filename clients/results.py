@@ -48,11 +48,15 @@ def read_results(paths: Sequence[Path]) -> Results:
     return results
 
 
+def short_name(model: str) -> str:
+    """The last part of a model's path or hub name."""
+    return model.rstrip("/").split("/")[-1]
+
+
 def _name(content: dict[str, Any], path: Path) -> str:
     """A load test's label, or its file's name less the model and date that a default name ends with."""
     stem = path.stem.removesuffix(f"-{content.get('date')}")
-    model = str(content.get("model_id")).rstrip("/").split("/")[-1]
-    return content.get("label") or stem.removesuffix(f"-{model}")
+    return content.get("label") or stem.removesuffix(f"-{short_name(str(content.get('model_id')))}")
 
 
 def _workloads(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:

@@ -14,14 +14,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
+from engine.wording import GIB
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["safetensors", "dummy"]
 WeightsMode = Literal["auto", "resident", "reload"]
 Device = Literal["auto", "cpu", "cuda"]
 ExecutorName = Literal["processes", "simulated"]
-
-GIB = 1 << 30
 
 
 def _option(default: Any, help: str, *, least: float = 0, most: float = math.inf) -> Any:

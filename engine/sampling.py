@@ -10,6 +10,7 @@ from engine.errors import RequestError
 
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
+GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +70,11 @@ class RowSampling(msgspec.Struct, frozen=True, array_like=True):
     seed: int
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, instead of one drawn."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
     def is_restricted(self) -> bool:
         """Whether tokens may be forbidden. Which ones depends on the whole vocabulary; the likeliest never is."""
-        return self.temperature > 0.0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)

@@ -1,4 +1,7 @@
-"""A `seesaw serve` process of the soak's own: started on a free port, stopped as an operator would stop it."""
+"""A `seesaw serve` process of the soak's own: started on a free port, stopped as an operator would stop it.
+
+The end-to-end tests read a server's output and look for what it leaves running in the same way.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +44,9 @@ class Server:
             found.append(f"the server still ran {STOP_TIMEOUT_S:.0f} s after SIGTERM")
             self.process.kill()
             await self.process.wait()
-        for child in psutil.wait_procs(children, timeout=children_timeout_s)[1]:
+        for child, command in still_running(children, children_timeout_s).items():
+            found.append(f"the server left its child process {child.pid} behind: {command}")
             with suppress(psutil.NoSuchProcess):  # it ended just now
-                if child.status() == psutil.STATUS_ZOMBIE:  # it has ended: whoever inherited it does not reap
-                    continue
-                command = " ".join(child.cmdline())
-                found.append(f"the server left its child process {child.pid} behind: {command}")
                 child.kill()
         return found
 
@@ -74,6 +74,22 @@ async def _ready_at(process: Process) -> str:
     """The URL that the server says it is ready at, which is when it listens there."""
     assert process.stdout is not None
     async for line in process.stdout:
-        if found := re.search(r"at (http://\S+)/v1", line.decode()):
-            return found[1]
+        if url := served_url(line.decode()):
+            return url
     raise RuntimeError(f"the server ended with exit code {await process.wait()} before it was ready")
+
+
+def served_url(line: str) -> str | None:
+    """The URL that a server's line of output names, if it is the one that says where it serves."""
+    found = re.search(r"at (http://\S+)/v1", line)
+    return found[1] if found else None
+
+
+def still_running(processes: Sequence[psutil.Process], timeout_s: float) -> dict[psutil.Process, str]:
+    """Those that do not end in time, and their command lines. One that nobody reaps has ended all the same."""
+    left = {}
+    for process in psutil.wait_procs(processes, timeout=timeout_s)[1]:
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            if process.status() != psutil.STATUS_ZOMBIE:
+                left[process] = " ".join(process.cmdline())
+    return left

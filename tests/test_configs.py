@@ -9,7 +9,7 @@ import document_config
 import jsonschema
 import pytest
 
-from engine.bench.offline import run_system
+from engine.bench.offline import run_workloads
 from engine.bench.workload import Job, read_lengths
 from server.settings import read_configs
 
@@ -24,7 +24,7 @@ def test_it_runs(path):
     assert raw["$schema"] == "./schema.json" and raw["$comment"]
     config, _ = read_configs({"config": str(path)})
     assert "/" in config.model and (Path(config.shape) / "config.json").is_file()
-    result = run_system(replace(config, executor="simulated"), [Job(1500, 8)] * 12)
+    [result] = run_workloads(replace(config, executor="simulated"), [[Job(1500, 8)] * 12])
     assert result.stats.generation_tokens == 12 * 8
     assert bool(result.stats.transitions) == (not config.plan.is_static)
 

@@ -171,6 +171,7 @@ def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: fl
     if not rows:
         return beside.least(host)
     shape, ceilings, stages = host.shape, host.ceilings, Layout(tp=layout.tp)
+    total_s = attrgetter("total_s")
 
     def least(micro_batches: int) -> Least:
         steps = rounds * micro_batches
@@ -184,7 +185,6 @@ def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: fl
         )
         return max(busiest.least(host), passing.least(host), key=total_s)
 
-    total_s = attrgetter("total_s")
     most = min(layout.pp, math.ceil(rows / rounds))
     return min(map(least, range(1, most + 1)), key=total_s)
 

@@ -110,12 +110,6 @@ class SystemResult:
         }
 
 
-def run_system(config: EngineConfig, jobs: Sequence[Job], *, hide_output_lengths: bool = False) -> SystemResult:
-    """`run_workloads` with one workload."""
-    [result] = run_workloads(config, [jobs], hide_output_lengths=hide_output_lengths)
-    return result
-
-
 def run_workloads(
     config: EngineConfig,
     workloads: Sequence[Sequence[Job]],

@@ -12,14 +12,13 @@ import torch
 
 from engine.sampling import RowSampling
 
-GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
 _NUCLEUS_TOKENS = 1024
 
 
 def sample(logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
     """`[rows, vocab]` float32 logits to `[rows]` int64 tokens. `positions[i]` is that of row i's new token."""
     tokens = logits.argmax(dim=-1)  # the first of equals
-    drawn = [i for i, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
+    drawn = [i for i, row in enumerate(rows) if not row.is_greedy]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
         scores = restrict(logits[index], [rows[i] for i in drawn])
@@ -35,7 +34,7 @@ def best(
     """See `Ops.best`; `logits` are float32."""
     scores = logits.clone()
     for i, row in enumerate(rows):
-        if row.temperature >= GREEDY_BELOW:
+        if not row.is_greedy:
             noise = _log_exponential(logits.new_empty(vocab), row.seed, positions[i])[first_id:][: logits.shape[1]]
             scores[i].div_(row.temperature)[: len(noise)].sub_(noise)
     ids = scores.argmax(dim=-1)  # the first of equals

@@ -30,8 +30,8 @@ def can_share(group: TensorGroup, device: torch.device) -> bool:
     if os.environ.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
         return False
     # Of all pairs, so that every shard comes to the same answer: what follows is collective.
-    pairs = list(permutations(group.ranks, 2))
-    return all(torch.cuda.can_device_access_peer(*pair) for pair in pairs) and all(has_atomics(*pair) for pair in pairs)
+    pairs = permutations(group.ranks, 2)
+    return all(torch.cuda.can_device_access_peer(*pair) and has_atomics(*pair) for pair in pairs)
 
 
 def has_atomics(gpu: int, owner: int) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from engine.config import GIB, EngineConfig
+from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry, needed_blocks
 from engine.weights.arena import rank_arena
+from engine.wording import GIB
 
 # What neither weights nor KV may take: CUDA graphs, and the largest step, which is measured when the weights are there.
 WORKSPACE_BYTES = 4 * GIB

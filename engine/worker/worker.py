@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from engine.config import GIB, EngineConfig
+from engine.config import EngineConfig
 from engine.device.reports import EventReports, elapsed_s
 from engine.errors import ConfigError
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies
@@ -39,6 +39,7 @@ from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
 from engine.weights.store import WeightStore
+from engine.wording import GIB
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
 from engine.worker.reshard import reshard

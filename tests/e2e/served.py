@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import subprocess
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from soak_server import served_url, still_running
 
-from tests.patience import PATIENCE_S, still_running
+from tests.patience import PATIENCE_S
 from tests.shm import named_segments
 
 
@@ -75,7 +75,7 @@ class Served:
         """Wait for the server's end and return its exit code. Of `family`, its processes when all was well, and of
         their files nothing may be left."""
         code = self.process.wait(PATIENCE_S)
-        assert still_running(family) == []
+        assert still_running(family, PATIENCE_S) == {}
         assert not list(self.temp.iterdir()), "run folders or sockets are left"
         return code
 
@@ -115,7 +115,7 @@ def _url(process: subprocess.Popen[str], log: Path) -> str:
     while time.monotonic() < deadline:
         if select.select([process.stdout], [], [], 1.0)[0]:
             line = process.stdout.readline()
-            if found := re.search(r"at (http://\S+)/v1", line):
-                return found[1]
+            if url := served_url(line):
+                return url
             assert line, f"the server ended with {process.wait()}: {log.read_text()[-2000:]}"
     raise AssertionError(f"the server was not ready in time: {log.read_text()[-2000:]}")

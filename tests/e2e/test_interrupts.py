@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from soak_server import still_running
 
-from tests.patience import PATIENCE_S, still_running
+from tests.patience import PATIENCE_S
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -41,7 +42,7 @@ def test_one_line_and_exit_code_130_and_nothing_is_left(moment: str, tmp_path: P
         rest = list(lines)
         assert process.wait(PATIENCE_S) == 130
         assert rest[-1] == "seesaw: interrupted\n" and "Traceback" not in "".join(rest)
-        assert still_running(family) == []
+        assert still_running(family, PATIENCE_S) == {}
         run_folders.rmdir()  # it is empty
     finally:
         if process.poll() is None:

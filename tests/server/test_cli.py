@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import GIB, EngineConfig
+from engine.config import EngineConfig
+from engine.wording import GIB
 from server import cli, entry, settings
 from server.config import ServerConfig
 

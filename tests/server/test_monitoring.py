@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from soak_server import served_url
 
 from tests.patience import PATIENCE_S
 
@@ -29,9 +30,8 @@ def scrape() -> Iterator[str]:
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        found = re.search(r"at (http://\S+)/v1", process.stdout.readline())  # printed once it listens
-        assert found is not None
-        url = found[1]
+        url = served_url(process.stdout.readline())  # printed once it listens
+        assert url is not None
         body = json.dumps({"prompt": "hello", "max_tokens": 40, "ignore_eos": True}).encode()
         for _ in range(3):
             fetch(f"{url}/v1/completions", body)

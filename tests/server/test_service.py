@@ -20,8 +20,9 @@ from urllib.parse import urlparse
 
 import psutil
 import pytest
+from soak_server import still_running
 
-from tests.patience import PATIENCE_S, still_running
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +56,7 @@ class Served:
         """Wait for the end; nothing may be left behind. Returns exit code and what was printed since."""
         rest = self.out.read()
         code = self.process.wait(PATIENCE_S)
-        assert still_running(getattr(self, "children", [])) == []
+        assert still_running(getattr(self, "children", []), PATIENCE_S) == {}
         assert list(self._temp.iterdir()) == []
         return code, rest
 

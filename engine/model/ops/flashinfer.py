@@ -12,7 +12,7 @@ from engine.device.upload import upload
 from engine.errors import ConfigError
 from engine.model.ops.base import BatchInputs, GraphOps
 from engine.model.rope import inverse_frequencies
-from engine.model.sampler import GREEDY_BELOW, noise_keys
+from engine.model.sampler import noise_keys
 from engine.model.shapes import ModelShape
 from engine.sampling import RowSampling
 
@@ -199,7 +199,7 @@ class FlashInferOps(GraphOps):
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
         keys = noise_keys([row.seed for row in rows], positions)
         tokens, _ = self._draw(logits, _temperatures(rows), keys)
-        restricted = [i for i, row in enumerate(rows) if row.is_restricted and row.temperature >= GREEDY_BELOW]
+        restricted = [i for i, row in enumerate(rows) if row.is_restricted]
         if restricted:
             index = upload(torch.tensor(restricted), self._device)
             scores = self._restricted(logits[index], [rows[i] for i in restricted])
@@ -240,7 +240,7 @@ class FlashInferOps(GraphOps):
 
 
 def _temperatures(rows: Sequence[RowSampling]) -> list[float]:
-    return [row.temperature if row.temperature >= GREEDY_BELOW else 0.0 for row in rows]
+    return [0.0 if row.is_greedy else row.temperature for row in rows]
 
 
 def _part(batch: BatchInputs, chunks: slice) -> BatchInputs:

@@ -14,7 +14,7 @@ from engine.bench import offline
 from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
 from engine.bench.floors import Ceilings
-from engine.bench.offline import SystemResult, run_system, run_workloads
+from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
 from engine.config import EngineConfig
@@ -31,6 +31,11 @@ CONFIG = EngineConfig(
     surge_min_tokens=0,
 )
 JOBS = [Job(50 + 37 * i % 900, 4 + 11 * i % 60) for i in range(80)]
+
+
+def run_system(config: EngineConfig, jobs: list[Job], *, hide_output_lengths: bool = False) -> SystemResult:
+    [result] = run_workloads(config, [jobs], hide_output_lengths=hide_output_lengths)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import GIB, EngineConfig
+from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.executor.cpu_memory import WORKER_BYTES, check_cpu_memory, cpu_memory_bytes
 from engine.executor.processes import ProcessExecutor
@@ -17,6 +17,7 @@ from engine.kv import segment
 from engine.kv.geometry import KVGeometry
 from engine.kv.segment import Segment
 from engine.model.shapes import read_shape
+from engine.wording import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

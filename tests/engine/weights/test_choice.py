@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import GIB, EngineConfig
+from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry
 from engine.model.shapes import read_shape
 from engine.weights.choice import WORKSPACE_BYTES, choose_mode
+from engine.wording import GIB
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"
 
