@@ -91,6 +91,8 @@ class FlashInferOps(GraphOps):
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
             for backend in ("fa2", "fa3")
         }
+        # As many as FlashInfer would split sequences for.
+        self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
         # FlashInfer copies each plan out of one pinned buffer; it must not be overwritten before.
         self._planned = torch.cuda.Event(blocking=True)
 
@@ -126,9 +128,13 @@ class FlashInferOps(GraphOps):
 
     def replan(self, plan: FlashInferPlan, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
         self._planned.synchronize()
-        # Not with `disable_split_kv`, which would spare a merge: FlashInfer then leaves undescribed, and unmasked, what
-        # a graph's surplus programs do (its issue 4002).
-        self._plan_wrapper(plan.decode, batch, num_heads, num_kv_heads)
+        decode, rows = plan.decode, len(batch.query_lens)
+        assert decode is not None
+        # With a program for every sequence and KV head the device is full: splitting them would only cost a merge.
+        whole = decode.use_tensor_cores and rows * num_kv_heads >= self._programs
+        self._plan_wrapper(decode, batch, num_heads, num_kv_heads, disable_split_kv=whole)
+        if whole:
+            _launch_only_planned(decode, rows, num_heads // num_kv_heads)
         plan.places.copy_(self._places(batch).pin_memory(), non_blocking=True)
         self._planned.record()
 
@@ -237,6 +243,16 @@ class FlashInferOps(GraphOps):
 
     def _column(self, values: list[float]) -> torch.Tensor:
         return upload(torch.tensor(values, dtype=torch.float32), self._device)
+
+
+def _launch_only_planned(decode: Any, rows: int, group: int) -> None:
+    """Have a graph's attention launch no more programs than its plan describes. The plan was made not to split.
+
+    FlashInfer launches some for which it then has neither work nor a mask (its issue 4002). Of a plan's numbers, the
+    first is how many tiles the grid has for a KV head, and the fourth how many query heads of a row fit into one.
+    """
+    _, *others = decode._plan_info
+    decode._plan_info = [rows * -(-group // others[2]), *others]
 
 
 def _temperatures(rows: Sequence[RowSampling]) -> list[float]:
