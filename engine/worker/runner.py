@@ -164,6 +164,8 @@ class Runner:
     def _input_tokens(self, chunks: list[Chunk]) -> torch.Tensor:
         tokens = [token for chunk in chunks for token in chunk.tokens]
         references = [index for index, token in enumerate(tokens) if token < 0]
+        if len(references) == len(tokens):
+            return self._tokens.read([~token for token in tokens])
         ids = upload(torch.tensor(tokens), self._device)
         if references:
             rows = upload(torch.tensor(references), self._device)
@@ -180,9 +182,11 @@ class Runner:
         slots = [chunk.slot for chunk in chunks]
         tokens = None
         if groups.pipe.is_last:
-            rows = upload(torch.tensor([row for _, row in sampled]), self._device)
+            rows = [row for _, row in sampled]
+            if len(rows) < len(hidden):
+                hidden = hidden[upload(torch.tensor(rows), self._device)]
             positions = [chunk.start + len(chunk.tokens) for chunk in chunks]
-            tokens = model.sample(hidden[rows], self._slots.sampling(chunks), positions)
+            tokens = model.sample(hidden, self._slots.sampling(chunks), positions)
             if tokens is not None:
                 groups.feedback.send(tokens)
         if tokens is not None and groups.feedback.is_first_stage:

@@ -23,6 +23,8 @@ class TokenBuffer:
         """`limit`: so many steps' tokens may be under way; beyond it the oldest are waited for."""
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._limit = limit
+        self._slots: Sequence[int] = ()
+        self._index = upload(torch.zeros(0, dtype=torch.int64), device)  # of `_slots`
         self._pending: deque[tuple[Sequence[int], PendingTokens]] = deque()
 
     def write(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
@@ -42,7 +44,7 @@ class TokenBuffer:
         needed = max((n for n, (filled, _) in enumerate(self._pending, 1) if not wanted.isdisjoint(filled)), default=0)
         for _ in range(needed):
             self._take_oldest()
-        return self._tokens[self._index(slots)]
+        return self._tokens[self._indices(slots)]
 
     def drain(self) -> None:
         """Wait for all that are on their way."""
@@ -54,7 +56,10 @@ class TokenBuffer:
         self._store(slots, tokens.wait())
 
     def _store(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
-        self._tokens[self._index(slots)] = tokens
+        self._tokens[self._indices(slots)] = tokens
 
-    def _index(self, slots: Sequence[int]) -> torch.Tensor:
-        return upload(torch.tensor(slots), self._tokens.device)
+    def _indices(self, slots: Sequence[int]) -> torch.Tensor:
+        # The same ones step after step, mostly; an upload would stand between two steps.
+        if slots != self._slots:
+            self._slots, self._index = slots, upload(torch.tensor(slots), self._tokens.device)
+        return self._index
