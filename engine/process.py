@@ -25,6 +25,7 @@ from engine.core import Core, describe
 from engine.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from engine.executor import make_executor
 from engine.executor.base import Executor
+from engine.heap import freeze_heap
 from engine.messages import (
     Abort,
     Add,
@@ -159,6 +160,7 @@ def _serve(config: EngineConfig, frontend: _Frontend, stack: ExitStack) -> None:
     executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
     stack.callback(executor.close)
     with closing(Core(config, executor)) as core:
+        freeze_heap()
         frontend.send(Ready(describe(config, executor)))
         _Loop(core, executor, frontend).run()
 

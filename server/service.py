@@ -25,6 +25,7 @@ import uvicorn
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
+from engine.heap import freeze_heap
 from engine.messages import EngineInfo
 from engine.preflight import check_early
 from engine.text import BYTES_TOKENIZER, load_tokenizer
@@ -98,6 +99,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
             return 0
         http, info = starting.result()
         grace_s = ENGINE_STOP_S
+        freeze_heap()
         report("ready")
         guard = asyncio.create_task(_end_if_hung(bridge, handle.process, server.engine_timeout_s))
         try:

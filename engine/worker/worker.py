@@ -23,6 +23,7 @@ import zmq
 from engine.config import EngineConfig
 from engine.device.reports import EventReports, elapsed_s
 from engine.errors import ConfigError
+from engine.heap import freeze_heap
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -170,6 +171,7 @@ class Worker:
                 self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
             case AllocatePools():
                 self._allocate(command.num_device_blocks)
+                freeze_heap()
                 self._outbox.send(RankReady(rank, "serving"))
 
     def _report(self, id: int, completion: Completion, start_s: float) -> None:
