@@ -160,6 +160,9 @@ PLANS = [
 ]
 
 
+PLANS_OF_FOUR = [("P4->T4", "reload"), ("P4->T2P2", "resident")]
+
+
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEESAW_POISON_KV", "1")
@@ -176,7 +179,13 @@ def test_plans_on_two_gpus(reference: Reference, plan: str, weights: str, poison
     _check_plan(reference, plan, weights)
 
 
-@pytest.mark.parametrize(("plan", "weights"), [*PLANS, ("P4->T4", "reload"), ("P4->T2P2", "resident")])
+@pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four CUDA devices")
+@pytest.mark.parametrize(("plan", "weights"), [("T4", "auto"), ("P4", "auto"), *PLANS_OF_FOUR])
+def test_plans_on_four_gpus(reference: Reference, plan: str, weights: str, poison: None) -> None:
+    _check_plan(reference, plan, weights)
+
+
+@pytest.mark.parametrize(("plan", "weights"), [*PLANS, *PLANS_OF_FOUR])
 def test_plans_on_one_gpu(
     reference: Reference, plan: str, weights: str, poison: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

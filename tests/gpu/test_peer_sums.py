@@ -10,22 +10,21 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-]
+pytestmark = pytest.mark.gpu
 
-SIZE = 2
 MAX_ROWS = 2049
 EPS = 1e-5
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("hidden", "dtype"), [(576, "bfloat16"), (5120, "float16"), (8192, "bfloat16")])
-def test_sums_of_two_shards(tmp_path: Path, hidden: int, dtype: str) -> None:
-    spawn(_check, (tmp_path / "rendezvous", hidden, getattr(torch, dtype)), nprocs=SIZE)
+def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> None:
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} CUDA devices")
+    spawn(_check, (size, tmp_path / "rendezvous", hidden, getattr(torch, dtype)), nprocs=size)
 
 
-def _check(rank: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
+def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
     from engine.model.peer_sums import PeerSums
     from engine.parallel.groups import ShardGroup, join_world
     from engine.parallel.peers import can_share
@@ -33,8 +32,8 @@ def _check(rank: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     torch.cuda.set_stream(torch.cuda.Stream(device))
-    join_world(rank, SIZE, rendezvous, device)
-    group = ShardGroup(range(SIZE), rank, dist.new_group(list(range(SIZE))))
+    join_world(rank, size, rendezvous, device)
+    group = ShardGroup(range(size), rank, dist.new_group(list(range(size))))
     assert can_share(group, device)
     os.environ["NCCL_P2P_DISABLE"] = "1"
     assert not can_share(group, device)
