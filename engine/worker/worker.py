@@ -142,8 +142,7 @@ class Worker:
             commands.bind(spec.commands_address)
             join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
             self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
-            min_tp = min(layout.tp for layout in self._plan.layouts)
-            self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.max_num_seqs, min_tp)
+            self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
             self._sums = [self._make_sums(groups) for groups in self._groups]
             self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))

@@ -114,15 +114,12 @@ class GraphOps(Ops):
         """Describe the next replay's step, of just the plan's rows, in the plan's buffers."""
 
 
-def make_ops(device: torch.device, shape: ModelShape, block_size: int, max_decodes: int = 256, min_tp: int = 1) -> Ops:
-    """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model.
-
-    Workspaces follow from the most sequences of a decode step, and the least T degree they are used with.
-    """
+def make_ops(device: torch.device, shape: ModelShape, block_size: int) -> Ops:
+    """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model."""
     if device.type == "cuda" and shape.dtype != "float32":
         from engine.model.ops.flashinfer import FlashInferOps
 
-        return FlashInferOps(shape, block_size, device, max_decodes, min_tp)
+        return FlashInferOps(shape, block_size, device)
     from engine.model.ops.torch import TorchOps
 
     return TorchOps(shape, block_size, device)

@@ -27,8 +27,8 @@ except ImportError as error:
     ) from None
 
 _HEAD_DIMS = (64, 128, 256)
-_WORKSPACE_BYTES = 256 << 20  # for prompts
-_QUERY_TILE = 16  # rows of a tensor-core tile of decode
+_MIN_WORKSPACE_BYTES = 256 << 20
+_LARGEST_TILE = 128  # rows of queries in a tile of FlashInfer's
 _FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one
 _TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
 
@@ -68,7 +68,7 @@ class FlashInferOps(GraphOps):
     A plan's buffers are the next one's, too, in stream order: what was planned may run until the next `plan`.
     """
 
-    def __init__(self, shape: ModelShape, block_size: int, device: torch.device, max_decodes: int, min_tp: int) -> None:
+    def __init__(self, shape: ModelShape, block_size: int, device: torch.device) -> None:
         if shape.head_dim not in _HEAD_DIMS:
             raise ConfigError(
                 f"the CUDA operators support head_dim {', '.join(map(str, _HEAD_DIMS))}, and this model has "
@@ -80,19 +80,18 @@ class FlashInferOps(GraphOps):
         self._head_dim = shape.head_dim
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
-        # A decode step in a graph keeps partial results of every tile: one a sequence, and its query heads packed.
+        # FlashInfer splits sequences into at most so many programs' work. What they found waits to be merged, in
+        # float32: a tile of rows for each query head, and a number for each of those rows.
+        self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
         group = shape.num_heads // shape.num_kv_heads
-        partial_rows = (max_decodes * 9 // 8 + 8) * (_QUERY_TILE + group)  # graphs round the sequences up
-        partial_bytes = partial_rows * shape.num_heads // min_tp * (shape.head_dim + 1) * 4
-        workspace_bytes = max(_WORKSPACE_BYTES, partial_bytes)
+        partial_bytes = self._programs * group * _LARGEST_TILE * (shape.head_dim + 1) * 4
+        workspace_bytes = max(_MIN_WORKSPACE_BYTES, partial_bytes)
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
         self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
             for backend in ("fa2", "fa3")
         }
-        # As many as FlashInfer would split sequences for.
-        self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
         # FlashInfer copies each plan out of one pinned buffer; it must not be overwritten before.
         self._planned = torch.cuda.Event(blocking=True)
 
@@ -130,8 +129,8 @@ class FlashInferOps(GraphOps):
         self._planned.synchronize()
         decode, rows = plan.decode, len(batch.query_lens)
         assert decode is not None
-        # With a program for every sequence and KV head the device is full: splitting them would only cost a merge.
-        whole = decode.use_tensor_cores and rows * num_kv_heads >= self._programs
+        # Whole sequences are enough for all programs: to split them would only cost a merge.
+        whole = decode.use_tensor_cores and rows >= self._programs // num_kv_heads
         self._plan_wrapper(decode, batch, num_heads, num_kv_heads, disable_split_kv=whole)
         if whole:
             _launch_only_planned(decode, rows, num_heads // num_kv_heads)
