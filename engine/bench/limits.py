@@ -22,6 +22,7 @@ from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
 from engine.config import EngineConfig
+from engine.device.choice import why_no_gpu
 from engine.errors import ConfigError
 from engine.model.shapes import ModelShape, check_layout, read_shape
 from engine.parallel.layout import Layout, Plan
@@ -42,7 +43,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     )
     check_output(arguments.output_json)
     if not torch.cuda.is_available():
-        raise ConfigError("bench limits measures GPUs, and this host has none that torch can use")
+        raise ConfigError(f"bench limits measures GPUs, and {why_no_gpu()}")
     shape = read_shape(resolve_checkpoint(arguments.model, "dummy"), "auto")
     gpus = torch.cuda.device_count()
     names = arguments.layouts.split(",") if arguments.layouts else dict.fromkeys((f"T{gpus}", f"P{gpus}"))

@@ -51,7 +51,7 @@ def test_floors_and_bounds_of_each_layout() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU to measure")
 def test_without_a_gpu_it_says_so() -> None:
-    with pytest.raises(ConfigError, match="none that torch can use"):
+    with pytest.raises(ConfigError, match="measures GPUs, and torch "):
         limits.main(["some/model"], "seesaw bench limits")
 
 
