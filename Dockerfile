@@ -1,6 +1,6 @@
 # Seesaw for hosts with NVIDIA GPUs. For hosts without: Dockerfile.cpu.
 #
-#   docker build -t seesaw .
+#   docker build -t seesaw --build-arg TORCH_CUDA_ARCH_LIST=9.0a .    # for H100; for other GPUs see below
 #   docker run --gpus all --shm-size 64g -p 8000:8000 -v /path/to/llama:/model:ro \
 #       seesaw serve /model --host 0.0.0.0 --prefill P4 --decode T4
 #   docker run --gpus all --shm-size 64g seesaw bench offline configs/llama2-7b-2xl4.json --dummy-weights \
@@ -11,8 +11,8 @@
 # how much is missing. A static layout needs none of it, but NCCL wants about 1g.
 #
 # Build arguments:
-#   TORCH_CUDA_ARCH_LIST  GPUs to compile kernels for, by spaces: 8.0 A100, 8.6 A10, 8.9 L4, 9.0 H100 and H200,
-#                         10.0 B200. Each adds minutes. At run time they must be the same.
+#   TORCH_CUDA_ARCH_LIST  GPUs to compile kernels for, by spaces: 8.0 A100, 8.6 A10, 8.9 L4 (the default), 9.0a H100 and
+#                         H200, 10.0a B200. Each adds minutes; on other GPUs the first start takes them instead.
 #   SHAREGPT              true: put the ShareGPT conversations into the image, for `bench`
 #   MAX_JOBS              compilers at a time; each takes up to 4 GB of memory
 ARG CUDA=13.0.2
@@ -40,8 +40,11 @@ RUN pip install --constraint /opt/venv/constraints.txt --editable '.[cuda]'
 
 ARG TORCH_CUDA_ARCH_LIST=8.9
 ARG MAX_JOBS=4
-ENV TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} FLASHINFER_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} MAX_JOBS=${MAX_JOBS}
-RUN python scripts/compile_kernels.py
+ENV MAX_JOBS=${MAX_JOBS}
+# One by one, since FlashInfer keeps kernels by the list of architectures: at run time that is the host's one.
+RUN for architecture in ${TORCH_CUDA_ARCH_LIST}; do \
+        FLASHINFER_CUDA_ARCH_LIST="${architecture}" python scripts/compile_kernels.py || exit; \
+    done
 
 ARG SHAREGPT=false
 RUN if [ "${SHAREGPT}" = true ]; then python scripts/fetch_sharegpt.py; fi

@@ -94,7 +94,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
     try:
         from clients import plots
     except ImportError:
-        raise ClientError("the report needs matplotlib: install it with `pip install 'seesaw[report]'`") from None
+        raise ClientError("the report needs matplotlib: install it with `pip install -e '.[report]'`") from None
     if results.load_tests:
         named = {_with_data_set(name, result): result for name, result in results.load_tests.items()}
         systems = {

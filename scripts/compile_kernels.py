@@ -1,21 +1,24 @@
 """Compile the FlashInfer kernels that the engine uses, so that the first request does not wait for them.
 
-Needs nvcc and no GPU: FLASHINFER_CUDA_ARCH_LIST names the architectures, as in "8.9" or "8.9 9.0", and must be the same
-when the engine runs. Called by the Dockerfile.
+Needs nvcc and no GPU: FLASHINFER_CUDA_ARCH_LIST names the architecture, as in 8.9. FlashInfer keeps kernels by the
+whole list, which is that of the GPUs it sees where the variable is not set: so compile for one architecture at a time.
+Called by the Dockerfile.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NoReturn
 
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128, 256)  # those of the engine's operators
+DEFAULT_HEAD_DIMS = (64, 128)  # what Llamas have
 
 
-def specs(architectures: list[str]) -> Iterator[Any]:
+def specs(architectures: list[str], head_dims: Sequence[int]) -> Iterator[Any]:
     """One spec for each module. FlashInfer's fa3 is for Hopper (9.x) only."""
     import torch
     from flashinfer.jit import gen_act_and_mul_module, gen_batch_decode_module, gen_batch_prefill_module
@@ -24,7 +27,7 @@ def specs(architectures: list[str]) -> Iterator[Any]:
 
     yield from (gen_norm_module(), gen_act_and_mul_module("silu"), gen_sampling_module())
     backends = ["fa2"] + ["fa3"] * any(architecture.startswith("9.") for architecture in architectures)
-    for dtype, head_dim in product((torch.bfloat16, torch.float16), HEAD_DIMS):
+    for dtype, head_dim in product((torch.bfloat16, torch.float16), head_dims):
         attention = {
             "dtype_q": dtype,
             "dtype_kv": dtype,
@@ -42,14 +45,32 @@ def specs(architectures: list[str]) -> Iterator[Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the FlashInfer kernels that the engine uses.")
+    parser.add_argument(
+        "--head-dims",
+        type=int,
+        nargs="+",
+        choices=HEAD_DIMS,
+        default=DEFAULT_HEAD_DIMS,
+        help="of the models to be served; each takes minutes (default: 64 128)",
+    )
+    args = parser.parse_args()
     architectures = os.environ.get("FLASHINFER_CUDA_ARCH_LIST", "").split()
     if not architectures:
-        sys.exit('compile_kernels: error: set FLASHINFER_CUDA_ARCH_LIST to the architectures, as in "8.9 9.0"')
-    from flashinfer.jit import build_jit_specs
+        _refuse("set FLASHINFER_CUDA_ARCH_LIST to the GPU's architecture, as in 8.9 or 9.0a")
+    try:
+        from flashinfer.jit import build_jit_specs
+    except ImportError as error:
+        _refuse(f"this needs FlashInfer ({error}): pip install -e '.[cuda]'")
 
-    modules = list(specs(architectures))
+    modules = list(specs(architectures, args.head_dims))
     print(f"compiling {len(modules)} modules for {' '.join(architectures)}", file=sys.stderr)
     build_jit_specs(modules, verbose=False)
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"compile_kernels: error: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
 from engine.config import EngineConfig
+from engine.device.choice import why_no_gpu
 from engine.errors import ConfigError
+from engine.hub import local_folder
 from engine.model.shapes import ModelShape, check_layout, read_shape
 from engine.parallel.layout import Layout, Plan
 from engine.weights.loader import resolve_checkpoint
@@ -41,9 +43,10 @@ def main(argv: Sequence[str], prog: str) -> int:
         max_num_seqs=arguments.max_num_seqs, max_num_batched_tokens=arguments.max_num_batched_tokens
     )
     check_output(arguments.output_json)
+    shape = _local_shape(arguments.model)
     if not torch.cuda.is_available():
-        raise ConfigError("bench limits measures GPUs, and this host has none that torch can use")
-    shape = read_shape(resolve_checkpoint(arguments.model, "dummy"), "auto")
+        raise ConfigError(f"bench limits measures GPUs, and {why_no_gpu()}")
+    shape = shape or read_shape(resolve_checkpoint(arguments.model, "dummy"))
     gpus = torch.cuda.device_count()
     names = arguments.layouts.split(",") if arguments.layouts else dict.fromkeys((f"T{gpus}", f"P{gpus}"))
     layouts = [Layout.parse(name) for name in names]
@@ -62,6 +65,26 @@ def main(argv: Sequence[str], prog: str) -> int:
     if arguments.output_json:
         arguments.output_json.write_text(json.dumps(limits, indent=1) + "\n")
     return 0
+
+
+def _local_shape(model: str) -> ModelShape | None:
+    """The sizes of a model that is a folder; None for a hub name. Raises ConfigError if it can be neither."""
+    path = Path(model)
+    if path.is_file():
+        shape = _shape_key(path) if path.suffix == ".json" else ""
+        named = f"a config: give the folder that its `shape` names, {path.parent / shape}"
+        raise ConfigError(f"{path} is {named if shape else 'a file: give the folder of a model'}")
+    folder = local_folder(model)
+    return read_shape(folder) if folder else None
+
+
+def _shape_key(path: Path) -> str:
+    """The `shape` of an engine's config; nothing in any other file."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("shape", "")) if isinstance(config, dict) else ""
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -13,7 +13,8 @@ from pathlib import Path
 import zmq
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, EngineDeadError
+from engine.device.choice import choose_device
+from engine.errors import EngineDeadError
 from engine.executor.base import Capacity, Executor
 from engine.executor.cpu_memory import check_cpu_memory
 from engine.executor.memory import free_device_bytes
@@ -98,9 +99,7 @@ class ProcessExecutor(Executor):
         host_blocks = num_host_blocks(config, geometry)
         # What can be refused now should not wait for the weights.
         check_pools(geometry, context, config.num_device_blocks or None, host_blocks)
-        device = _device(config)
-        if device == "cpu" and config.device == "auto":
-            self._say("this host has no GPU that torch can use: running on the CPU")
+        device = choose_device(config, self._say)
         weights_mode = _weights_mode(config, geometry, context, device)
 
         weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
@@ -186,19 +185,6 @@ class ProcessExecutor(Executor):
                 if isinstance(message, RankReady) and message.stage == stage:
                     ready[message.rank] = message
         return list(ready.values())
-
-
-def _device(config: EngineConfig) -> str:
-    import torch  # here, so that importing the executor's interface stays light
-
-    gpus = torch.cuda.device_count()  # asks NVML; makes no CUDA context
-    device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    if device == "cuda" and gpus < config.plan.world_size:
-        raise ConfigError(
-            f"plan {config.plan} needs {count(config.plan.world_size, 'GPU')} but this host has {gpus}: "
-            "choose smaller layouts, or --device cpu"
-        )
-    return device
 
 
 def _weights_mode(config: EngineConfig, geometry: KVGeometry, context: int, device: str) -> str:

@@ -112,8 +112,8 @@ def _too_small(num_bytes: int, what: str) -> ConfigError:
     used = stat.f_blocks * stat.f_frsize - free
     gib = -(-(used + num_bytes) // GIB)
     return ConfigError(
-        f"{folder} has {as_size(free)} free but {what} would take {as_size(num_bytes)}: "
-        f"enlarge it (docker: --shm-size={gib}g) or lower --host-kv-bytes"
+        f"{folder} has {as_size(free)} free but {what} would take {as_size(num_bytes)}: enlarge it "
+        f"(as root: mount -o remount,size={gib}g {folder}; docker: --shm-size={gib}g) or lower --host-kv-bytes"
     )
 
 

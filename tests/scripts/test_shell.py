@@ -23,7 +23,7 @@ case "$*" in
     "-m pip"*)
         echo "$*" >>"$log"
         [[ "$*" != *"$FAKE_FAILS"* || -z "$FAKE_FAILS" ]] || exit 1
-        [[ "$*" != *"install torch"* ]] || echo 2.13.0+cpu >"$torch"
+        [[ "$*" != *" torch"* ]] || echo "$FAKE_TORCH" >"$torch"
         ;;
     *fetch_default_model.py) echo /cache/model ;;
     *) echo "python $*" ;;
@@ -55,6 +55,7 @@ def run(skeleton, script, *arguments, **variables):
         "HOME": str(skeleton),
         "FAKE_HOME": str(skeleton),
         "FAKE_OLD": "",
+        "FAKE_TORCH": "2.13.0+cpu",
         "FAKE_FAILS": "",
         **variables,
     }
@@ -116,6 +117,19 @@ def test_setup_chooses_torch_by_the_machine(skeleton):
     assert not (skeleton / "repo" / ".venv").exists()
 
 
+def test_setup_again_when_a_gpu_appears_and_not_when_it_goes(skeleton):
+    run(skeleton, "setup")
+    log(skeleton)
+    executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
+    result = run(skeleton, "setup", FAKE_TORCH="2.13.0")
+    assert "installing torch in place of 2.13.0+cpu" in result.stderr
+    torch, packages = log(skeleton)
+    assert torch == "pip install --force-reinstall torch" and packages.endswith("[dev,cuda]")
+    assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []
+    executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n")
+    assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []
+
+
 def test_setup_that_failed_is_tried_again(skeleton):
     result = run(skeleton, "setup", FAKE_FAILS="--editable")
     assert result.returncode == 1
@@ -146,14 +160,14 @@ def test_serve_hands_its_arguments_on(skeleton):
             ["--seed", "1"],
             (
                 "--model /cache/model --prefill P2 --decode T2 --against T2,P2 --num-requests 40 --output-len 64 "
-                "--surge-min-tokens 0 --max-num-batched-tokens 512 --seed 1"
+                "--device cpu --surge-min-tokens 0 --max-num-batched-tokens 512 --seed 1"
             ),
         ),
         (
             ["--workload", "4x8:8"],
             (
                 "--model /cache/model --prefill P2 --decode T2 --against T2,P2 "
-                "--surge-min-tokens 0 --max-num-batched-tokens 512 --workload 4x8:8"
+                "--device cpu --surge-min-tokens 0 --max-num-batched-tokens 512 --workload 4x8:8"
             ),
         ),
         (["x.json", "--against", "P2"], "x.json --against P2"),

@@ -23,7 +23,7 @@ try:
     from engine.model.ops import kernels
 except ImportError as error:
     raise ConfigError(
-        f"the CUDA operators need FlashInfer ({error}): pip install 'seesaw[cuda]', or use --device cpu"
+        f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"
     ) from None
 
 _HEAD_DIMS = (64, 128, 256)

@@ -16,6 +16,8 @@ from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
 from tests.tiny import tiny_shape
 
+REPOSITORY = Path(__file__).parents[3]
+
 MEASURED = {
     "device": "a GPU",
     "gpus": 2,
@@ -51,7 +53,7 @@ def test_floors_and_bounds_of_each_layout() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU to measure")
 def test_without_a_gpu_it_says_so() -> None:
-    with pytest.raises(ConfigError, match="none that torch can use"):
+    with pytest.raises(ConfigError, match="measures GPUs, and torch "):
         limits.main(["some/model"], "seesaw bench limits")
 
 
@@ -71,3 +73,22 @@ def test_what_cannot_be_is_refused_before_it_measures(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("it is too late now"))
     with pytest.raises(ConfigError, match=says):
         limits.main(["some/model", flag, value], "seesaw bench limits")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            "configs/llama3-8b-1xh100.json",
+            "is a config: give the folder that its `shape` names, configs/models/llama3-8b",
+        ),
+        ("configs/models/llama3-8b/config.json", "is a file: give the folder of a model"),
+        ("configs/models/llama3-9b", "there is no folder configs/models/llama3-9b"),
+        ("configs", "no config.json in configs"),
+    ],
+)
+def test_the_model_is_looked_at_before_gpus(model: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("it is too late now"))
+    with pytest.raises(ConfigError, match=says):
+        limits.main([model], "seesaw bench limits")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.device import choice
 from engine.errors import ConfigError
 from engine.executor.cpu_memory import WORKER_BYTES, check_cpu_memory, cpu_memory_bytes
 from engine.executor.processes import ProcessExecutor
@@ -68,6 +69,7 @@ def test_too_little_is_one_sentence_before_anything_is_taken(
     monkeypatch.setattr(Segment, "create", never)
     monkeypatch.setattr(Ranks, "start", never)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(choice, "has_nvidia_device", lambda: False)
     set_host(monkeypatch, host_gib, limit_gib)
     file = json.loads((CONFIGS / "llama2-7b-2xl4.json").read_text())
     settings = {name: value for name, value in file.items() if name[0] != "$"} | {"load_format": "dummy"}

@@ -40,14 +40,15 @@ def test_a_child_process_maps_the_same_memory() -> None:
     made.close()
 
 
-def test_too_small_a_tmpfs_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_tmpfs_names_the_flag_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     mib = 1 << 20
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=14, f_blocks=64, f_frsize=mib))
     with pytest.raises(ConfigError) as error:
         Segment.create(100 * mib, "the host KV pool")
     text = str(error.value)
     assert text.startswith("/dev/shm has 14.0 MiB free but the host KV pool would take 100.0 MiB: enlarge it")
-    assert "--shm-size=1g" in text and "--host-kv-bytes" in text  # 50 are in use
+    assert "mount -o remount,size=1g /dev/shm" in text and "--shm-size=1g" in text  # 50 are in use
+    assert "--host-kv-bytes" in text
 
 
 def test_room_that_goes_while_allocating_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:

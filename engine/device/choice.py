@@ -1,0 +1,53 @@
+"""What the ranks compute on, and why torch can use no GPU where it cannot. Makes no CUDA context.
+
+Called by `engine.executor.processes`, and by `engine.bench.limits`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.wording import count
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(config: EngineConfig, say: Callable[[str], None]) -> str:
+    """`cuda` or `cpu`. Raises ConfigError if the plan needs more GPUs than there are.
+
+    Falling back to the CPU is a line to `say`, and a warning where the host has GPUs.
+    """
+    gpus = torch.cuda.device_count()  # asks NVML; makes no CUDA context
+    if config.device == "cpu" or (config.device == "auto" and not gpus):
+        if config.device == "auto" and has_nvidia_device():
+            logger.warning("running on the CPU, although this host has NVIDIA GPUs: %s", why_no_gpu())
+        elif config.device == "auto":
+            say("this host has no GPU that torch can use: running on the CPU")
+        return "cpu"
+    needs = f"plan {config.plan} needs {count(config.plan.world_size, 'GPU')}"
+    if not gpus:
+        raise ConfigError(f"{needs}, and {why_no_gpu()}, or choose --device cpu")
+    if gpus < config.plan.world_size:
+        raise ConfigError(f"{needs} but this host has {gpus}: choose smaller layouts, or --device cpu")
+    return "cuda"
+
+
+def why_no_gpu() -> str:
+    """For where torch finds no GPU: the reason as far as it is known, and what to change."""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is a CPU build: on a host with GPUs, remove .venv and run scripts/setup, "
+            "or install a CUDA build"
+        )
+    return "torch finds none that it can use: look at nvidia-smi and at CUDA_VISIBLE_DEVICES"
+
+
+def has_nvidia_device() -> bool:
+    """Whether the driver shows this host, or container, a GPU."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))

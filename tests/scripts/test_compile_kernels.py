@@ -1,0 +1,58 @@
+"""What the compiler of kernels refuses, in one sentence each. It compiles nothing here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import compile_kernels
+import pytest
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int]]]:
+    """Architectures and head dims that the script asks for, with a stand-in for FlashInfer."""
+    asked: list[tuple[list[str], list[int]]] = []
+    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "flashinfer.jit", SimpleNamespace(build_jit_specs=lambda modules, verbose: None))
+
+    def specs(architectures: list[str], head_dims: Sequence[int]) -> list[object]:
+        asked.append((architectures, list(head_dims)))
+        return []
+
+    monkeypatch.setattr(compile_kernels, "specs", specs)
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "9.0a")
+    return asked
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["compile_kernels", *arguments])
+    compile_kernels.main()
+
+
+def test_head_dims(compiled: list[tuple[list[str], list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch)
+    run(monkeypatch, "--head-dims", "256")
+    assert compiled == [(["9.0a"], [64, 128]), (["9.0a"], [256])]
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [("architecture", "set FLASHINFER_CUDA_ARCH_LIST"), ("flashinfer", "needs FlashInfer"), ("head dim", "80")],
+)
+def test_what_is_missing_is_one_sentence(
+    missing: str,
+    says: str,
+    compiled: list[tuple[list[str], list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if missing == "architecture":
+        monkeypatch.delenv("FLASHINFER_CUDA_ARCH_LIST")
+    if missing == "flashinfer":
+        monkeypatch.setitem(sys.modules, "flashinfer.jit", None)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *(["--head-dims", "80"] if missing == "head dim" else []))
+    assert ended.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert not compiled
