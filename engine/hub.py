@@ -24,10 +24,14 @@ def find_model(model: str, patterns: Sequence[str], what: str, instead: str = "g
 
 def local_folder(model: str) -> Path | None:
     """The folder of this name; None for a hub name. Raises ConfigError if it can be neither."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+        is_path = folder.exists()
+    except (OSError, RuntimeError):  # a name too long, or a home of nobody
+        is_path = True
+    if is_path or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
     return None
 

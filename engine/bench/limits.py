@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,26 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _local_shape(model: str) -> ModelShape | None:
     """The sizes of a model that is a folder; None for a hub name. Raises ConfigError if it can be neither."""
-    path = Path(model)
-    if path.is_file():
-        shape = _shape_key(path) if path.suffix == ".json" else ""
-        named = f"a config: give the folder that its `shape` names, {path.parent / shape}"
-        raise ConfigError(f"{path} is {named if shape else 'a file: give the folder of a model'}")
+    with suppress(OSError, RuntimeError):  # `local_folder` has words for it
+        path = Path(model).expanduser()
+        if path.is_file():
+            shape = _shape_key(path)
+            named = f"a config: give the folder that its `shape` names, {path.parent / shape}"
+            raise ConfigError(f"{path} is {named if shape else 'a file: give the folder of a model'}")
     folder = local_folder(model)
     return read_shape(folder) if folder else None
 
 
 def _shape_key(path: Path) -> str:
     """The `shape` of an engine's config; nothing in any other file."""
+    if path.suffix != ".json":
+        return ""
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
-    return str(config.get("shape", "")) if isinstance(config, dict) else ""
+    shape = config.get("shape") if isinstance(config, dict) else None
+    return shape if isinstance(shape, str) else ""
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

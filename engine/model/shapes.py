@@ -70,18 +70,25 @@ class ModelShape:
 def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
     """Read `config.json` of a checkpoint folder. Raises ConfigError for what Seesaw cannot run."""
     path = folder / "config.json"
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not path.is_file():
+        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
+    raw = _read_object(path)
     generation = folder / "generation_config.json"
     if generation.exists():
         # Chat models name here the end-of-turn token that config.json leaves out.
-        also = json.loads(generation.read_text()).get("eos_token_id")
+        also = _read_object(generation).get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
     return shape_from_config(raw, str(path), dtype)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no JSON object: give a Llama checkpoint folder")
+    return raw
 
 
 def _merged_ids(*ids: Any) -> list[int]:
@@ -122,6 +129,8 @@ def shape_from_config(raw: dict[str, Any], where: str, dtype: str = "auto") -> M
         )
     except KeyError as error:
         raise ConfigError(f"{where} lacks the key {error}") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{where} has a value that cannot be: {error}") from None
     if shape.dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {shape.dtype!r} is not supported: choose one of {', '.join(DTYPE_BYTES)}")
     return shape

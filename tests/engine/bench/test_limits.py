@@ -85,6 +85,8 @@ def test_what_cannot_be_is_refused_before_it_measures(
         ("configs/models/llama3-8b/config.json", "is a file: give the folder of a model"),
         ("configs/models/llama3-9b", "there is no folder configs/models/llama3-9b"),
         ("configs", "no config.json in configs"),
+        ("~nobody-of-this-name/model", "there is no folder ~nobody-of-this-name/model"),
+        ("x" * 300, "there is no folder xxx"),
     ],
 )
 def test_the_model_is_looked_at_before_gpus(model: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
