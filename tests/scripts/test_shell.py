@@ -139,6 +139,36 @@ def test_setup_that_failed_is_tried_again(skeleton):
     assert len(log(skeleton)) == 1
 
 
+def test_setup_that_was_interrupted_is_not_complete(skeleton):
+    run(skeleton, "setup")
+    project = skeleton / "repo" / "pyproject.toml"
+    before = project.read_text()
+    project.write_text(before + "# changed\n")
+    run(skeleton, "setup", FAKE_FAILS="--editable")
+    project.write_text(before)
+    log(skeleton)
+    assert run(skeleton, "setup").returncode == 0
+    assert len(log(skeleton)) == 1
+
+
+def test_setup_keeps_a_cpu_torch_that_was_chosen_beside_a_gpu(skeleton):
+    executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
+    run(skeleton, "setup", SEESAW_TORCH_INDEX_URL="file:///cpu")
+    log(skeleton)
+    with (skeleton / "repo" / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    run(skeleton, "setup")
+    (line,) = log(skeleton)
+    assert "--editable" in line
+
+
+def test_setup_does_not_wait_for_a_driver_that_hangs(skeleton):
+    executable(skeleton / "bin" / "timeout", '#!/bin/sh\necho "$*" >>"$FAKE_HOME/asked"; exit 124\n')
+    assert run(skeleton, "setup").returncode == 0
+    assert "pip install torch==2.13.0" in log(skeleton)
+    assert set((skeleton / "asked").read_text().splitlines()) == {"10 nvidia-smi -L"}
+
+
 def test_setup_with_an_old_python(skeleton):
     for name in ("python3.11", "python3.12", "python3.13"):
         executable(skeleton / "bin" / name, FAKE_PYTHON)
