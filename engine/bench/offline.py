@@ -17,7 +17,7 @@ from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode
 from engine.bench.workload import Job, prompts
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.heap import freeze_heap
+from engine.heap import frozen_heap
 from engine.llm import LLM, RequestOutput
 from engine.messages import EngineInfo, Stats
 from engine.preflight import known_shape, max_model_len
@@ -144,9 +144,9 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
     config, info = llm.config, llm.info
     token_ids = prompts(jobs, info.vocab_size, config.seed)
     params = [_sampling(job, info.max_model_len if hide_output_lengths else 0) for job in jobs]
-    freeze_heap()
     before = llm.stats()
-    results = llm.generate(token_ids, params)
+    with frozen_heap():
+        results = llm.generate(token_ids, params)
     records = _records(results)
     completions = [result.outputs[0] for result in results]
     return SystemResult(
