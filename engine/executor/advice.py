@@ -8,8 +8,8 @@ from engine.wording import at_least
 
 
 def host_pool_advice(config: EngineConfig, capacity: Capacity) -> str | None:
-    """One line if the prompts of a prefill phase, which wait in the host pool, cannot fill the device pools with which
-    they then decode; None if they can, or if `max_num_seqs` sequences of the longest kind fit."""
+    """One line if the prompts of a prefill phase, which wait in the host pool, cannot fill half of the device pools in
+    which they then decode; None if they can, or if half of `max_num_seqs` sequences of the longest kind fit."""
     plan = config.plan
     if plan.prefill == plan.decode:
         return None
@@ -17,7 +17,7 @@ def host_pool_advice(config: EngineConfig, capacity: Capacity) -> str | None:
     device_blocks = replicas * capacity.num_device_blocks
     longest = -(-capacity.max_model_len // config.block_size)
     useful = min(device_blocks, replicas * config.max_num_seqs * longest)
-    if capacity.num_host_blocks >= useful:
+    if 2 * capacity.num_host_blocks >= useful:
         return None
     if config.num_host_blocks:
         option = f"--num-host-blocks to {useful}"

@@ -31,15 +31,15 @@ def test_too_small_a_host_pool_names_both_sizes_and_the_option() -> None:
     )
     [line] = said(num_host_blocks=1000)
     assert line.endswith("raise --num-host-blocks to 24576")
-    [line] = said(decode="D2T2", host_kv_bytes=119 * GIB)  # half as many blocks in each of twice as many pools
+    [line] = said(decode="D2T2", host_kv_bytes=59 * GIB)  # half as many blocks in each of twice as many pools
     assert "together 393216" in line
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"host_kv_bytes": 120 * GIB},
-        {"decode": "D2T2", "host_kv_bytes": 120 * GIB},
+        {"host_kv_bytes": 60 * GIB},
+        {"decode": "D2T2", "host_kv_bytes": 60 * GIB},
         {"max_num_seqs": 3, "max_model_len": 4096},  # 12288 tokens at most are in use
         {"decode": "P4", "tail": "T4"},  # has no prefill phases
         {"decode": "P4"},
