@@ -25,9 +25,9 @@ from engine.bench.workload import Workload, add_workload_flag
 from engine.config import EngineConfig
 from engine.device.choice import why_no_gpu
 from engine.errors import ConfigError
-from engine.hub import local_folder
 from engine.model.shapes import ModelShape, check_layout, read_shape
 from engine.parallel.layout import Layout, Plan
+from engine.preflight import known_shape
 from engine.weights.loader import resolve_checkpoint
 
 STEPS: dict[str, Chunks] = {
@@ -40,11 +40,14 @@ STEPS: dict[str, Chunks] = {
 def main(argv: Sequence[str], prog: str) -> int:
     """Measure, print tables, and write JSON if asked to. Raises ConfigError."""
     arguments = _parser(prog).parse_args(argv)
-    batching = EngineConfig(
-        max_num_seqs=arguments.max_num_seqs, max_num_batched_tokens=arguments.max_num_batched_tokens
+    config = EngineConfig(
+        model=arguments.model,
+        max_num_seqs=arguments.max_num_seqs,
+        max_num_batched_tokens=arguments.max_num_batched_tokens,
     )
     check_output(arguments.output_json)
-    shape = _local_shape(arguments.model)
+    _check_no_file(arguments.model)
+    shape = known_shape(config)  # what can be refused now needs no GPU
     if not torch.cuda.is_available():
         raise ConfigError(f"bench limits measures GPUs, and {why_no_gpu()}")
     shape = shape or read_shape(resolve_checkpoint(arguments.model, "dummy"))
@@ -59,7 +62,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     if gpus > 1:
         limits["links"] = measure_links(gpus)
     ceilings = Ceilings.from_json(limits)
-    host = Host(shape, ceilings, batching.max_num_seqs, batching.max_num_batched_tokens)
+    host = Host(shape, ceilings, config.max_num_seqs, config.max_num_batched_tokens)
     limits["floors"] = floors(shape, layouts, ceilings)
     limits["bounds"] = bounds(host, layouts, arguments.workload)
     print(table(limits))
@@ -68,16 +71,14 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _local_shape(model: str) -> ModelShape | None:
-    """The sizes of a model that is a folder; None for a hub name. Raises ConfigError if it can be neither."""
-    with suppress(OSError, RuntimeError):  # `local_folder` has words for it
+def _check_no_file(model: str) -> None:
+    """Raise ConfigError for a file, such as an engine's config; it names a model, but is none."""
+    with suppress(OSError, RuntimeError):  # no path at all
         path = Path(model).expanduser()
         if path.is_file():
             shape = _shape_key(path)
             named = f"a config: give the folder that its `shape` names, {path.parent / shape}"
             raise ConfigError(f"{path} is {named if shape else 'a file: give the folder of a model'}")
-    folder = local_folder(model)
-    return read_shape(folder) if folder else None
 
 
 def _shape_key(path: Path) -> str:

@@ -23,11 +23,13 @@ def choose_device(config: EngineConfig, say: Callable[[str], None]) -> str:
 
     Falling back to the CPU is a line to `say`, and a warning where the host has GPUs.
     """
+    if config.device == "cpu":
+        return "cpu"
     gpus = torch.cuda.device_count()  # asks NVML; makes no CUDA context
-    if config.device == "cpu" or (config.device == "auto" and not gpus):
-        if config.device == "auto" and has_nvidia_device():
+    if config.device == "auto" and not gpus:
+        if has_nvidia_device():
             logger.warning("running on the CPU, although this host has NVIDIA GPUs: %s", why_no_gpu())
-        elif config.device == "auto":
+        else:
             say("this host has no GPU that torch can use: running on the CPU")
         return "cpu"
     needs = f"plan {config.plan} needs {count(config.plan.world_size, 'GPU')}"

@@ -39,11 +39,15 @@ def test_a_broken_config_is_one_sentence(content: bytes, says: str, tmp_path: Pa
         read_shape(tmp_path)
 
 
-def test_a_sound_one_is_read(tmp_path: Path) -> None:
+def test_so_is_a_broken_generation_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"generation_config.json holds no JSON object"):
         read_shape(tmp_path)
+
+
+def test_sound_ones_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7]}')
     shape = read_shape(tmp_path)
     assert (shape.hidden, shape.eos_token_ids) == (64, (7,))
