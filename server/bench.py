@@ -18,12 +18,13 @@ from typing import get_args
 from clients.datasets import load_sharegpt
 from clients.sharegpt import sharegpt
 from clients.wheels import FetchError
-from engine.bench.bounds import Host, read_ceilings
+from engine.bench.bounds import Host
 from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.outputs import check_output
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, read_lengths
 from engine.config import EngineConfig
+from engine.cost.profile import read_profile
 from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 from engine.preflight import check_early
@@ -145,7 +146,7 @@ def _host(config: EngineConfig, limits: Path) -> Host:
     from engine.weights.loader import resolve_checkpoint  # late: torch takes seconds to import
 
     shape = read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype)
-    return Host(shape, read_ceilings(limits), config.max_num_seqs, config.max_num_batched_tokens)
+    return Host(shape, read_profile(limits), config.max_num_seqs, config.max_num_batched_tokens)
 
 
 def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer | None) -> Workload:

@@ -1,22 +1,20 @@
-"""How fast a whole workload can be at best in a plan of layouts: pure arithmetic over `engine.bench.floors`.
+"""How fast a whole workload can be at best in a plan of layouts: pure arithmetic over `engine.cost.work`.
 
 Used by `seesaw bench limits` before a run, and by `seesaw bench offline --limits` beside one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from engine.bench.figures import FullDecode
-from engine.bench.floors import Ceilings, StepWork, Work, count_work, decode_work, exchange_s, step_work
+from engine.cost.profile import HostProfile
+from engine.cost.work import StepWork, Work, count_work, decode_work, exchange_s, step_work
 from engine.bench.workload import Job
-from engine.errors import ConfigError
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 
@@ -26,7 +24,7 @@ class Host:
     """What the arithmetic needs to know besides the requests: a model on devices, and how it is batched."""
 
     shape: ModelShape
-    ceilings: Ceilings
+    profile: HostProfile
     max_num_seqs: int
     max_num_batched_tokens: int
 
@@ -57,7 +55,7 @@ class Share:
         return Share(self.work + other.work, self.links_s + other.links_s)
 
     def least(self, host: Host) -> Least:
-        return Least(self.work.floor_s(host.ceilings), self.links_s)
+        return Least(self.work.floor_s(host.profile), self.links_s)
 
 
 NOTHING = Share(StepWork(Work(0, 0), Work(0, 0), Work(0, 0)), 0.0)
@@ -104,16 +102,6 @@ def run_floors(host: Host, plan: Plan, jobs: Sequence[Job], decode: FullDecode |
     return RunFloors(bound(host, plan, jobs), step_s)
 
 
-def read_ceilings(path: Path) -> Ceilings:
-    """The ceilings that `seesaw bench limits --output-json` saved. Raises ConfigError."""
-    try:
-        return Ceilings.from_json(json.loads(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}): make it with `seesaw bench limits`") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ConfigError(f"{path} does not come from `seesaw bench limits --output-json`: give that file") from None
-
-
 def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
     """The least time of these requests.
 
@@ -148,7 +136,7 @@ def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> Share:
         host.shape, layout, tokens=tokens, pairs=pairs, contexts=tokens, sampled=len(jobs) / layout.dp, steps=1
     )
     step_tokens = min(tokens, host.max_num_batched_tokens)
-    return Share(work, tokens / step_tokens * exchange_s(host.shape, layout, step_tokens, host.ceilings))
+    return Share(work, tokens / step_tokens * exchange_s(host.shape, layout, step_tokens, host.profile))
 
 
 def _outputs(host: Host, layout: Layout, jobs: Sequence[Job], beside: Share) -> Least:
@@ -170,14 +158,14 @@ def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: fl
     """
     if not rows:
         return beside.least(host)
-    shape, ceilings, stages = host.shape, host.ceilings, Layout(tp=layout.tp)
+    shape, profile, stages = host.shape, host.profile, Layout(tp=layout.tp)
     total_s = attrgetter("total_s")
 
     def least(micro_batches: int) -> Least:
         steps = rounds * micro_batches
         step_rows = rows / steps
         busiest = beside + Share(
-            decode_work(shape, layout, rows, contexts, steps), steps * exchange_s(shape, layout, step_rows, ceilings)
+            decode_work(shape, layout, rows, contexts, steps), steps * exchange_s(shape, layout, step_rows, profile)
         )
         passing = Share(
             decode_work(shape, stages, rows / micro_batches, contexts / micro_batches, rounds),
@@ -191,12 +179,12 @@ def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: fl
 
 def _passing_links_s(host: Host, layout: Layout, tokens: float) -> float:
     """Seconds of exchanges of one step on its way through all stages."""
-    sums_s = exchange_s(host.shape, Layout(tp=layout.tp), tokens, host.ceilings)
-    return sums_s + (layout.pp - 1) * exchange_s(host.shape, Layout(pp=layout.pp), tokens, host.ceilings)
+    sums_s = exchange_s(host.shape, Layout(tp=layout.tp), tokens, host.profile)
+    return sums_s + (layout.pp - 1) * exchange_s(host.shape, Layout(pp=layout.pp), tokens, host.profile)
 
 
 def _alone_s(host: Host, layout: Layout, job: Job) -> float:
     """One token after another, each through all stages. The first takes at least as long: it is the prompt's."""
     context = job.prompt_tokens + job.output_tokens // 2
-    step_s = step_work(host.shape, Layout(tp=layout.tp), [(1, context)]).floor_s(host.ceilings)
+    step_s = step_work(host.shape, Layout(tp=layout.tp), [(1, context)]).floor_s(host.profile)
     return job.output_tokens * (step_s + _passing_links_s(host, layout, 1))

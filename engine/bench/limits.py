@@ -17,7 +17,8 @@ import torch
 
 from engine.bench.bounds import Host, bound
 from engine.bench.ceilings import measure_device
-from engine.bench.floors import Ceilings, Chunks, exchange_s, step_work
+from engine.cost.profile import HostProfile
+from engine.cost.work import Chunks, exchange_s, step_work
 from engine.bench.links import measure_links
 from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
@@ -61,9 +62,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     limits |= measure_device(shape, arguments.sustain_s)
     if gpus > 1:
         limits["links"] = measure_links(gpus)
-    ceilings = Ceilings.from_json(limits)
-    host = Host(shape, ceilings, config.max_num_seqs, config.max_num_batched_tokens)
-    limits["floors"] = floors(shape, layouts, ceilings)
+    profile = HostProfile.from_json(limits)
+    host = Host(shape, profile, config.max_num_seqs, config.max_num_batched_tokens)
+    limits["floors"] = floors(shape, layouts, profile)
     limits["bounds"] = bounds(host, layouts, arguments.workload)
     print(table(limits))
     if arguments.output_json:
@@ -107,14 +108,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def floors(shape: ModelShape, layouts: Sequence[Layout], ceilings: Ceilings) -> list[dict[str, Any]]:
+def floors(shape: ModelShape, layouts: Sequence[Layout], profile: HostProfile) -> list[dict[str, Any]]:
     """The least time of typical steps on one device of each layout, without and with what it exchanges."""
     return [
         {
             "layout": str(layout),
             "step": name,
-            "floor_s": step_work(shape, layout, chunks).floor_s(ceilings),
-            "links_s": exchange_s(shape, layout, sum(query for query, _ in chunks), ceilings),
+            "floor_s": step_work(shape, layout, chunks).floor_s(profile),
+            "links_s": exchange_s(shape, layout, sum(query for query, _ in chunks), profile),
         }
         for layout in layouts
         for name, chunks in STEPS.items()

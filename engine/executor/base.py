@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from engine.cost.times import Measured
 from engine.model.shapes import ModelShape
 from engine.steps import Command, Report
 
@@ -22,6 +23,7 @@ class Capacity:
     host_block_bytes: int
     device: str
     weights: str
+    times: Measured
 
 
 class Executor(ABC):

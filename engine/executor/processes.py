@@ -13,6 +13,7 @@ from pathlib import Path
 import zmq
 
 from engine.config import EngineConfig
+from engine.cost.estimate import constant
 from engine.device.choice import choose_device
 from engine.errors import EngineDeadError
 from engine.executor.base import Capacity, Executor
@@ -151,6 +152,7 @@ class ProcessExecutor(Executor):
             host_block_bytes=geometry.host_block_bytes,
             device=device,
             weights=weights_mode,
+            times=constant(plan, step_s=0.0),
         )
 
     def _make_segments(self, weight_bytes: int, kv_bytes: int) -> dict[str, Segment | None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.cost.estimate import constant
 from engine.executor.base import Capacity, Executor
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
@@ -100,6 +101,7 @@ class SimulatedExecutor(Executor):
             host_block_bytes=geometry.host_block_bytes,
             device="simulated",
             weights="none",
+            times=constant(self._plan, step_s=0.0),
         )
 
     def submit(self, command: Command) -> None:

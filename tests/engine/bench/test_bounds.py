@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.bounds import Host, bound, decode_floor_s, read_ceilings, run_floors
+from engine.bench.bounds import Host, bound, decode_floor_s, run_floors
 from engine.bench.figures import FullDecode
-from engine.bench.floors import Ceilings, step_work
+from engine.cost.profile import HostProfile, read_profile
+from engine.cost.work import step_work
 from engine.bench.workload import Job
 from engine.errors import ConfigError
 from engine.model.shapes import read_shape
@@ -18,7 +19,7 @@ from engine.parallel.layout import Layout, Plan
 REPOSITORY = Path(__file__).parents[3]
 SHAPE = read_shape(REPOSITORY / "configs" / "models" / "llama3-70b")
 BURST = 794e12  # FLOP/s
-HOST = Host(SHAPE, Ceilings(BURST, 3.0e12), max_num_seqs=1024, max_num_batched_tokens=8192)
+HOST = Host(SHAPE, HostProfile(BURST, 3.0e12), max_num_seqs=1024, max_num_batched_tokens=8192)
 P4, T4 = Layout(pp=4), Layout(tp=4)
 
 
@@ -47,9 +48,9 @@ def test_decodes_of_one_length_are_steps_of_all() -> None:
     jobs = [Job(32, 2)] * 512
     without_prompts = bound(HOST, static(T4), jobs).work_s - bound(HOST, static(T4), [Job(32, 1)] * 512).work_s
     step = step_work(SHAPE, T4, [(1, 33)] * 512)
-    assert step.linear.floor_s(HOST.ceilings) == 512 * 2 * 80 * 855_638_016 / 4 / BURST
-    assert without_prompts == pytest.approx(step.floor_s(HOST.ceilings), rel=0.02)
-    assert decode_floor_s(HOST, T4, 512, 33) == pytest.approx(step.floor_s(HOST.ceilings))
+    assert step.linear.floor_s(HOST.profile) == 512 * 2 * 80 * 855_638_016 / 4 / BURST
+    assert without_prompts == pytest.approx(step.floor_s(HOST.profile), rel=0.02)
+    assert decode_floor_s(HOST, T4, 512, 33) == pytest.approx(step.floor_s(HOST.profile))
     assert decode_floor_s(HOST, P4, 512, 33) > 4 * 34.2e9 / 3.0e12
 
 
@@ -81,7 +82,7 @@ def test_a_plan_does_prompts_in_one_layout_and_outputs_in_the_other() -> None:
 def test_a_pipeline_decodes_in_as_many_micro_batches_as_is_soonest() -> None:
     """By bytes, of 8B in four stages: 1.745e9 weights a stage, and 0.525e9 of the head."""
     shape = read_shape(REPOSITORY / "configs" / "models" / "llama3-8b")
-    host = replace(HOST, shape=shape, ceilings=Ceilings(1e30, 1.0))
+    host = replace(HOST, shape=shape, profile=HostProfile(1e30, 1.0))
     stage, head, kv = 8 * 218_103_808 * 2, 4096 * 128_256 * 2, 8 * 8 * 2 * 128 * 2
     # Three keep the last stage less busy than it takes one of them to come through all.
     few = 4 * stage + head + 4 * kv * 10 * 101
@@ -104,7 +105,7 @@ def test_a_tail_layout_changes_nothing_about_how_prompts_and_outputs_mix() -> No
 def test_exchanges() -> None:
     """An all-reduce of one token's 16 KiB takes 20 us, and each layer has two; a send takes 10 us."""
     links = {"sum": {16384: 20e-6, 16384 * 1024: 100e-6}, "send": {16384: 10e-6, 16384 * 1024: 200e-6}}
-    host = replace(HOST, ceilings=replace(HOST.ceilings, link_s=links), max_num_batched_tokens=1024)
+    host = replace(HOST, profile=replace(HOST.profile, link_s=links), max_num_batched_tokens=1024)
     alone = [Job(1, 100)]
     for layout, token_s in ((T4, 160 * 20e-6), (P4, 3 * 10e-6)):
         added = bound(host, static(layout), alone).longest_s - bound(HOST, static(layout), alone).longest_s
@@ -144,7 +145,7 @@ def test_what_a_run_is_held_against() -> None:
 def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
     path = tmp_path / "limits.json"
     with pytest.raises(ConfigError, match="cannot read"):
-        read_ceilings(path)
+        read_profile(path)
     path.write_text(content)
     with pytest.raises(ConfigError, match="does not come from `seesaw bench limits"):
-        read_ceilings(path)
+        read_profile(path)

@@ -10,7 +10,7 @@ import torch
 
 from engine.bench import limits
 from engine.bench.bounds import Host, bound
-from engine.bench.floors import Ceilings
+from engine.cost.profile import HostProfile
 from engine.bench.workload import parse_workload
 from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
@@ -31,12 +31,12 @@ MEASURED = {
 
 
 def test_floors_and_bounds_of_each_layout() -> None:
-    ceilings = Ceilings.from_json(MEASURED)
-    host = Host(tiny_shape(), ceilings, max_num_seqs=4, max_num_batched_tokens=64)
+    profile = HostProfile.from_json(MEASURED)
+    host = Host(tiny_shape(), profile, max_num_seqs=4, max_num_batched_tokens=64)
     layouts = [Layout(tp=2), Layout(pp=2)]
     workloads = [parse_workload("8x10:20"), parse_workload("3x30:1")]
     found = MEASURED | {
-        "floors": limits.floors(host.shape, layouts, ceilings),
+        "floors": limits.floors(host.shape, layouts, profile),
         "bounds": limits.bounds(host, layouts, workloads),
     }
     assert json.loads(json.dumps(found))["bounds"][1]["layout"] == "P2"

@@ -13,7 +13,7 @@ import pytest
 from engine.bench import offline
 from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
-from engine.bench.floors import Ceilings
+from engine.cost.profile import HostProfile
 from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
@@ -108,7 +108,7 @@ def test_a_second_workload_counts_only_its_own() -> None:
 
 def test_distances_from_the_floors() -> None:
     shape = read_shape(Path("configs/models/llama3-8b"))
-    host = Host(shape, Ceilings(1e15, 1e12), max_num_seqs=256, max_num_batched_tokens=2048)
+    host = Host(shape, HostProfile(1e15, 1e12), max_num_seqs=256, max_num_batched_tokens=2048)
     config = replace(CONFIG, prefill="T4", decode="")
     [result] = run_workloads(config, [[Job(100, 50)] * 4], host=host)
     assert result.full_decode is not None and result.floors is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.bench.floors import Ceilings, Work, decode_work, exchange_s, exchanges, step_work
+from engine.cost.profile import HostProfile
+from engine.cost.work import Work, decode_work, exchange_s, exchanges, step_work
 from engine.parallel.layout import Layout
 from tests.tiny import tiny_shape
 
@@ -48,11 +49,11 @@ def test_shards_beyond_the_kv_heads_read_copies() -> None:
 
 
 def test_the_floor_of_a_part_is_its_longer_time_and_parts_add_up() -> None:
-    ceilings = Ceilings(matmul_flops_per_s=10.0, memory_bytes_per_s=4.0)
-    assert Work(20, 4).floor_s(ceilings) == 2.0 and Work(10, 8).floor_s(ceilings) == 2.0
+    profile = HostProfile(matmul_flops_per_s=10.0, memory_bytes_per_s=4.0)
+    assert Work(20, 4).floor_s(profile) == 2.0 and Work(10, 8).floor_s(profile) == 2.0
     work = step_work(SHAPE, Layout(), [(1, 1)])
     parts = [work.linear, work.attention, work.head]
-    assert work.floor_s(ceilings) == pytest.approx(sum(part.floor_s(ceilings) for part in parts))
+    assert work.floor_s(profile) == pytest.approx(sum(part.floor_s(profile) for part in parts))
 
 
 def test_decode_steps_together_are_their_sum() -> None:
@@ -68,17 +69,17 @@ def test_what_a_step_exchanges() -> None:
 
 def test_messages_between_measured_sizes_and_beyond() -> None:
     seconds = {"sum": {1024: 1.0, 3072: 2.0}, "send": {1024: 0.25}}
-    ceilings = Ceilings(1.0, 1.0, seconds)
+    profile = HostProfile(1.0, 1.0, seconds)
     sizes = (1, 1024, 2048, 3072, 6144)
-    assert [ceilings.message_s("sum", size) for size in sizes] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    assert [profile.message_s("sum", size) for size in sizes] == [1.0, 1.0, 1.5, 2.0, 4.0]
     # An activation is 64 * 2 bytes: 8 all-reduces of 2 KiB; 4 and a send of 1 KiB.
-    assert exchange_s(SHAPE, Layout(tp=2), 16, ceilings) == 8 * 1.5
-    assert exchange_s(SHAPE, Layout(pp=2, tp=2), 8, ceilings) == 4 * 1.0 + 0.25
-    assert exchange_s(SHAPE, Layout(tp=2), 16, Ceilings(1.0, 1.0)) == 0.0
+    assert exchange_s(SHAPE, Layout(tp=2), 16, profile) == 8 * 1.5
+    assert exchange_s(SHAPE, Layout(pp=2, tp=2), 8, profile) == 4 * 1.0 + 0.25
+    assert exchange_s(SHAPE, Layout(tp=2), 16, HostProfile(1.0, 1.0)) == 0.0
 
 
 def test_ceilings_come_from_what_limits_saves() -> None:
     saved = {"matmul_flops_per_s": 7e14, "memory_bytes_per_s": 3e12, "links": {"send": {"1024": 1e-5}}, "device": "x"}
-    assert Ceilings.from_json(saved) == Ceilings(7e14, 3e12, {"send": {1024: 1e-5}})
+    assert HostProfile.from_json(saved) == HostProfile(7e14, 3e12, {"send": {1024: 1e-5}})
     with pytest.raises(KeyError):
-        Ceilings.from_json({"memory_bytes_per_s": 1.0})
+        HostProfile.from_json({"memory_bytes_per_s": 1.0})

@@ -1,0 +1,64 @@
+"""What makes a pipeline's steps alike: costs of chunks and rows in one unit. Used by the scheduler's batcher.
+
+The unit is a token: the time that one more token of a prompt takes in a large step. Only ratios of a layout's measured
+times matter here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.cost.times import LayoutTimes
+
+_EFFICIENCY = 0.8  # of a large step, that a mixed one should reach
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Costs of a layout's steps, in tokens."""
+
+    per_pair: float  # of a prompt's token, for each token that it attends to
+    per_context: float  # of a decoding token, for each token whose K and V it reads
+    per_step: float  # of a step, whatever it holds
+    mixed: float  # what a step that decodes is filled up to with prompts: more of them gain little, and slow it down
+
+    @classmethod
+    def of(cls, times: LayoutTimes) -> StepCost:
+        stage = max(times.stages, key=lambda stage: stage.prefill.steepness)
+        token_s = stage.prefill.steepness
+        if token_s <= 0:  # a step takes as long, whatever it holds
+            return TOKENS_ONLY
+        last = stage.prefill.counts[-1]
+        per_step = max(0.0, stage.prefill.seconds[-1] / token_s - last)
+        return cls(
+            per_pair=stage.pair_s / token_s,
+            per_context=stage.context_s / token_s,
+            per_step=per_step,
+            mixed=next(
+                (
+                    count
+                    for count, seconds in zip(stage.prefill.counts, stage.prefill.seconds, strict=True)
+                    if count * token_s >= _EFFICIENCY * seconds
+                ),
+                last,
+            ),
+        )
+
+    def decode(self, rows: float, context: float) -> float:
+        """Of one token each of `rows` sequences, which have `context` tokens together."""
+        return rows + self.per_context * context
+
+    def chunk(self, start: int, tokens: int) -> float:
+        """Of a prompt's `tokens` from position `start` on."""
+        return tokens + self.per_pair * tokens * (start + tokens / 2)
+
+    def tokens_within(self, start: int, budget: float) -> int:
+        """The longest chunk from position `start` on that costs no more than `budget`, but at least a token."""
+        # The positive root of chunk(start, x) = budget, in the form that also holds for a `per_pair` of almost 0.
+        linear = 1 + self.per_pair * start
+        root = 2 * budget / (linear + math.sqrt(linear * linear + 2 * self.per_pair * budget))
+        return max(1, int(root))
+
+
+TOKENS_ONLY = StepCost(per_pair=0.0, per_context=0.0, per_step=0.0, mixed=math.inf)

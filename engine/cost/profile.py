@@ -1,0 +1,80 @@
+"""A host as it was measured: rates of one of its devices, and what exchanges between them take. Pure values.
+
+`seesaw bench limits --output-json` writes such a file, and `configs/hosts/` has some of hosts that we do not own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HostProfile:
+    """What one device can do at most, and what an exchange with the others costs.
+
+    The last three only matter where times are estimated instead of measured (`engine.cost.estimate`).
+    """
+
+    matmul_flops_per_s: float
+    memory_bytes_per_s: float  # bytes read plus bytes written
+    link_s: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # by kind: seconds by a message's bytes
+    host_to_device_bytes_per_s: float = math.inf  # of each device, with all of them at it
+    device_to_host_bytes_per_s: float = math.inf
+    step_s: float = 0.0  # of launching a step, whatever it holds
+
+    @classmethod
+    def from_json(cls, limits: Mapping[str, Any]) -> HostProfile:
+        """From what `seesaw bench limits` saves.
+
+        Raises AttributeError, KeyError, TypeError or ValueError if it is something else.
+        """
+        copies = ("host_to_device_bytes_per_s", "device_to_host_bytes_per_s")
+        profile = cls(
+            matmul_flops_per_s=float(limits["matmul_flops_per_s"]),
+            memory_bytes_per_s=float(limits["memory_bytes_per_s"]),
+            link_s={
+                kind: {int(size): float(seconds) for size, seconds in by_bytes.items()}
+                for kind, by_bytes in limits.get("links", {}).items()
+            },
+            step_s=float(limits.get("step_s", 0.0)),
+            **{name: float(limits[name]) for name in copies if name in limits},
+        )
+        # What is divided by, and what is interpolated between.
+        rates = [
+            profile.matmul_flops_per_s,
+            profile.memory_bytes_per_s,
+            *(float(limits.get(name, 1)) for name in copies),
+        ]
+        sizes = [max(by_bytes) for by_bytes in profile.link_s.values()]
+        if not all(math.isfinite(value) and value > 0 for value in (*rates, *sizes)) or profile.step_s < 0:
+            raise ValueError("rates and sizes must be positive")
+        return profile
+
+    def message_s(self, kind: str, num_bytes: float) -> float:
+        """Seconds of one message, between the measured sizes and beyond the largest in proportion to its bytes.
+
+        0 if links were not measured.
+        """
+        if kind not in self.link_s:
+            return 0.0
+        sizes, seconds = zip(*sorted(self.link_s[kind].items()), strict=True)
+        return float(np.interp(num_bytes, sizes, seconds)) * max(1.0, num_bytes / sizes[-1])
+
+
+def read_profile(path: Path) -> HostProfile:
+    """The profile that `seesaw bench limits --output-json` saved. Raises ConfigError."""
+    try:
+        return HostProfile.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): make it with `seesaw bench limits`") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path} does not come from `seesaw bench limits --output-json`: give that file") from None
