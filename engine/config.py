@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from engine.errors import ConfigError
@@ -43,6 +44,11 @@ class EngineConfig:
     executor: ExecutorName = _option(
         "processes", "simulated computes nothing, on a virtual clock (for tests and planning); a server answers at once"
     )
+    host_profile: str = _option(
+        "",
+        "simulated: file with a host's rates, as `seesaw bench limits --output-json` saves them and configs/hosts/ has "
+        "some (default: round figures, of no host)",
+    )
     simulated_step_s: float = _option(
         0.0, "simulated: real time of a forward step, to load the server at a known rate (0: as fast as it can)"
     )
@@ -73,13 +79,18 @@ class EngineConfig:
         16384, "most requests waiting for their prefill; more are refused with 503", least=1
     )
 
-    policy: Literal["paper"] = _option("paper", "when to change layout")
+    policy: Literal["cost", "paper"] = _option(
+        "cost", "when to change layout: by measured times, or as the paper does, by full and empty pools"
+    )
     surge_min_tokens: int = _option(
         -1,
-        "fewer waiting prompt tokens are prefilled in the decode layout (-1: four steps full of them; 0: none)",
+        "paper's policy: fewer waiting prompt tokens are prefilled in the decode layout (-1: four steps full of them; "
+        "0: none)",
         least=-1,
     )
-    tail_max_seqs: int = _option(8, "with nothing waiting and at most so many sequences left, use the tail layout")
+    tail_max_seqs: int = _option(
+        8, "paper's policy: with nothing waiting and at most so many sequences left, use the tail layout"
+    )
     max_stall_s: float = _option(60.0, "longest time that running sequences stand still for a prefill phase")
     max_wait_s: float = _option(60.0, "longest time that a prompt waits for the decode phase to end by itself")
 
@@ -114,7 +125,7 @@ class EngineConfig:
         needs_weights = self.load_format != "dummy" and self.executor != "simulated"
         return self.model if needs_weights else self.shape or self.model
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         prefill = Layout.parse(self.prefill)
         return Plan(

@@ -8,7 +8,7 @@ from engine.config import EngineConfig
 from engine.errors import IntegrityError
 from engine.executor.base import Executor
 from engine.messages import Add, EngineInfo, Output, Stats
-from engine.scheduler.policy import Policy
+from engine.planning.policy import Policy
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 

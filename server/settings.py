@@ -34,7 +34,7 @@ LAYOUT_FLAGS = {
     **dict.fromkeys(("--data-parallel-size", "--dp-size", "-dp"), "D"),
 }
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
-BESIDE_THE_FILE = ("shape",)  # keys whose relative paths start at the config file's folder
+BESIDE_THE_FILE = ("shape", "host_profile")  # keys whose relative paths start at the config file's folder
 
 
 def read_configs(given: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:

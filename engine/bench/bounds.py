@@ -12,9 +12,9 @@ from operator import attrgetter
 from typing import Any
 
 from engine.bench.figures import FullDecode
+from engine.bench.workload import Job
 from engine.cost.profile import HostProfile
 from engine.cost.work import StepWork, Work, count_work, decode_work, exchange_s, step_work
-from engine.bench.workload import Job
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 

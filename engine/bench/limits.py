@@ -17,13 +17,13 @@ import torch
 
 from engine.bench.bounds import Host, bound
 from engine.bench.ceilings import measure_device
-from engine.cost.profile import HostProfile
-from engine.cost.work import Chunks, exchange_s, step_work
 from engine.bench.links import measure_links
 from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
 from engine.config import EngineConfig
+from engine.cost.profile import HostProfile
+from engine.cost.work import Chunks, exchange_s, step_work
 from engine.device.choice import why_no_gpu
 from engine.errors import ConfigError
 from engine.model.shapes import ModelShape, check_layout, read_shape

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
-from engine.cost.times import LayoutTimes
+from engine.cost.times import Curve, LayoutTimes
 
 _EFFICIENCY = 0.8  # of a large step, that a mixed one should reach
 
@@ -29,20 +30,12 @@ class StepCost:
         token_s = stage.prefill.steepness
         if token_s <= 0:  # a step takes as long, whatever it holds
             return TOKENS_ONLY
-        last = stage.prefill.counts[-1]
-        per_step = max(0.0, stage.prefill.seconds[-1] / token_s - last)
+        per_step = max(0.0, stage.prefill.seconds[-1] / token_s - stage.prefill.counts[-1])
         return cls(
             per_pair=stage.pair_s / token_s,
             per_context=stage.context_s / token_s,
             per_step=per_step,
-            mixed=next(
-                (
-                    count
-                    for count, seconds in zip(stage.prefill.counts, stage.prefill.seconds, strict=True)
-                    if count * token_s >= _EFFICIENCY * seconds
-                ),
-                last,
-            ),
+            mixed=_efficient_tokens(stage.prefill, token_s),
         )
 
     def decode(self, rows: float, context: float) -> float:
@@ -59,6 +52,18 @@ class StepCost:
         linear = 1 + self.per_pair * start
         root = 2 * budget / (linear + math.sqrt(linear * linear + 2 * self.per_pair * budget))
         return max(1, int(root))
+
+
+def _efficient_tokens(curve: Curve, token_s: float) -> float:
+    """The least tokens that make up `_EFFICIENCY` of their step's time."""
+    points = list(zip(curve.counts, curve.seconds, strict=True))
+    for (left, left_s), (right, right_s) in pairwise([(0.0, points[0][1]), *points]):
+        if right * token_s >= _EFFICIENCY * right_s:
+            slope = (right_s - left_s) / (right - left)
+            if token_s <= _EFFICIENCY * slope:
+                return right
+            return min(right, max(left, 1.0, _EFFICIENCY * (left_s - slope * left) / (token_s - _EFFICIENCY * slope)))
+    return points[-1][0]
 
 
 TOKENS_ONLY = StepCost(per_pair=0.0, per_context=0.0, per_step=0.0, mixed=math.inf)

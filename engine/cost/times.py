@@ -129,9 +129,8 @@ class LayoutTimes:
         steps = max(1.0, prompts.prefill_tokens / step_tokens)
         return (steps + self.pp - 1) * self.busiest_s(prompts.times(1 / steps))
 
-    def round_s(self, decodes: float, context: float) -> float:
-        """Seconds of a token for each of so many sequences, in as many micro-batches as is soonest."""
-        load = StepLoad(decodes=decodes, context=context)
+    def round_s(self, load: StepLoad) -> float:
+        """Seconds of a token for each decoding sequence, prompts beside them, in the best number of micro-batches."""
         return min(self._cycle_s(load, steps) for steps in range(1, self.pp + 1))
 
     def micro_batches(self, decodes: float, context: float) -> int:

@@ -1,6 +1,6 @@
 """The operations and bytes of steps, as they are counted, and the least time that they take on a host.
 
-Pure arithmetic, no torch. Used by `engine.cost.estimate`, and by benchmarks that compare what they measure with a floor.
+Pure arithmetic, no torch. Used by `engine.cost.estimate`, and by benchmarks that hold what they measure to a floor.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from engine.config import EngineConfig
+from engine.cost.estimate import constant
 from engine.executor.advice import host_pool_advice
 from engine.executor.base import Executor
 
@@ -25,11 +25,10 @@ def make_executor(
 
 def _make_executor(config: EngineConfig, on_progress: Callable[[str], None] | None, instant: bool) -> Executor:
     if config.executor == "simulated":
-        from engine.executor.simulated import HostRates, SimulatedExecutor
+        from engine.executor.simulated import SimulatedExecutor
 
         if config.simulated_step_s:
-            rates = HostRates(config.simulated_step_s, 0.0, 0.0, math.inf, 0.0)
-            return SimulatedExecutor(config, rates=rates, real_time=True)
+            return SimulatedExecutor(config, times=constant(config.plan, config.simulated_step_s), real_time=True)
         return SimulatedExecutor(config, instant=instant)
     from engine.executor.processes import ProcessExecutor  # imports torch
 

@@ -1,7 +1,7 @@
 """A host that does not exist: the same commands and reports, on a virtual clock.
 
-The scheduler's tests run on it, and hosts that we do not own can be planned with it. Rates are constants for now;
-the measured cost model will replace `HostRates`. Tokens are made up, but deterministic.
+The scheduler's tests run on it, and hosts that we do not own can be planned with it (`configs/hosts/`). Tokens are made
+up, but deterministic.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import heapq
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.config import EngineConfig
-from engine.cost.estimate import constant
+from engine.cost.estimate import estimate
+from engine.cost.profile import HostProfile, read_profile
+from engine.cost.times import Measured, StepLoad
 from engine.executor.base import Capacity, Executor
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
@@ -40,21 +41,24 @@ DEFAULT_SHAPE = ModelShape(
 )
 
 
-@dataclass(frozen=True)
-class HostRates:
-    """Constant costs of a simulated host. Defaults are round figures, not measurements."""
-
-    step_s: float = 0.002  # of a stage's forward, whatever it holds
-    token_s: float = 20e-6  # of a token through the whole model on one device
-    all_reduce_token_s: float = 4e-6  # added for every token if tp > 1
-    swap_bytes_per_s: float = 20e9  # of one rank
-    transition_s: float = 0.5
-    turn_s: float = 0.0  # of the engine's own loop
+# Round figures, for whoever names no host. It is none that there is.
+NO_HOST = HostProfile(
+    matmul_flops_per_s=100e12,
+    memory_bytes_per_s=1e12,
+    link_s={
+        "sum": {1 << 14: 20e-6, 1 << 26: 4e-3},
+        "send": {1 << 14: 20e-6, 1 << 26: 4e-3},
+    },
+    host_to_device_bytes_per_s=20e9,
+    device_to_host_bytes_per_s=20e9,
+    step_s=0.5e-3,
+)
 
 
 class SimulatedExecutor(Executor):
     """Stages are busy one forward at a time, and the first waits for tokens that the last has yet to sample. Each
-    replica copies its swaps one after another, beside its forwards.
+    replica copies its swaps one after another in each direction, beside its forwards. Nothing goes wrong, and nothing
+    varies: all takes just as long as the `Measured` times say that the engine is given, too.
 
     `instant` takes no time at all: to measure what surrounds the engine. In `real_time` the clock is the wall's, and
     `collect` sleeps until the next completion: to load what surrounds the engine at a known rate.
@@ -64,29 +68,37 @@ class SimulatedExecutor(Executor):
         self,
         config: EngineConfig,
         shape: ModelShape | None = None,
-        rates: HostRates | None = None,
+        times: Measured | None = None,
         *,
+        turn_s: float = 0.0,
         instant: bool = False,
         real_time: bool = False,
     ) -> None:
+        """`times` default to what is estimated for the host that the configuration names; `turn_s` is what a turn of
+        the engine's own loop takes."""
         if shape is None:
             source = config.shape_source
             shape = read_shape(Path(source), config.dtype) if source else DEFAULT_SHAPE
         self._plan = config.plan
         check_plan(self._plan, shape)
-        self._rates = rates or HostRates()
+        if times is None:
+            profile = read_profile(Path(config.host_profile)) if config.host_profile else NO_HOST
+            weights = "resident" if config.weights == "resident" else "reload"
+            times = estimate(shape, self._plan, profile, weights)
+        self._times = times
+        self._turn_s = turn_s
         self._instant = instant
         self._geometry = KVGeometry(shape, self._plan, config.block_size)
-        self.capacity = self._make_capacity(config, shape)
+        self.capacity = self._make_capacity(config, shape, times)
         self._clock_s = 0.0
         self._wall_origin_s = time.monotonic() if real_time else None
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
         self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
-        self._copies_free_s: defaultdict[int, float] = defaultdict(float)
+        self._copies_free_s: defaultdict[tuple[int, bool], float] = defaultdict(float)
         self._sampled_s: dict[tuple[int, int], float] = {}  # when a slot's last token is there
 
-    def _make_capacity(self, config: EngineConfig, shape: ModelShape) -> Capacity:
+    def _make_capacity(self, config: EngineConfig, shape: ModelShape, times: Measured) -> Capacity:
         geometry = self._geometry
         max_model_len = config.max_model_len or shape.max_position
         device_blocks = num_device_blocks(config, geometry.max_device_block_bytes, DEFAULT_DEVICE_KV_BYTES)
@@ -101,24 +113,24 @@ class SimulatedExecutor(Executor):
             host_block_bytes=geometry.host_block_bytes,
             device="simulated",
             weights="none",
-            times=constant(self._plan, step_s=0.0),
+            times=times,
         )
 
     def submit(self, command: Command) -> None:
         match command:
             case Forward():
-                end_s, busy_s = self._run_stages(command)
-                self._at(end_s, lambda: self._report(command, self.run_forward(command), busy_s))
+                end_s, stages_s = self._run_stages(command)
+                self._at(end_s, lambda: self._report(command, self.run_forward(command), max(stages_s), stages_s))
             case Swap():
                 end_s, busy_s = self._run_copies(command)
                 self._at(end_s, lambda: self._report_swap(command, busy_s))
             case Transition():
-                busy_s = self._seconds(self._rates.transition_s)
+                busy_s = self._seconds(self._times.transition_s)
                 self._at(self.now() + busy_s, lambda: self._report(command, [], busy_s))
 
     def collect(self) -> list[Report]:
         """Advance the clock to the next completion, and return all that happen then."""
-        self._clock_s += self._seconds(self._rates.turn_s)
+        self._clock_s += self._seconds(self._turn_s)
         if not self._events:
             return []
         if self._wall_origin_s is None:
@@ -160,29 +172,28 @@ class SimulatedExecutor(Executor):
     def _seconds(self, duration_s: float) -> float:
         return 0.0 if self._instant else duration_s
 
-    def _run_stages(self, forward: Forward) -> tuple[float, float]:
+    def _run_stages(self, forward: Forward) -> tuple[float, list[float]]:
         """When the forward ends, and how long it keeps each stage busy."""
-        layout, rates = self._plan.layouts[forward.layout], self._rates
-        communication_s = rates.all_reduce_token_s if layout.tp > 1 else 0.0
-        work_s = forward.num_tokens * (rates.token_s / layout.tp + communication_s) / layout.pp
-        busy_s = self._seconds(rates.step_s / layout.pp + work_s)
+        load = load_of(forward)
+        busy_s = [self._seconds(stage.step_s(load)) for stage in self._times.layouts[forward.layout]]
         inputs = [self._sampled_s[forward.replica, ~c.tokens[-1]] for c in forward.chunks if c.tokens[-1] < 0]
         time_s = max([self.now(), *inputs])
-        for stage in range(layout.pp):
+        for stage, stage_s in enumerate(busy_s):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
-            time_s = start_s + busy_s
+            time_s = start_s + stage_s
             self._stage_free_s[forward.replica, stage] = time_s
         self._sampled_s.update({(forward.replica, c.slot): time_s for c in forward.chunks if c.sample})
         return time_s, busy_s
 
     def _run_copies(self, swap: Swap) -> tuple[float, float]:
-        """When the swap ends, and how long it keeps each rank's copies busy."""
-        rank_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes / self._layout(swap).ranks_per_replica
-        start_s = max(self.now(), self._copies_free_s[swap.replica])
+        """When the swap ends, and how long it keeps the replica's copies busy."""
+        num_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes
+        start_s = max(self.now(), self._copies_free_s[swap.replica, swap.to_host])
         if swap.to_host:
             start_s = max(start_s, *(self._stage_free_s[swap.replica, s] for s in range(self._layout(swap).pp)), 0.0)
-        busy_s = self._seconds(rank_bytes / self._rates.swap_bytes_per_s)
-        self._copies_free_s[swap.replica] = start_s + busy_s
+        rates = self._times.swap_out_bytes_per_s, self._times.swap_in_bytes_per_s
+        busy_s = self._seconds(num_bytes / rates[0 if swap.to_host else 1])
+        self._copies_free_s[swap.replica, swap.to_host] = start_s + busy_s
         return start_s + busy_s, busy_s
 
     def _layout(self, command: Forward | Swap) -> Layout:
@@ -191,18 +202,40 @@ class SimulatedExecutor(Executor):
     # --- reports
 
     def _report(
-        self, command: Forward | Swap | Transition, tokens: list[int], busy_s: float, num_bytes: int = 0
+        self, command: Forward | Swap | Transition, tokens: list[int], busy_s: float, stages_s: Sequence[float] = ()
     ) -> list[Report]:
+        """`stages_s`: of each stage, where they differ."""
         if isinstance(command, Transition):
             return [Report(rank, command.id, seconds=busy_s) for rank in range(self._plan.world_size)]
         layout = self._layout(command)
         sampling_rank = layout.sampling_rank(command.replica)
         return [
-            Report(rank, command.id, tokens if rank == sampling_rank else [], busy_s, num_bytes)
+            Report(
+                rank,
+                command.id,
+                tokens if rank == sampling_rank else [],
+                stages_s[layout.coord(rank).stage] if stages_s else busy_s,
+                self._rank_bytes(command) if isinstance(command, Swap) else 0,
+            )
             for rank in layout.replica_ranks(command.replica)
         ]
 
     def _report_swap(self, swap: Swap, busy_s: float) -> list[Report]:
         self.run_swap(swap)
-        total = len(swap.device_blocks) * self._geometry.host_block_bytes
-        return self._report(swap, [], busy_s, total // self._layout(swap).ranks_per_replica)
+        return self._report(swap, [], busy_s)
+
+    def _rank_bytes(self, swap: Swap) -> int:
+        total_bytes = len(swap.device_blocks) * self._geometry.host_block_bytes
+        return total_bytes // self._layout(swap).ranks_per_replica
+
+
+def load_of(forward: Forward) -> StepLoad:
+    """What a step holds. A single token behind the first counts as decoding, whatever it is."""
+    load = StepLoad()
+    for chunk in forward.chunks:
+        count = len(chunk.tokens)
+        if count == 1 and chunk.start:
+            load += StepLoad(decodes=1, context=chunk.start)
+        else:
+            load += StepLoad.chunk(chunk.start, count)
+    return load

@@ -60,8 +60,8 @@ class KVGeometry:
 
 
 def needed_blocks(geometry: KVGeometry, max_model_len: int) -> int:
-    """The least blocks of a device pool: for one longest sequence, or two where one decodes while one is prefilled."""
-    return geometry.blocks_for(max_model_len) * (1 if geometry.plan.is_static else 2)
+    """The least blocks of a device pool: for one longest sequence. Whoever is in its way leaves for the host."""
+    return geometry.blocks_for(max_model_len)
 
 
 def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int | None, num_host_blocks: int) -> None:

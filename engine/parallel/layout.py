@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from engine.errors import ConfigError
@@ -114,14 +115,23 @@ class Plan:
                     f"{other} uses {other.world_size}: choose layouts of one world size"
                 )
 
-    @property
+    @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         """The distinct layouts; commands name a layout by its index here."""
         named = [self.prefill, self.decode] + ([self.tail] if self.tail else [])
         return tuple(dict.fromkeys(named))
 
+    @cached_property
+    def _indices(self) -> dict[Layout, int]:
+        return {layout: index for index, layout in enumerate(self.layouts)}
+
     def index(self, layout: Layout) -> int:
-        return self.layouts.index(layout)
+        return self._indices[layout]
+
+    @property
+    def first(self) -> Layout:
+        """The layout that an engine starts in: the first requests are few."""
+        return self.decode
 
     @property
     def world_size(self) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from engine.scheduler.cost import StepCost
-from engine.scheduler.request import Sequence
+from engine.cost.balance import StepCost
+from engine.cost.times import StepLoad
+from engine.scheduler.sequence import Sequence
 from engine.steps import Chunk, Forward, SlotInit, TableUpdate
 
 
 class Batch:
     """The Forward under construction for one replica. `sampled` are the sequences whose chunk ends in a token.
 
-    `turn` is when it runs (see `Stepper`), `cost` what it takes each stage, in tokens.
+    `turn` is when it runs (see `Batcher`), `cost` what it takes each stage, in tokens.
     """
 
     def __init__(self, layout: int, replica: int, turn: int, costs: StepCost) -> None:
@@ -24,6 +25,8 @@ class Batch:
         self.num_tokens = 0
         self.cost = 0.0
         self.decodes = 0
+        self._context = 0  # of those that decode
+        self._pairs = 0.0  # of prompts' tokens and what they attend to
         self.sequences: list[Sequence] = []
         self.sampled: list[Sequence] = []
 
@@ -37,31 +40,34 @@ class Batch:
             return "decode"
         return "mixed" if self.decodes else "prefill"
 
-    def add(self, seq: Sequence, count: int) -> None:
-        """Dispatch the sequence's next `count` tokens; its device blocks must reach that far."""
-        start, stop = seq.dispatched, seq.dispatched + count
-        tokens = seq.tokens[start:stop]
-        if stop > len(seq.tokens):
-            # Only the newest token can still be in flight, and the slot's row holds just that one.
-            assert stop == seq.length and seq.pending > 0
-            tokens.append(~seq.slot)
-        sample = stop == seq.length
-        if not seq.slot_sent:
+    @property
+    def load(self) -> StepLoad:
+        return StepLoad(self.num_tokens - self.decodes, self._pairs, self.decodes, self._context)
+
+    def add_decode(self, seq: Sequence) -> None:
+        """Dispatch the next token of a sequence whose known tokens are all dispatched but the last."""
+        self.decodes += 1
+        self._context += seq.dispatched
+        self.cost += 1 + self.costs.per_context * seq.dispatched
+        self._add(seq, 1)
+
+    def add_chunk(self, seq: Sequence, count: int) -> None:
+        """Dispatch the next `count` tokens of a prompt."""
+        self._pairs += count * (seq.dispatched + count / 2)
+        self.cost += self.costs.chunk(seq.dispatched, count)
+        self._add(seq, count)
+
+    def _add(self, seq: Sequence, count: int) -> None:
+        """The sequence's device blocks must reach that far."""
+        if not seq.slot_sent and seq.announce_slot():
             self._inits.append(SlotInit(seq.slot, seq.row))
-            seq.slot_sent = True
         if seq.table_sent < len(seq.device_blocks):
-            self._tables.append(TableUpdate(seq.slot, seq.table_sent, seq.device_blocks[seq.table_sent :]))
-            seq.table_sent = len(seq.device_blocks)
-        self._chunks.append(Chunk(seq.slot, start, tokens, sample))
+            self._tables.append(TableUpdate(seq.slot, *seq.announce_blocks()))
+        chunk = seq.dispatch(count, self.turn)
+        self._chunks.append(chunk)
         self.num_tokens += count
-        self.cost += self.costs.chunk(start, count) if seq.in_prefill else self.costs.decode(1, start)
-        self.decodes += not seq.in_prefill
         self.sequences.append(seq)
-        seq.dispatched = stop
-        seq.steps_in_flight += 1
-        seq.turn = self.turn
-        if sample:
-            seq.pending += 1
+        if chunk.sample:
             self.sampled.append(seq)
 
     def build(self, id: int) -> Forward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from engine.cost.times import StepLoad
 from engine.messages import Stats
 
 
@@ -15,6 +16,8 @@ class Counters:
         self.prompt_tokens: Counter[str] = Counter()  # by phase, as are the generated ones
         self.generation_tokens: Counter[str] = Counter()
         self.preemptions = 0
+        self.finished = 0  # sequences that came to their end
+        self.prefilled_tokens = 0  # in steps that were sent
         self._transitions: Counter[str] = Counter()
         self._transition_seconds: defaultdict[str, float] = defaultdict(float)
         self._swap_bytes: Counter[str] = Counter()
@@ -40,10 +43,11 @@ class Counters:
         self._swap_bytes[direction] += num_bytes
         self._swap_seconds[direction] += seconds
 
-    def stepped(self, kind: str, decodes: int) -> None:
-        """A step was sent, and in it so many sequences that decode."""
+    def stepped(self, kind: str, load: StepLoad) -> None:
+        """A step was sent that holds so much."""
         self._steps[kind] += 1
-        self._decodes += decodes
+        self._decodes += int(load.decodes)
+        self.prefilled_tokens += int(load.prefill_tokens)
 
     def snapshot(self, phase: str, now: float, **gauges: Any) -> Stats:
         """All totals, with the current phase's time up to now, and the given gauges of `Stats`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from engine.scheduler.request import Sequence
+from engine.cost.times import StepLoad
+from engine.scheduler.sequence import Sequence
 from engine.steps import Forward, Report, Swap, Transition
 
 
@@ -19,9 +20,10 @@ class InFlight:
     command: Forward | Swap | Transition
     waiting_for: int  # ranks
     sent_s: float
-    sequences: list[Sequence]
-    sampled: list[Sequence]
+    sequences: list[Sequence] = field(default_factory=list)
+    sampled: list[Sequence] = field(default_factory=list)
     kind: str = ""
+    load: StepLoad = StepLoad()  # of a forward
     seconds: float = 0.0  # of the slowest rank
     bytes: int = 0  # of all ranks
 

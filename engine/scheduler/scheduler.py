@@ -1,7 +1,7 @@
 """The scheduler: turns requests into commands, and reports into tokens. No torch, no processes, no clock of its own.
 
-`schedule` sends everything that can be sent now; `update` takes in a rank's report. When to change layout is
-`policy`, how `phases`, what a step runs `stepper`, who holds which block `residency`.
+`schedule` sends everything that can be sent now; `update` takes in a rank's report. When to change layout is a policy's
+(`engine.planning`), how `transitions`', what a step runs `batcher`'s, who holds which block `block_manager`'s.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from engine.config import EngineConfig
 from engine.errors import IntegrityError, QueueFullError, RequestError
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
-from engine.messages import Add, FinishReason, Output, Stats
+from engine.messages import Add, Output, Stats
+from engine.planning.choice import make_policy
+from engine.planning.policy import Policy
 from engine.sampling import MAX_SEED, RowSampling
-from engine.scheduler.ledger import Ledger
-from engine.scheduler.phases import MOVING, PhaseChanger
-from engine.scheduler.policy import Phase, Policy, make_policy
-from engine.scheduler.request import SeqState, Sequence
-from engine.scheduler.stepper import Stepper
+from engine.scheduler.batcher import Batcher
+from engine.scheduler.flight import InFlight
+from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+from engine.scheduler.situation import MOVING
+from engine.scheduler.transitions import Transitions
 from engine.steps import Command, Forward, Report, Swap, Transition
 from engine.trace import Trace
 
@@ -40,9 +43,10 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
         self._outputs: list[Output] = []
-        self._ledger = Ledger(config, capacity, now, trace)
-        self._stepper = Stepper(self._ledger)
-        self._phases = PhaseChanger(self._ledger, policy or make_policy(config.plan, config))
+        self._lifecycle = Lifecycle(config, capacity, now, trace)
+        self._batcher = Batcher(self._lifecycle)
+        policy = policy or make_policy(config, self._lifecycle.times)
+        self._transitions = Transitions(self._lifecycle, self._batcher, policy)
 
     # --- requests
 
@@ -53,6 +57,7 @@ class Scheduler:
         arrivals = [next(self._arrivals) for _ in range(params.n)]
         # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
         seed = params.seed if params.seed is not None else (self._config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         keys = block_keys(prompt, self._config.block_size)
         sequences: list[Sequence] = []
         for index, arrival in enumerate(arrivals):
@@ -61,10 +66,10 @@ class Scheduler:
                 index=index,
                 arrival=arrival,
                 arrived_s=now,
-                tokens=list(prompt),
-                prompt_len=len(prompt),
+                prompt=prompt,
                 max_tokens=min(params.max_tokens, self._capacity.max_model_len - len(prompt)),
                 params=params,
+                stops=stops,
                 row=RowSampling(
                     params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED
                 ),
@@ -72,7 +77,7 @@ class Scheduler:
                 leader=sequences[0] if sequences else None,
             )
             sequences.append(seq)
-            self._ledger.roster.add(seq)
+            self._lifecycle.queues.add(seq)
         self._requests[request.id] = sequences
 
     def _check(self, request: Add) -> None:
@@ -88,7 +93,7 @@ class Scheduler:
             raise RequestError(f"Token ids must be in 0 ... {vocab - 1}.", "prompt")
         if request.id in self._requests:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
-        if self._ledger.roster.count(SeqState.WAITING) >= self._config.max_queued_requests:
+        if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:
             raise QueueFullError(f"{self._config.max_queued_requests} requests wait already: try again later.")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -98,7 +103,7 @@ class Scheduler:
                 self._finish(seq)
 
     def _finish(self, seq: Sequence) -> None:
-        self._ledger.finish(seq)
+        self._lifecycle.finish(seq)
         if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
             del self._requests[seq.request_id]
 
@@ -113,97 +118,100 @@ class Scheduler:
 
     @property
     def has_commands_in_flight(self) -> bool:
-        return bool(self._ledger.in_flight)
+        return bool(self._lifecycle.in_flight)
 
     @property
     def is_idle(self) -> bool:
         """Nothing to do and nothing to wait for."""
-        return not (self._requests or self._ledger.in_flight or self._phases.changing)
+        return not (self._requests or self._lifecycle.in_flight or self._transitions.changing)
 
     # --- the loop's two halves
 
     def schedule(self, now: float) -> list[Command]:
         """Everything that can be sent now, in the order in which it must be sent."""
-        self._ledger.now = now
-        if not self._phases.advance():
-            phase, layout = self._phases.phase, self._phases.layout
-            if phase is not Phase.PREFILL:
-                self._stepper.swap_in(phase, layout)  # before new prompts take the room
-            self._stepper.fill(phase, layout, self._phases.admits())
-            if phase is Phase.PREFILL:
-                self._stepper.swap_in(phase, layout)
-        return self._ledger.take_commands()
+        self._lifecycle.now = now
+        transitions, batcher = self._transitions, self._batcher
+        if not transitions.advance():
+            mode = transitions.mode
+            if not mode.is_surge:
+                batcher.swap_in(mode)  # before new prompts take the room
+            batcher.fill(mode, transitions.admits())
+            if mode.is_surge:
+                batcher.swap_in(mode)
+        return self._lifecycle.take_commands()
 
     def update(self, report: Report, now: float) -> None:
         """Take in one rank's report of a command."""
-        ledger = self._ledger
-        ledger.now = now
-        flight = ledger.in_flight[report.id]
+        lifecycle = self._lifecycle
+        lifecycle.now = now
+        flight = lifecycle.in_flight[report.id]
         if report.tokens:
-            for seq, token in zip(flight.sampled, report.tokens, strict=True):
-                self._take_token(seq, token)
+            self._take_tokens(flight, report.tokens)
         if not flight.reported(report):
             return
-        del ledger.in_flight[report.id]
-        ledger.trace_flight(flight)
+        del lifecycle.in_flight[report.id]
+        lifecycle.trace_flight(flight)
         match flight.command:
-            case Forward(replica=replica):
-                ledger.residency.replicas[replica].forwards_in_flight -= 1
+            case Forward(replica=replica, layout=layout):
+                lifecycle.blocks.replicas[replica].forwards_in_flight -= 1
+                lifecycle.times.of(lifecycle.plan.layouts[layout]).observe(flight.load, flight.seconds)
                 for seq in flight.sequences:
-                    seq.steps_in_flight -= 1
-                    ledger.settle(seq)
+                    seq.step_completed()
+                    if seq.state not in ON_DEVICE:
+                        lifecycle.settle(seq)
             case Swap(to_host=to_host):
-                ledger.counters.swapped(to_host, flight.bytes, flight.seconds)
-                ledger.swaps_in_flight -= 1
+                lifecycle.counters.swapped(to_host, flight.bytes, flight.seconds)
+                lifecycle.times.observe_swap(flight.bytes, flight.seconds, to_host)
+                lifecycle.swaps_in_flight -= 1
                 for seq in flight.sequences:
-                    seq.swap_in_flight = False
-                    ledger.settle(seq)
+                    seq.swap_completed()
+                    lifecycle.settle(seq)
             case Transition():
-                self._phases.transitioned(flight)
+                self._transitions.transitioned(flight)
 
-    def _take_token(self, seq: Sequence, token: int) -> None:
-        seq.pending -= 1
-        if not seq.is_live:
-            return  # a step sent before its end was known
-        counters, phase = self._ledger.counters, self._phases.phase
-        if len(seq.tokens) == seq.prompt_len and seq.index == 0:
-            counters.prompt_tokens[phase] += seq.prompt_len
-        counters.generation_tokens[phase] += 1
-        seq.tokens.append(token)
-        reason, stop_token = None, None
-        if token in seq.params.stop_token_ids or (token in self._eos and not seq.params.ignore_eos):
-            reason, stop_token = FinishReason.STOP, token
-        elif len(seq.tokens) - seq.prompt_len in (seq.max_tokens, seq.params.ends_after):
-            reason = FinishReason.LENGTH
-        self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
-        if reason is not None:
-            self._finish(seq)
+    def _take_tokens(self, flight: InFlight, tokens: list[int]) -> None:
+        counters, phase = self._lifecycle.counters, self._transitions.mode.phase
+        prompt_tokens = taken = 0
+        for seq, token in zip(flight.sampled, tokens, strict=True):
+            if not seq.is_live:
+                seq.drop_token()  # of a step sent before its end was known
+                continue
+            if len(seq.tokens) == seq.prompt_len and seq.index == 0:
+                prompt_tokens += seq.prompt_len
+            taken += 1
+            reason, stop_token = seq.take_token(token)
+            self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
+            if reason is not None:
+                counters.finished += 1
+                self._finish(seq)
+        counters.prompt_tokens[phase] += prompt_tokens
+        counters.generation_tokens[phase] += taken
 
     # --- for the operator
 
     def check_idle(self) -> None:
         """With no request and nothing in flight, nothing may be held. Raises IntegrityError."""
-        if self._ledger.roster.live:
-            raise IntegrityError(f"{self._ledger.roster.live} sequences are left though no request is")
-        self._ledger.residency.check([])
+        if self._lifecycle.queues.live:
+            raise IntegrityError(f"{self._lifecycle.queues.live} sequences are left though no request is")
+        self._lifecycle.blocks.check([])
 
     def describe_stuck(self) -> str:
         """For the error of a loop that can neither send nor wait for anything."""
-        lines = [repr(seq) for state in SeqState for seq in self._ledger.roster.line(state)[:4]]
-        return f"in phase {self._phases.phase} nothing can be scheduled for: " + ", ".join(lines)
+        lines = [repr(seq) for state in SeqState for seq in self._lifecycle.queues.list(state)[:4]]
+        return f"in phase {self._transitions.mode.phase} nothing can be scheduled for: " + ", ".join(lines)
 
     def stats(self, now: float) -> Stats:
         """A snapshot for metrics."""
-        count, residency = self._ledger.roster.count, self._ledger.residency
-        return self._ledger.counters.snapshot(
-            self._phases.phase,
+        count, blocks = self._lifecycle.queues.count, self._lifecycle.blocks
+        return self._lifecycle.counters.snapshot(
+            self._transitions.mode.phase,
             now,
-            layout=str(self._phases.layout),
+            layout=str(self._transitions.mode.layout),
             requests_running=count(SeqState.PREFILL, SeqState.RUNNING, SeqState.LEAVING),
             requests_waiting=count(SeqState.WAITING),
             requests_hosted=count(*MOVING),
-            device_blocks_used=max(replica.pool.used for replica in residency.replicas),
+            device_blocks_used=max(replica.pool.used for replica in blocks.replicas),
             device_blocks_total=self._capacity.num_device_blocks,
-            host_blocks_used=residency.host.used,
-            host_blocks_total=residency.host.total,
+            host_blocks_used=blocks.host.used,
+            host_blocks_total=blocks.host.total,
         )

@@ -14,8 +14,8 @@ from engine.config import EngineConfig
 from engine.core import Core
 from engine.executor.processes import ProcessExecutor
 from engine.messages import Add
+from engine.planning.policy import Policy
 from engine.sampling import SamplingParams
-from engine.scheduler.policy import Policy
 from tests.tiny import reference_greedy
 
 

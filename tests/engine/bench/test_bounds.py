@@ -9,9 +9,9 @@ import pytest
 
 from engine.bench.bounds import Host, bound, decode_floor_s, run_floors
 from engine.bench.figures import FullDecode
+from engine.bench.workload import Job
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import step_work
-from engine.bench.workload import Job
 from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 from engine.parallel.layout import Layout, Plan

@@ -10,8 +10,8 @@ import torch
 
 from engine.bench import limits
 from engine.bench.bounds import Host, bound
-from engine.cost.profile import HostProfile
 from engine.bench.workload import parse_workload
+from engine.cost.profile import HostProfile
 from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
 from tests.tiny import tiny_shape

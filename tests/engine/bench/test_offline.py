@@ -13,11 +13,11 @@ import pytest
 from engine.bench import offline
 from engine.bench.bounds import Host, run_floors
 from engine.bench.figures import RequestRecord, summarize
-from engine.cost.profile import HostProfile
 from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
 from engine.config import EngineConfig
+from engine.cost.profile import HostProfile
 from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 

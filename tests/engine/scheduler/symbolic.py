@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from engine.config import EngineConfig
-from engine.executor.simulated import HostRates, SimulatedExecutor
+from engine.cost.estimate import constant
+from engine.cost.times import Measured
+from engine.executor.simulated import SimulatedExecutor
 from engine.model.shapes import ModelShape
 from engine.steps import AllocatePools, Command, Forward, Shutdown, Swap, Transition
 
@@ -51,6 +55,13 @@ def reference(prompt: list[int], max_tokens: int, eos: tuple[int, ...] = ()) -> 
     return out
 
 
+def measured(config: EngineConfig, **changes: float) -> Measured:
+    """A small, slow host; `changes` are fields of `Measured`."""
+    times = constant(config.plan, step_s=2e-3, token_s=20e-6, transition_s=0.5)
+    rates = {"swap_out_bytes_per_s": 20e9, "swap_in_bytes_per_s": 20e9}
+    return msgspec.structs.replace(times, **{**rates, **changes})
+
+
 class Cell(NamedTuple):
     """KV of one position, as one layout's rectangles."""
 
@@ -62,14 +73,20 @@ class Cell(NamedTuple):
 class SymbolicExecutor(SimulatedExecutor):
     """Keeps both pools as symbols, and checks what the commands promise (`engine.steps`)."""
 
-    def __init__(self, config: EngineConfig, rates: HostRates | None = None, shape: ModelShape = SHAPE) -> None:
-        super().__init__(config, shape, rates)
+    def __init__(
+        self,
+        config: EngineConfig,
+        times: Measured | None = None,
+        shape: ModelShape = SHAPE,
+        turn_s: float = 0.0,
+    ) -> None:
+        super().__init__(config, shape, times or measured(config), turn_s=turn_s)
         self._block_size = config.block_size
         self._device: dict[tuple[int, int, int], Cell] = {}  # replica, block, offset
         self._host: dict[tuple[int, int], Cell] = {}  # block, offset
         self._tables: dict[tuple[int, int], list[int]] = {}
         self._slot_token: dict[tuple[int, int], int] = {}
-        self._layout_now = self._plan.index(self._plan.prefill)
+        self._layout_now = self._plan.index(self._plan.first)
         self._forwards_in_flight = 0
         self._writing: dict[tuple[str, int, int], int] = {}  # blocks that swaps in flight write
         self.transitions = self.swaps = self.largest_in_flight = 0

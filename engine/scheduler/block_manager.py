@@ -1,7 +1,7 @@
 """Where KV lives: sequences take and give back device blocks, host blocks and slots here and nowhere else.
 
 The methods only do the bookkeeping and describe the copies (`Swap`) that must follow; states and dispatching
-are the scheduler's. Device blocks stay with a sequence until nothing in flight names them (`Scheduler._settle`).
+are the scheduler's. Device blocks stay with a sequence until nothing in flight names them (`Lifecycle.settle`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from engine.errors import IntegrityError
 from engine.kv.blocks import BlockPool
 from engine.kv.geometry import KVGeometry
 from engine.parallel.layout import Layout
-from engine.scheduler.request import Sequence
+from engine.scheduler.sequence import Sequence
 from engine.steps import Swap
 
 MAX_STAGES = 64  # whose turns are remembered
+# Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
+# leaves for the host, at the cost of a copy.
+_GROWTH_FRACTION = 0.01
 
 
 @dataclass
 class Replica:
-    """One replica's share of the state: its blocks, its slots, who is there, and its time in turns (see `Stepper`)."""
+    """One replica's share of the state: its blocks, its slots, who is there, and its time in turns (see `Batcher`)."""
 
     index: int
     pool: BlockPool
     free_slots: list[int]
     rotation: dict[Sequence, None] = field(default_factory=dict)  # who has tokens left to decode, next one first
+    context_tokens: int = 0  # of those, together
     prefilling: dict[Sequence, None] = field(default_factory=dict)
     forwards_in_flight: int = 0
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
@@ -43,13 +47,22 @@ class Replica:
         """Sequences that decode here, or will."""
         return len(self.rotation) + len(self.prefilling) + len(self.incoming)
 
+    def rotate_in(self, seq: Sequence) -> None:
+        """It decodes here from now on."""
+        self.rotation[seq] = None
+        self.context_tokens += seq.dispatched
 
-class Residency:
-    """Device pools of the current replicas, and the host pool.
+    def remove(self, seq: Sequence) -> None:
+        """It is in none of the lines from now on."""
+        if seq in self.rotation:
+            del self.rotation[seq]
+            self.context_tokens -= seq.dispatched
+        self.prefilling.pop(seq, None)
+        self.incoming.pop(seq, None)
 
-    `reserve` blocks of each device pool are only for prompts in the prefill phase (`surge=True`), so that a
-    full decode batch standing still never keeps the prefill phase from making progress.
-    """
+
+class BlockManager:
+    """Device pools of the current replicas, and the host pool."""
 
     def __init__(
         self,
@@ -57,7 +70,6 @@ class Residency:
         num_device_blocks: int,
         num_host_blocks: int,
         num_slots: int,
-        reserve: int,
         next_id: Callable[[], int],
     ) -> None:
         self._geometry = geometry
@@ -66,7 +78,6 @@ class Residency:
         self._num_device_blocks = num_device_blocks
         self._num_slots = num_slots
         self._next_id = next_id
-        self.reserve = reserve
         self.host = BlockPool(num_host_blocks, "host")
         self.replicas: list[Replica] = []
 
@@ -82,11 +93,28 @@ class Residency:
             for i in range(layout.dp)
         ]
 
+    @property
+    def device_blocks(self) -> int:
+        """Of all replicas together."""
+        return len(self.replicas) * self._num_device_blocks
+
+    @property
+    def free_device_blocks(self) -> int:
+        return sum(replica.pool.free for replica in self.replicas)
+
     def room(self, replica: Replica, surge: bool) -> int:
-        """Blocks that a new sequence may take: decode leaves the reserve, and a block for each resident to grow."""
-        if surge:
-            return replica.pool.free
-        return replica.pool.free - self.reserve - len(replica.rotation)
+        """Blocks that a new sequence may take.
+
+        Beside those that decode some stay free, for them to grow: where the youngest would have to be computed again,
+        one for each of them, and where there is a host pool, a few.
+        """
+        free = replica.pool.free
+        if surge or not replica.rotation:
+            return free
+        growth = len(replica.rotation)
+        if self.host.total:
+            growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
+        return free - growth
 
     # --- device
 
@@ -97,27 +125,26 @@ class Residency:
         done must not lose what was computed. Returns False, changing nothing, if there is no room.
         """
         tokens = len(seq.tokens)
+        total = self.blocks_for(tokens)
+        if not replica.free_slots or (surge and total > self.host.free):
+            return False
         shared = self._shared_on_device(seq, replica, layout, (tokens - 1) // self._block_size)
-        needed = self.blocks_for(tokens) - len(shared)
-        if not replica.free_slots or needed > self.room(replica, surge):
+        if total - len(shared) > self.room(replica, surge):
             return False
-        if surge and self.blocks_for(tokens) > self.host.free:
-            return False
-        self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], needed)
+        self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
         if surge:
-            seq.reserved_blocks = self.host.allocate(self.blocks_for(tokens))
-        seq.dispatched = len(shared) * self._block_size
-        seq.prefill_end = tokens
+            seq.reserve_host(self.host.allocate(total))
+        seq.begin_prefill(len(shared) * self._block_size)
         return True
 
     def grow(self, seq: Sequence) -> bool:
         """Make sure there is a block for the sequence's next position."""
-        if self.blocks_for(seq.dispatched + 1) <= len(seq.device_blocks):
+        if seq.dispatched < len(seq.device_blocks) * self._block_size:
             return True
         pool = self.replicas[seq.replica].pool
-        if pool.free <= self.reserve:
+        if not pool.free:
             return False
-        seq.device_blocks += pool.allocate(1)
+        seq.grow(pool.allocate(1))
         return True
 
     def publish(self, seq: Sequence, first_token: int) -> None:
@@ -130,8 +157,8 @@ class Residency:
     def drop(self, seq: Sequence) -> None:
         """Give back everything; the sequence starts over from its known tokens."""
         self._leave_device(seq)
-        self._leave_host(seq)
-        seq.dispatched = seq.prefill_end = 0
+        self.host.release(seq.leave_host())
+        seq.restart()
 
     # --- between device and host
 
@@ -143,23 +170,23 @@ class Residency:
         count = self.blocks_for(seq.dispatched)
         full = min(seq.dispatched // self._block_size, len(seq.keys))
         found = [self.host.find(seq.keys[i]) if i < full else None for i in range(count)]
-        missing = found.count(None)
-        if missing - len(seq.reserved_blocks) > self.host.free:
+        missing = found.count(None) - len(seq.reserved_blocks)
+        if missing > self.host.free:
             return None
-        spare = seq.reserved_blocks
-        seq.reserved_blocks = []
-        if missing > len(spare):
-            spare += self.host.allocate(missing - len(spare))
-        device_blocks, host_blocks = [], []
+        spare = list(seq.reserved_blocks) + (self.host.allocate(missing) if missing > 0 else [])
+        device_blocks: list[int] = []
+        written: list[int] = []
+        blocks: list[int] = []
         for device_block, host_block in zip(seq.device_blocks, found, strict=False):
-            if host_block is not None:
-                seq.host_blocks.append(self.host.share(host_block))
-                continue
-            seq.host_blocks.append(spare.pop())
-            device_blocks.append(device_block)
-            host_blocks.append(seq.host_blocks[-1])
+            if host_block is None:
+                blocks.append(spare.pop())
+                device_blocks.append(device_block)
+                written.append(blocks[-1])
+            else:
+                blocks.append(self.host.share(host_block))
+        seq.settle_on_host(blocks)
         self.host.release(spare)
-        return Swap(self._next_id(), seq.layout, seq.replica, True, device_blocks, host_blocks)
+        return Swap(self._next_id(), seq.layout, seq.replica, True, device_blocks, written)
 
     def swapped_out(self, seq: Sequence) -> None:
         """The copy has completed on all ranks and no step names the device blocks any more."""
@@ -176,9 +203,10 @@ class Residency:
         if not replica.free_slots or total - len(shared) > self.room(replica, surge):
             return None
         if surge:  # it will have to leave again at the end of its prompt
-            if self.blocks_for(seq.prefill_end) > self.host.free:
+            out = self.blocks_for(seq.prefill_end)
+            if out > self.host.free:
                 return None
-            seq.reserved_blocks = self.host.allocate(self.blocks_for(seq.prefill_end))
+            seq.reserve_host(self.host.allocate(out))
         self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
         copied = slice(len(shared), filled)
         return Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[copied], seq.host_blocks[copied])
@@ -186,8 +214,7 @@ class Residency:
     def swapped_in(self, seq: Sequence) -> None:
         """The copy has completed on all ranks."""
         self.publish(seq, 0)
-        self.host.release(seq.host_blocks)
-        seq.host_blocks = []
+        self.host.release(seq.leave_host_copy())
 
     # --- parts
 
@@ -201,22 +228,16 @@ class Residency:
         return blocks
 
     def _occupy(self, seq: Sequence, replica: Replica, layout: int, shared: list[int], fresh: int) -> None:
-        seq.device_blocks = shared + replica.pool.allocate(fresh)
-        seq.replica, seq.layout, seq.slot = replica.index, layout, replica.free_slots.pop()
-        seq.table_sent, seq.slot_sent = 0, False
+        blocks = shared + replica.pool.allocate(fresh)
+        seq.occupy(replica.index, layout, replica.free_slots.pop(), blocks)
 
     def _leave_device(self, seq: Sequence) -> None:
         if seq.slot < 0:
             return
         replica = self.replicas[seq.replica]
-        replica.pool.release(seq.device_blocks)
-        replica.free_slots.append(seq.slot)
-        seq.device_blocks, seq.slot, seq.replica, seq.layout = [], -1, -1, -1
-
-    def _leave_host(self, seq: Sequence) -> None:
-        self.host.release(seq.host_blocks)
-        self.host.release(seq.reserved_blocks)
-        seq.host_blocks, seq.reserved_blocks = [], []
+        blocks, slot = seq.vacate()
+        replica.pool.release(blocks)
+        replica.free_slots.append(slot)
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise IntegrityError unless both pools and the slots add up to what these sequences hold."""
@@ -228,3 +249,5 @@ class Residency:
             slots = sorted(replica.free_slots + [s.slot for s in here])
             if slots != list(range(self._num_slots)):
                 raise IntegrityError(f"slots of replica {replica.index} do not add up: {slots}")
+            if replica.context_tokens != sum(s.dispatched for s in replica.rotation):
+                raise IntegrityError(f"the context of replica {replica.index} does not add up")

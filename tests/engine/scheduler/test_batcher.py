@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,21 +13,34 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import Core
-from engine.executor.simulated import DEFAULT_SHAPE, HostRates, SimulatedExecutor
+from engine.cost.balance import StepCost
+from engine.cost.estimate import estimate
+from engine.cost.times import LayoutTimes, Measured, StepLoad
+from engine.executor.simulated import DEFAULT_SHAPE, NO_HOST, SimulatedExecutor
 from engine.messages import Add
+from engine.parallel.layout import Layout, Plan
 from engine.sampling import SamplingParams
-from engine.scheduler.cost import StepCost
-from engine.scheduler.stepper import MAX_PENDING_TOKENS, MIXED_TOKENS
+from engine.scheduler.batcher import MAX_PENDING_TOKENS
 from engine.steps import Chunk, Command, Forward
 
-COST = StepCost.of(DEFAULT_SHAPE)
+P4 = Plan(Layout(pp=4), Layout(pp=4))
+HOST = replace(NO_HOST, matmul_flops_per_s=684e12, memory_bytes_per_s=3e12)  # reads 2 bytes in the time of 228 rows
+TIMES = estimate(DEFAULT_SHAPE, P4, HOST)
+ALWAYS: dict[str, Any] = {"policy": "paper", "surge_min_tokens": 0}  # change the layout for every prompt
+COST = StepCost.of(LayoutTimes(TIMES.layouts[0]))
+
+
+def weights_only(prefill: str) -> Measured:
+    """As if all rows hid behind reading the weights, and exchanges cost nothing."""
+    host = replace(HOST, matmul_flops_per_s=1e18, link_s={}, step_s=0.0)
+    return estimate(DEFAULT_SHAPE, EngineConfig(prefill=prefill).plan, host)
 
 
 class RecordingExecutor(SimulatedExecutor):
     """Keeps every forward, and how long the first stage has computed."""
 
-    def __init__(self, config: EngineConfig, rates: HostRates | None = None) -> None:
-        super().__init__(config, rates=rates)
+    def __init__(self, config: EngineConfig, times: Measured | None = None) -> None:
+        super().__init__(config, times=times or estimate(DEFAULT_SHAPE, config.plan, HOST))
         self.forwards: list[Forward] = []
         self.busy_s = 0.0
 
@@ -35,19 +49,19 @@ class RecordingExecutor(SimulatedExecutor):
             self.forwards.append(command)
         super().submit(command)
 
-    def _run_stages(self, forward: Forward) -> tuple[float, float]:
-        end_s, busy_s = super()._run_stages(forward)
-        self.busy_s += busy_s
-        return end_s, busy_s
+    def _run_stages(self, forward: Forward) -> tuple[float, list[float]]:
+        end_s, stages_s = super()._run_stages(forward)
+        self.busy_s += stages_s[0]
+        return end_s, stages_s
 
 
 def run(
-    lengths: Sequence[tuple[int, int]], rates: HostRates | None = None, prefill: str = "P4", **options: Any
+    lengths: Sequence[tuple[int, int]], times: Measured | None = None, prefill: str = "P4", **options: Any
 ) -> tuple[RecordingExecutor, Core]:
     """All requests at once, of so many prompt and output tokens each, to their end. `options`: of `EngineConfig`."""
     options |= {"num_device_blocks": 20_000, "max_num_batched_tokens": 4096}
     config = EngineConfig(prefill=prefill, executor="simulated", **options)
-    executor = RecordingExecutor(config, rates)
+    executor = RecordingExecutor(config, times)
     core = Core(config, executor)
     for index, (prompt, output) in enumerate(lengths):
         params = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
@@ -69,9 +83,10 @@ def cost(forward: Forward) -> float:
 def test_stages_stay_busy_while_sequences_come_to_their_ends() -> None:
     """A step with one sequence whose token is not there yet would keep every stage waiting, once in each round."""
     rng = random.Random(0)
-    rates = HostRates(token_s=0.0)  # as if all rows hid behind the weights
-    executor, _ = run([(8, rng.randint(100, 400)) for _ in range(203)], rates)
-    longest = 400 * rates.step_s  # each token takes a round
+    times = weights_only("P4")
+    executor, _ = run([(8, rng.randint(100, 400)) for _ in range(203)], times)
+    round_s = LayoutTimes(times.layouts[0]).round_s(StepLoad(decodes=203, context=203 * 200))
+    longest = 400 * round_s  # each token takes one
     assert executor.now() < 1.05 * longest
     assert executor.busy_s > 0.7 * executor.now()
 
@@ -88,20 +103,20 @@ def test_a_token_is_never_needed_before_its_turn() -> None:
 
 def test_decode_micro_batches_are_alike() -> None:
     executor, _ = run([(16, 400)] * 60 + [(1500, 400)] * 60)
-    rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][400:404]
-    assert sum(len(forward.chunks) for forward in rounds) == 120
-    costs, sizes = [cost(forward) for forward in rounds], [len(forward.chunks) for forward in rounds]
-    # By count they would differ by a factor of 3. What is left is the last row that a step takes beyond its share.
-    assert max(costs) / min(costs) < 1.25
-    assert max(sizes) / min(sizes) > 1.4
+    decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
+    rounds = [decodes[turn : turn + 4] for turn in range(200, 1000, 4)]
+    assert all(sum(len(forward.chunks) for forward in each) == 120 for each in rounds)
+    costs = [[cost(forward) for forward in each] for each in rounds]
+    # What is left is the last row that a step takes beyond its share.
+    assert max(max(each) / min(each) for each in costs) < 1.25
 
 
 def test_prompts_fill_up_the_steps_that_decode() -> None:
     executor, _ = run([(700, 200)] * 100)
     mixed = [f for f in executor.forwards if any(map(is_decode, f.chunks)) and not all(map(is_decode, f.chunks))]
     assert len(mixed) > 50
-    most = MIXED_TOKENS + COST.chunk(700, 1)  # a chunk has at least a token
-    assert all(MIXED_TOKENS * 0.99 < cost(forward) < most for forward in mixed[:-4])
+    most = COST.mixed + COST.chunk(700, 1)  # a chunk has at least a token
+    assert all(COST.mixed * 0.99 < cost(forward) < most for forward in mixed[:-4])
 
 
 def test_prompts_alone_come_in_steps_of_equal_cost() -> None:
@@ -134,7 +149,7 @@ def test_who_waits_for_a_place_does_not_make_decode_steps_smaller() -> None:
 @pytest.mark.parametrize("prefill", ["P2", "T2P2"])
 def test_a_late_sequence_falls_in_with_the_others(prefill: str) -> None:
     """These decode in one step a round. Sent as early as it can be, a late one would keep a step of its own."""
-    executor, _ = run([(32, 40)] * 8, HostRates(token_s=0.0), prefill=prefill)
+    executor, _ = run([(32, 40)] * 8, weights_only(prefill), prefill=prefill)
     rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][2:]
     assert {len(forward.chunks) for forward in rounds[:-1]} == {8}
 
@@ -158,8 +173,8 @@ def test_requests_that_come_one_by_one_are_shared_by_the_replicas(prefill: str) 
 def test_a_sequence_comes_back_to_a_replica_where_it_may_decode() -> None:
     """The replica with the short prompts has more room for blocks, but it has as many sequences as it may."""
     lengths = [(1500, 200)] + [(20, 200)] * 7
-    options: dict[str, Any] = {"decode": "D2T2", "max_num_seqs": 4, "surge_min_tokens": 0, "num_host_blocks": 4000}
-    executor, _ = run(lengths, prefill="D2P2", **options)
+    options: dict[str, Any] = {"decode": "D2T2", "max_num_seqs": 4, "num_host_blocks": 4000}
+    executor, _ = run(lengths, prefill="D2P2", **ALWAYS, **options)
     decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
     assert max(len(forward.chunks) for forward in decodes) == 4 and len(decodes) < 2 * 200 + 10
 
@@ -170,13 +185,13 @@ def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
 
 
 def test_a_prefill_phase_is_not_slowed_by_sequences_that_stand_still() -> None:
-    executor, core = run([(1000, 30)] * 100, decode="T4", num_host_blocks=8000, surge_min_tokens=0)
+    executor, core = run([(1000, 30)] * 100, decode="T4", num_host_blocks=8000, **ALWAYS)
     surge = [forward.num_tokens for forward in executor.forwards if forward.layout == 0]
-    assert core.stats().transitions == {"P4->T4": 1} and core.stats().swap_bytes["in"] > 0
-    assert all(tokens > 1.5 * MIXED_TOKENS for tokens in surge[: len(surge) // 4])
+    assert core.stats().transitions == {"T4->P4": 1, "P4->T4": 1} and core.stats().swap_bytes["in"] > 0
+    assert all(tokens > 1.5 * COST.mixed for tokens in surge[: len(surge) // 4])
 
 
-@pytest.mark.parametrize("layouts", [{"prefill": "T1"}, {"prefill": "P2", "decode": "T2", "surge_min_tokens": 0}])
+@pytest.mark.parametrize("layouts", [{"prefill": "T1"}, {"prefill": "P2", "decode": "T2"} | ALWAYS])
 def test_no_step_samples_more_rows_than_the_workers_have_memory_for(layouts: dict[str, Any]) -> None:
     """A prefill phase takes in more sequences than may decode at once, and these prompts all fit into one step."""
     executor, _ = run([(3, 4)] * 100, max_num_seqs=8, **layouts)

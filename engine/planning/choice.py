@@ -1,0 +1,17 @@
+"""Which policy an engine has."""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.cost.engine_times import EngineTimes
+from engine.planning.cost import CostPolicy
+from engine.planning.paper import PaperPolicy
+from engine.planning.policy import Policy, StaticPolicy
+
+
+def make_policy(config: EngineConfig, times: EngineTimes) -> Policy:
+    """The one that the configuration names; a single layout leaves nothing to decide."""
+    plan = config.plan
+    if plan.is_static:
+        return StaticPolicy(plan)
+    return PaperPolicy(plan, config) if config.policy == "paper" else CostPolicy(plan, times, config)

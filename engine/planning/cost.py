@@ -1,0 +1,139 @@
+"""The policy by cost: whatever is soonest done, by measured times, and a change only where it pays for itself."""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.cost.engine_times import EngineTimes
+from engine.parallel.layout import Layout, Plan
+from engine.planning.outlook import Limits, Outlook
+from engine.planning.policy import Mode, Phase, Policy, Situation
+
+# Between two looks; what happens meanwhile cannot matter much.
+_LOOK_EVERY_S = 0.05
+# A change must promise so much of the time that is left: what is expected is not known better.
+_LEAST_GAIN = 0.01
+# Of the waiting tokens that the host could ever take at once, the share that it must be able to take now: a surge's
+# price does not depend on its size.
+_LEAST_SURGE = 0.7
+
+
+class CostPolicy(Policy):
+    """Compares what is left to do in every way that the plan allows: steady in any of its layouts, or a surge first.
+
+    - A surge is begun when the time that it saves on what waits exceeds both transitions and what those who stand still
+      would have got done beside prompts (which cost less beside decoding than alone).
+    - It ends when the rest is no slower prefilled beside decoding, when the host pool is full, or after `max_stall_s`.
+    - Where arrivals never let a backlog build up, the time that another layout would have saved is added up, and once
+      it would have paid for two changes, the engine changes (the ski-rental rule: at most twice the best in hindsight).
+    """
+
+    def __init__(self, plan: Plan, times: EngineTimes, config: EngineConfig) -> None:
+        self._times = times
+        self._max_stall_s = config.max_stall_s
+        self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens)
+        self._steady = {layout: Mode.steady(layout, _phase(plan, layout)) for layout in plan.layouts}
+        self._first = self._steady[plan.first]
+        self._looked_s = -1.0
+        self._seen = (0, 0, 0)
+        self._missed_s = dict.fromkeys(plan.layouts, 0.0)  # by layout: what it would have saved since the last change
+        self._prefilled_tokens = 0
+
+    def first_mode(self) -> Mode:
+        return self._first
+
+    def admits(self, situation: Situation) -> bool:
+        return True  # were a surge better, it would have begun
+
+    def next_mode(self, situation: Situation) -> Mode:
+        mode = situation.mode
+        if mode.is_surge:
+            return self._after_surge(situation)
+        if not self._is_due(situation):
+            return mode
+        outlook = Outlook(situation, self._times, self._limits)
+        self._add_up(situation, outlook)
+        target = self._soonest(situation, outlook)
+        if target != mode:
+            self._missed_s = dict.fromkeys(self._missed_s, 0.0)
+        return target
+
+    def _is_due(self, situation: Situation) -> bool:
+        """Whether there is work, and something has changed since the last look, or some time has passed."""
+        seen = (situation.waiting, situation.running, situation.hosted)
+        if not any(seen):
+            return False
+        grown = seen[0] > 1.1 * self._seen[0] + 1
+        if not grown and 0 <= situation.now_s - self._looked_s < _LOOK_EVERY_S:
+            return False
+        self._seen = seen
+        return True
+
+    def _add_up(self, situation: Situation, outlook: Outlook) -> None:
+        """What other layouts would have saved since the last look."""
+        elapsed_s = min(situation.now_s - self._looked_s, 2 * _LOOK_EVERY_S)
+        prefilled = situation.prefilled_tokens - self._prefilled_tokens
+        self._looked_s, self._prefilled_tokens = situation.now_s, situation.prefilled_tokens
+        rows = situation.running
+        if not rows or elapsed_s <= 0:
+            return
+        current = situation.mode.layout
+        alone_s = outlook.round_s(current, rows, 0.0)
+        if alone_s <= 0:
+            return
+        riding = min(prefilled * alone_s / elapsed_s, float(self._limits.max_num_batched_tokens))
+        here_s = outlook.round_s(current, rows, riding)
+        for layout in self._missed_s:
+            saved = 1.0 - outlook.round_s(layout, rows, riding) / here_s
+            self._missed_s[layout] = max(0.0, self._missed_s[layout] + elapsed_s * saved)
+
+    def _soonest(self, situation: Situation, outlook: Outlook) -> Mode:
+        mode = situation.mode
+        here, tokens = mode.layout, float(outlook.prompt_tokens)
+        stay_s = outlook.steady_s(here, tokens, situation.device_free_tokens)
+        best, best_s = mode, stay_s * (1 - _LEAST_GAIN)
+        for layout, steady in self._steady.items():
+            if layout != here:
+                there_s = outlook.steady_s(layout, tokens, situation.device_free_tokens)
+                move_s = outlook.move_s(here, here, layout, layout)
+                # Two changes' worth was missed: enough to change on no prospect but more of the same.
+                seconds = min(there_s + move_s, best_s if self._missed_s[layout] < 2 * move_s else 0.0)
+                if seconds < best_s and situation.can_move(steady):
+                    best, best_s = steady, seconds
+            surge_tokens = self._surge_tokens(situation, tokens)
+            if not surge_tokens:
+                continue
+            for home, home_mode in self._steady.items():
+                if home == layout:
+                    continue
+                seconds = outlook.move_s(here, here, layout, home) + outlook.surge_s(layout, surge_tokens)
+                seconds += outlook.move_s(layout, home, home, home)
+                seconds += outlook.steady_s(home_mode.layout, tokens - surge_tokens, 0.0)
+                surge = Mode.surge(layout, home)
+                if seconds < best_s and situation.can_surge(surge):
+                    best, best_s = surge, seconds
+        return best
+
+    def _surge_tokens(self, situation: Situation, tokens: float) -> float:
+        """What a surge could prefill now; 0 if the host has too little room for one."""
+        most = min(tokens, float(situation.host_tokens))
+        now = min(tokens, float(situation.host_free_tokens))
+        return now if now >= _LEAST_SURGE * most else 0.0
+
+    def _after_surge(self, situation: Situation) -> Mode:
+        mode = situation.mode
+        home = self._steady[mode.home]
+        decodable = situation.running + situation.hosted
+        if decodable and situation.phase_s() > self._max_stall_s:
+            return home  # half-done prompts come along
+        if situation.prefilling:
+            return mode
+        if not situation.waiting or not situation.can_surge(mode):
+            return home
+        outlook = Outlook(situation, self._times, self._limits)
+        tokens = min(float(outlook.prompt_tokens), float(situation.host_free_tokens))
+        is_better = outlook.surge_s(mode.layout, tokens) < outlook.beside_s(home.layout, tokens)
+        return mode if is_better else home
+
+
+def _phase(plan: Plan, layout: Layout) -> Phase:
+    return Phase.TAIL if layout == plan.tail and layout not in (plan.prefill, plan.decode) else Phase.DECODE

@@ -1,0 +1,248 @@
+"""Fills the replicas with work: forward steps and swap-ins for the mode the engine is in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.cost.balance import TOKENS_ONLY, StepCost
+from engine.parallel.layout import Layout
+from engine.planning.policy import Mode
+from engine.scheduler.batch import Batch
+from engine.scheduler.block_manager import Replica
+from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.room import make_room
+from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+
+# A step may run and the next one, whose input is its output, wait behind it.
+MAX_PENDING_TOKENS = 2
+MIN_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the running sequences: each decodes once in `steps` steps, every one of which may `cost` so many tokens."""
+
+    steps: int
+    cost: float
+
+
+class Batcher:
+    """Keeps up to pp + 1 steps in flight in every replica, so that neither stages nor host wait for one another.
+
+    A replica's time is counted in turns: in each, every stage carries out one step, and a token sampled in a step of
+    turn `t` is there for turn `t + pp`. A step that needs it sooner would keep all stages waiting.
+    """
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._queues = lifecycle.queues
+        self._blocks = lifecycle.blocks
+        self._config = lifecycle.config
+        self._times = {layout: lifecycle.times.of(layout) for layout in lifecycle.plan.layouts}
+        # Without a pipeline there is nothing to balance.
+        self._costs = {x: StepCost.of(times) if x.pp > 1 else TOKENS_ONLY for x, times in self._times.items()}
+
+    def fill(self, mode: Mode, admits: bool) -> None:
+        """Send every step that can be sent now. `admits`: waiting prompts may start in this mode."""
+        layout = mode.layout
+        chunk = self._chunk_tokens(layout)
+        progress = True
+        while progress:
+            progress = False
+            # Whoever has most room takes the next prompt. In a fixed order, the first would take all that come singly.
+            for replica in sorted(self._blocks.replicas, key=lambda r: -r.pool.free):
+                if replica.forwards_in_flight < layout.max_in_flight:
+                    progress |= self._step(replica, mode, chunk, admits)
+
+    def _chunk_tokens(self, layout: Layout) -> int:
+        """What a micro-batch of nothing but prompts may cost.
+
+        While a pipeline fills and drains, every stage waits for pp - 1 micro-batches, and every micro-batch costs
+        something by itself. For `t` tokens in micro-batches of `c` that is `(pp - 1) * c + per_step * t / c` tokens'
+        time, least at the `c` below.
+        """
+        tokens = self._queues.waiting_tokens
+        tokens += sum(seq.prefill_end - seq.dispatched for seq in self._queues.walk(SeqState.PREFILL))
+        best = -(-tokens // layout.dp)
+        if layout.pp > 1:
+            best = int(math.sqrt(best * self._costs[layout].per_step / (layout.pp - 1)))
+        return min(max(best, MIN_CHUNK_TOKENS), self._config.max_num_batched_tokens)
+
+    def _step(self, replica: Replica, mode: Mode, chunk: int, admits: bool) -> bool:
+        """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
+        layout = mode.layout
+        costs = self._costs[layout]
+        batch = Batch(self._lifecycle.plan.index(layout), replica.index, replica.turn + 1, costs)
+        leavers: dict[Sequence, None] = {}
+        share = None if mode.is_surge else self._share(replica, layout)
+        if share is not None:
+            self._add_decodes(batch, replica, layout, share, leavers)
+        # In a pipeline all steps should cost the same, or stages wait.
+        is_mixed = layout.pp > 1 and share is not None and bool(replica.rotation)
+        budget = max(costs.mixed, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
+        self._add_prefills(batch, replica, mode, budget, admits, leavers)
+        # Beyond so many steps only those that came late may still decode: they would keep a step of their own.
+        if not batch and share is not None and replica.forwards_in_flight < MAX_PENDING_TOKENS * share.steps:
+            batch.turn = self._next_turn(replica, layout, share)
+            self._add_decodes(batch, replica, layout, share, leavers)
+        if batch:
+            self._send(batch, replica)
+        for seq in leavers:  # behind the step, which may still write what they take along
+            self._lifecycle.preempt(seq)
+        return bool(batch)
+
+    def _send(self, batch: Batch, replica: Replica) -> None:
+        replica.forwards_in_flight += 1
+        replica.turn = batch.turn
+        if batch.decodes:
+            replica.decode_turns.append(batch.turn)
+        kind, load = batch.kind, batch.load
+        self._lifecycle.counters.stepped(kind, load)
+        forward = batch.build(self._lifecycle.next_id())
+        self._lifecycle.send_forward(forward, batch.sequences, batch.sampled, kind, load)
+
+    # --- decode
+
+    def _share(self, replica: Replica, layout: Layout) -> Share:
+        """How the running sequences are split into micro-batches."""
+        rows, context = len(replica.rotation), replica.context_tokens
+        steps = self._times[layout].micro_batches(rows, context) if layout.pp > 1 else 1
+        return Share(steps, self._costs[layout].decode(rows, context) / steps)
+
+    def _add_decodes(
+        self, batch: Batch, replica: Replica, layout: Layout, share: Share, leavers: dict[Sequence, None]
+    ) -> None:
+        """One token each for a share of the running sequences, those that waited longest first."""
+        turn, pp, rotation = batch.turn, layout.pp, replica.rotation
+        if turn < replica.next_decode_turn(share.steps, pp):
+            return
+        room = self._rows_left(batch)
+        takes_all = share.steps == 1 and len(rotation) <= room  # then their order does not matter
+        for seq in list(rotation):
+            if batch.cost >= share.cost or room <= 0:
+                break
+            if seq.pending >= MAX_PENDING_TOKENS or (pp > 1 and turn < seq.next_turn(pp)) or seq in leavers:
+                continue
+            if not self._blocks.grow(seq):
+                self._make_one_leave(replica, leavers)
+                continue
+            batch.add_decode(seq)
+            room -= 1
+            replica.context_tokens += 1
+            if seq.is_exhausted:
+                replica.remove(seq)
+            elif not takes_all:
+                del rotation[seq]
+                rotation[seq] = None  # at the end of the line
+
+    @staticmethod
+    def _next_turn(replica: Replica, layout: Layout, share: Share) -> int:
+        """The first turn in which a sequence can decode."""
+        ready = (seq.next_turn(layout.pp) for seq in replica.rotation if seq.pending < MAX_PENDING_TOKENS)
+        first = max(min(ready, default=0), replica.next_decode_turn(share.steps, layout.pp))
+        return max(first, replica.turn + 1)
+
+    def _make_one_leave(self, replica: Replica, leavers: dict[Sequence, None]) -> None:
+        """Take the youngest sequence off a full device, unless somebody's blocks are coming free already."""
+        on_the_way = self._queues.list(SeqState.LEAVING, SeqState.SWAPPING_OUT, SeqState.FINISHED)
+        if leavers or any(seq.replica == replica.index for seq in on_the_way):
+            return
+        here = [seq for seq in self._queues.list(*ON_DEVICE) if seq.replica == replica.index]
+        victim = max(here, key=lambda seq: seq.arrival)
+        self._lifecycle.counters.preemptions += 1
+        leavers[victim] = None
+
+    # --- prefill
+
+    def _add_prefills(
+        self, batch: Batch, replica: Replica, mode: Mode, budget: float, admits: bool, leavers: dict[Sequence, None]
+    ) -> None:
+        """Chunks of prompts: of those under way first, then of those that wait."""
+        for seq in list(replica.prefilling):
+            if batch.cost >= budget or self._rows_left(batch) <= 0:
+                return
+            if seq not in leavers and seq.in_prefill:
+                self._add_chunk(batch, seq, mode, budget, leavers)
+        while admits and batch.cost < budget and self._rows_left(batch) > 0:
+            admitted = self._admit(replica, mode)
+            if admitted is None:
+                return
+            self._add_chunk(batch, admitted, mode, budget, leavers)
+
+    def _rows_left(self, batch: Batch) -> int:
+        """Sequences that still fit: the workers have memory for `max_num_seqs` rows of logits, also of tiny prompts."""
+        config = self._config
+        return min(config.max_num_batched_tokens - batch.num_tokens, config.max_num_seqs - len(batch.sequences))
+
+    def _add_chunk(self, batch: Batch, seq: Sequence, mode: Mode, budget: float, leavers: dict[Sequence, None]) -> None:
+        start = seq.dispatched
+        most = min(seq.prefill_end - start, self._config.max_num_batched_tokens - batch.num_tokens)
+        batch.add_chunk(seq, min(most, batch.costs.tokens_within(start, budget - batch.cost)))
+        self._blocks.publish(seq, start)
+        if seq.in_prefill:
+            return
+        if not mode.is_surge:
+            self._lifecycle.start_decoding(seq)
+        elif not seq.is_exhausted:
+            leavers[seq] = None
+
+    def _admit(self, replica: Replica, mode: Mode) -> Sequence | None:
+        """Start the first waiting sequence on a replica, if there is one and room for it."""
+        surge = mode.is_surge
+        if not surge and replica.residents >= self._config.max_num_seqs:
+            return None
+        for seq in self._queues.walk(SeqState.WAITING):
+            leader = seq.leader
+            if leader is not None and leader.state is SeqState.PREFILL and leader.in_prefill:
+                continue  # it will share the leader's blocks once they are dispatched
+            layout = self._lifecycle.plan.index(mode.layout)
+            if not self._blocks.admit(seq, replica, layout, surge):
+                if surge and not replica.prefilling and not replica.forwards_in_flight:
+                    needed = self._blocks.blocks_for(len(seq.tokens))
+                    make_room(self._lifecycle, replica, needed, keep_host_blocks=needed)
+                return None
+            self._lifecycle.start_prefilling(seq)
+            return seq
+        return None
+
+    # --- swap-ins
+
+    def swap_in(self, mode: Mode, layout: Layout | None = None) -> None:
+        """Bring hosted sequences to devices with free blocks, ahead of need and in any mode.
+
+        During a surge prompts that were half done when the layout changed resume, and when the last prompts are on
+        their way, decoding ones come in already, in the rectangles of their home. `layout`: the one the engine is still
+        in, if it is another than the mode's.
+        """
+        if mode.is_surge:
+            for seq in self._queues.list(SeqState.HOSTED):
+                if seq.in_prefill:
+                    self._swap_in(seq, mode.layout, surge=True)
+            if mode.home.dp != mode.layout.dp or self._takes_more(mode):
+                return
+        elif layout is not None and layout.dp != mode.layout.dp:
+            return
+        for seq in self._queues.list(SeqState.HOSTED):
+            if mode.is_surge and seq.in_prefill:
+                continue
+            if not self._swap_in(seq, mode.home, surge=False):
+                return
+
+    def _takes_more(self, mode: Mode) -> bool:
+        """Whether a surge is going to begin with one more prompt."""
+        first = self._queues.first(SeqState.WAITING)
+        return first is not None and self._blocks.blocks_for(len(first.tokens)) <= self._blocks.host.free
+
+    def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
+        replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]
+        if not replicas:
+            return False
+        replica = max(replicas, key=lambda r: self._blocks.room(r, surge))
+        swap = self._blocks.swap_in(seq, replica, self._lifecycle.plan.index(layout), surge)
+        if swap is None:
+            return False
+        replica.incoming[seq] = None
+        self._queues.move(seq, SeqState.SWAPPING_IN)
+        self._lifecycle.send_swap(seq, swap)
+        return True

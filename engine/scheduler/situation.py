@@ -1,0 +1,156 @@
+"""The scheduler's answers to what a policy may ask. Each is worked out when it is asked for."""
+
+from __future__ import annotations
+
+from engine.kv.geometry import KVGeometry
+from engine.planning.policy import Mode, Situation
+from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.room import leavers
+from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+
+MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
+_SEEN_OUTPUTS = 8  # before so many ended, their mean says little
+_USUAL_OUTPUT_TOKENS = 256
+
+
+class SchedulerSituation(Situation):
+    """A view of the scheduler's state, always as it is now."""
+
+    def __init__(self, lifecycle: Lifecycle, mode: Mode) -> None:
+        self._lifecycle = lifecycle
+        self._block_size = lifecycle.config.block_size
+        geometry = KVGeometry(lifecycle.capacity.shape, lifecycle.plan, self._block_size)
+        self._token_bytes = geometry.host_block_bytes / self._block_size
+        self._prefilled_at_entry = 0
+        self._fruitless: int | None = None  # how many had ended when a surge had to stop before it computed anything
+        self.mode = mode
+
+    def entered(self, mode: Mode) -> None:
+        """The engine is in another mode from now on."""
+        counters = self._lifecycle.counters
+        if self.mode.is_surge:
+            fruitless = counters.prefilled_tokens == self._prefilled_at_entry
+            self._fruitless = counters.finished if fruitless else None
+        self._prefilled_at_entry = counters.prefilled_tokens
+        self.mode = mode
+
+    # --- counts
+
+    @property
+    def now_s(self) -> float:
+        return self._lifecycle.now
+
+    @property
+    def waiting(self) -> int:
+        return self._lifecycle.queues.count(SeqState.WAITING)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._lifecycle.queues.waiting_tokens
+
+    @property
+    def waiting_output_tokens(self) -> int:
+        return self._lifecycle.queues.waiting_output_tokens
+
+    @property
+    def prefilling(self) -> int:
+        return self._lifecycle.queues.count(SeqState.PREFILL)
+
+    @property
+    def hosted(self) -> int:
+        return self._lifecycle.queues.count(*MOVING)
+
+    @property
+    def running(self) -> int:
+        return self._lifecycle.queues.count(SeqState.RUNNING, SeqState.LEAVING)
+
+    @property
+    def expected_output_tokens(self) -> float:
+        """All tokens over all ends is the likeliest mean, also while the longest have not ended yet."""
+        counters = self._lifecycle.counters
+        if counters.finished < _SEEN_OUTPUTS:
+            return _USUAL_OUTPUT_TOKENS
+        return counters.generation_tokens.total() / counters.finished
+
+    @property
+    def prefilled_tokens(self) -> int:
+        return self._lifecycle.counters.prefilled_tokens
+
+    # --- pools
+
+    @property
+    def device_tokens(self) -> int:
+        return self._lifecycle.blocks.device_blocks * self._block_size
+
+    @property
+    def device_free_tokens(self) -> int:
+        return self._lifecycle.blocks.free_device_blocks * self._block_size
+
+    @property
+    def host_tokens(self) -> int:
+        return self._lifecycle.blocks.host.total * self._block_size
+
+    @property
+    def host_free_tokens(self) -> int:
+        return self._lifecycle.blocks.host.free * self._block_size
+
+    def kv_bytes(self, tokens: float) -> float:
+        return tokens * self._token_bytes
+
+    # --- what takes a walk
+
+    def context_tokens(self) -> int:
+        return sum(replica.context_tokens for replica in self._lifecycle.blocks.replicas)
+
+    def most_left_tokens(self) -> int:
+        return max((seq.left for seq in self._lifecycle.queues.walk(SeqState.RUNNING)), default=0)
+
+    def can_surge(self, mode: Mode) -> bool:
+        blocks, queues = self._lifecycle.blocks, self._lifecycle.queues
+        first = queues.first(SeqState.WAITING)
+        if first is None or (self._fruitless is not None and self._fruitless == self._lifecycle.counters.finished):
+            return False
+        needed = blocks.blocks_for(len(first.tokens))
+        leaving = [] if mode == self.mode else evacuees(self._lifecycle, mode)
+        host_free = blocks.host.free - self._host_blocks(leaving)
+        if needed > host_free:
+            return False
+        if mode.layout.dp != mode.home.dp or mode.layout.dp != len(blocks.replicas):
+            return True  # the devices are empty then
+        return any(
+            self._host_blocks(set(leavers(self._lifecycle, replica, needed)) - set(leaving)) + needed <= host_free
+            for replica in blocks.replicas
+        )
+
+    def can_move(self, mode: Mode) -> bool:
+        return self._host_blocks(evacuees(self._lifecycle, mode)) <= self._lifecycle.blocks.host.free
+
+    def _host_blocks(self, sequences: list[Sequence] | set[Sequence]) -> int:
+        """That these would take at most, with what they compute until they leave."""
+        blocks_for = self._lifecycle.blocks.blocks_for
+        return sum(blocks_for(seq.dispatched + 1) - len(seq.reserved_blocks) for seq in sequences)
+
+    # --- times
+
+    def phase_s(self) -> float:
+        # Bounds count from a mode's first step: were they to end it before, nobody would ever get on.
+        return self._lifecycle.now - self._since_s()
+
+    def held_up_s(self) -> float:
+        first = self._lifecycle.queues.first(SeqState.WAITING)
+        return self._lifecycle.now - max(self._since_s(), first.arrived_s) if first else 0.0
+
+    def _since_s(self) -> float:
+        since_s = self._lifecycle.working_since_s
+        return self._lifecycle.now if since_s is None else since_s
+
+
+def evacuees(lifecycle: Lifecycle, mode: Mode) -> list[Sequence]:
+    """Sequences on a device whose KV is not where a mode needs it."""
+    layouts = lifecycle.plan.layouts
+    return [
+        seq
+        for seq in lifecycle.queues.list(*ON_DEVICE)
+        if layouts[seq.layout] != (mode.layout if seq.in_prefill else mode.home)
+        or layouts[seq.layout].dp != mode.layout.dp
+    ]
