@@ -12,6 +12,8 @@ from engine.planning.policy import Policy
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 
+MAX_TRIES = 64  # to find something to send
+
 
 class Core:
     """Joins a scheduler to an executor. Owned by one thread; `turn` never blocks."""
@@ -40,10 +42,13 @@ class Core:
         for report in self._executor.collect():
             self._scheduler.update(report, self._executor.now())
         self._dispatch()
-        if self._is_waiting_for_nothing:
-            self._dispatch()  # a move without bytes completes at once and may be what others waited for
-            if self._is_waiting_for_nothing:
+        tries = 0
+        while self._is_waiting_for_nothing:
+            # A move without bytes completes at once, and may be what others waited for.
+            tries += 1
+            if tries > MAX_TRIES:
                 raise IntegrityError(self._scheduler.describe_stuck())
+            self._dispatch()
         idle = self._scheduler.is_idle
         if self._trace is not None:
             self._sample(self._trace, settled=idle and not self._was_idle)

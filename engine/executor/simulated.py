@@ -151,6 +151,10 @@ class SimulatedExecutor(Executor):
             return time.monotonic() - self._wall_origin_s
         return self._clock_s
 
+    def sleep_until(self, time_s: float) -> None:
+        """Nothing is in flight: the virtual clock may jump ahead, to when something comes from outside."""
+        self._clock_s = max(self._clock_s, time_s)
+
     def close(self) -> None:
         self._events.clear()
 
@@ -231,11 +235,14 @@ class SimulatedExecutor(Executor):
 
 def load_of(forward: Forward) -> StepLoad:
     """What a step holds. A single token behind the first counts as decoding, whatever it is."""
-    load = StepLoad()
+    decodes = context = tokens = 0
+    pairs = 0.0
     for chunk in forward.chunks:
         count = len(chunk.tokens)
         if count == 1 and chunk.start:
-            load += StepLoad(decodes=1, context=chunk.start)
+            decodes += 1
+            context += chunk.start
         else:
-            load += StepLoad.chunk(chunk.start, count)
-    return load
+            tokens += count
+            pairs += count * (chunk.start + count / 2)
+    return StepLoad(tokens, pairs, decodes, context)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.config import EngineConfig
+from engine.cost.balance import StepCost
 from engine.cost.engine_times import EngineTimes
 from engine.parallel.layout import Layout, Plan
 from engine.planning.outlook import Limits, Outlook
@@ -10,19 +13,23 @@ from engine.planning.policy import Mode, Phase, Policy, Situation
 
 # Between two looks; what happens meanwhile cannot matter much.
 _LOOK_EVERY_S = 0.05
-# A change must promise so much of the time that is left: what is expected is not known better.
-_LEAST_GAIN = 0.01
+# Of a surge's own time, what it must save beyond its price: no rate is known better.
+_LEAST_GAIN = 0.02
+# Of the time that is left, what a change of where sequences decode must save: it stands or falls with the last few and
+# longest of them, of which least is known.
+_LEAST_MOVE_GAIN = 0.15
 # Of the waiting tokens that the host could ever take at once, the share that it must be able to take now: a surge's
 # price does not depend on its size.
 _LEAST_SURGE = 0.7
 
 
 class CostPolicy(Policy):
-    """Compares what is left to do in every way that the plan allows: steady in any of its layouts, or a surge first.
+    """Steady where sequences decode, surges where they pay, and another place to decode where that is much better.
 
-    - A surge is begun when the time that it saves on what waits exceeds both transitions and what those who stand still
-      would have got done beside prompts (which cost less beside decoding than alone).
-    - It ends when the rest is no slower prefilled beside decoding, when the host pool is full, or after `max_stall_s`.
+    - A surge is begun when the time that it saves on what waits exceeds both transitions. What prompts would cost here
+      is what they add to the steps of those who decode, so what these would have got done meanwhile is counted.
+    - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.
+    - Decoding moves to another layout, a tail's for instance, when all that is left would be done much sooner there.
     - Where arrivals never let a backlog build up, the time that another layout would have saved is added up, and once
       it would have paid for two changes, the engine changes (the ski-rental rule: at most twice the best in hindsight).
     """
@@ -30,7 +37,8 @@ class CostPolicy(Policy):
     def __init__(self, plan: Plan, times: EngineTimes, config: EngineConfig) -> None:
         self._times = times
         self._max_stall_s = config.max_stall_s
-        self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens)
+        costs = {layout: StepCost.of(times.of(layout)) for layout in plan.layouts}
+        self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, costs)
         self._steady = {layout: Mode.steady(layout, _phase(plan, layout)) for layout in plan.layouts}
         self._first = self._steady[plan.first]
         self._looked_s = -1.0
@@ -52,9 +60,10 @@ class CostPolicy(Policy):
             return mode
         outlook = Outlook(situation, self._times, self._limits)
         self._add_up(situation, outlook)
-        target = self._soonest(situation, outlook)
-        if target != mode:
-            self._missed_s = dict.fromkeys(self._missed_s, 0.0)
+        target = self._surge_that_pays(situation, outlook) or self._better_place(situation, outlook)
+        if target is None:
+            return mode
+        self._missed_s = dict.fromkeys(self._missed_s, 0.0)
         return target
 
     def _is_due(self, situation: Situation) -> bool:
@@ -86,38 +95,46 @@ class CostPolicy(Policy):
             saved = 1.0 - outlook.round_s(layout, rows, riding) / here_s
             self._missed_s[layout] = max(0.0, self._missed_s[layout] + elapsed_s * saved)
 
-    def _soonest(self, situation: Situation, outlook: Outlook) -> Mode:
+    def _surge_that_pays(self, situation: Situation, outlook: Outlook) -> Mode | None:
+        """The surge that saves most, of those that leave sequences where they decode now."""
         mode = situation.mode
-        here, tokens = mode.layout, float(outlook.prompt_tokens)
-        stay_s = outlook.steady_s(here, tokens, situation.device_free_tokens)
-        best, best_s = mode, stay_s * (1 - _LEAST_GAIN)
-        for layout, steady in self._steady.items():
-            if layout != here:
-                there_s = outlook.steady_s(layout, tokens, situation.device_free_tokens)
-                move_s = outlook.move_s(here, here, layout, layout)
-                # Two changes' worth was missed: enough to change on no prospect but more of the same.
-                seconds = min(there_s + move_s, best_s if self._missed_s[layout] < 2 * move_s else 0.0)
-                if seconds < best_s and situation.can_move(steady):
-                    best, best_s = steady, seconds
-            surge_tokens = self._surge_tokens(situation, tokens)
-            if not surge_tokens:
+        tokens = self._surge_tokens(situation)
+        if not tokens:
+            return None
+        beside_s = outlook.beside_s(mode.layout, tokens, situation.device_free_tokens)
+        best, best_s = None, 0.0
+        for layout in self._steady:
+            if layout == mode.layout:
                 continue
-            for home, home_mode in self._steady.items():
-                if home == layout:
-                    continue
-                seconds = outlook.move_s(here, here, layout, home) + outlook.surge_s(layout, surge_tokens)
-                seconds += outlook.move_s(layout, home, home, home)
-                seconds += outlook.steady_s(home_mode.layout, tokens - surge_tokens, 0.0)
-                surge = Mode.surge(layout, home)
-                if seconds < best_s and situation.can_surge(surge):
-                    best, best_s = surge, seconds
+            surge = Mode.surge(layout, mode.layout)
+            surge_s = outlook.surge_s(layout, tokens)
+            there_and_back_s = outlook.move_s(mode, surge) + outlook.move_s(surge, mode)
+            saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s
+            if saved_s > best_s and situation.can_surge(surge):
+                best, best_s = surge, saved_s
         return best
 
-    def _surge_tokens(self, situation: Situation, tokens: float) -> float:
+    def _better_place(self, situation: Situation, outlook: Outlook) -> Mode | None:
+        """Another layout to decode in: one that was missed for long, or where the last ones would end much sooner."""
+        mode = situation.mode
+        is_tail = not (situation.waiting or situation.prefilling or situation.hosted)
+        best, best_s = None, outlook.decode_s(mode.layout) * (1 - _LEAST_MOVE_GAIN) if is_tail else 0.0
+        for layout, steady in self._steady.items():
+            if layout == mode.layout:
+                continue
+            move_s = outlook.move_s(mode, steady)
+            seconds = outlook.decode_s(layout) + move_s if is_tail else math.inf
+            was_missed = self._missed_s[layout] > 2 * move_s  # enough to change on no prospect but more of the same
+            if (was_missed or seconds < best_s) and situation.can_move(steady):
+                best, best_s = steady, min(seconds, best_s)
+        return best
+
+    def _surge_tokens(self, situation: Situation) -> float:
         """What a surge could prefill now; 0 if the host has too little room for one."""
-        most = min(tokens, float(situation.host_tokens))
-        now = min(tokens, float(situation.host_free_tokens))
-        return now if now >= _LEAST_SURGE * most else 0.0
+        tokens = situation.waiting_tokens
+        most = min(tokens, situation.host_tokens)
+        now = min(tokens, situation.host_free_tokens)
+        return float(now) if now >= _LEAST_SURGE * most else 0.0
 
     def _after_surge(self, situation: Situation) -> Mode:
         mode = situation.mode
@@ -131,7 +148,9 @@ class CostPolicy(Policy):
             return home
         outlook = Outlook(situation, self._times, self._limits)
         tokens = min(float(outlook.prompt_tokens), float(situation.host_free_tokens))
-        is_better = outlook.surge_s(mode.layout, tokens) < outlook.beside_s(home.layout, tokens)
+        is_better = outlook.surge_s(mode.layout, tokens) < outlook.beside_s(
+            home.layout, tokens, situation.device_free_tokens
+        )
         return mode if is_better else home
 
 

@@ -6,20 +6,27 @@ to be) it leaves out of all of them. Sums are over all replicas.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.cost.balance import StepCost
 from engine.cost.engine_times import EngineTimes
 from engine.cost.times import StepLoad
 from engine.parallel.layout import Layout
-from engine.planning.policy import Situation
+from engine.planning.policy import Mode, Situation
+
+_FEW = 64  # sequences that may be looked at one by one
+_MEAN_OF_A_HALF = 0.5 / math.log(2)  # of a number that falls to its half at a constant rate, over what it was
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a replica's steps."""
+    """What bounds a replica's steps, and by layout the costs by which a pipeline's are made alike."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    costs: Mapping[Layout, StepCost]
 
 
 class Outlook:
@@ -28,13 +35,13 @@ class Outlook:
     def __init__(self, situation: Situation, times: EngineTimes, limits: Limits) -> None:
         self._times = times
         self._limits = limits
-        expected = situation.expected_output_tokens
+        self._expected = expected = situation.expected_output_tokens
         self.prompts = situation.waiting
         self.prompt_tokens = situation.waiting_tokens
         self._mean_prompt = self.prompt_tokens / self.prompts if self.prompts else 0.0
         self._decoding = situation.running + situation.hosted + situation.prefilling
-        waiting_outputs = min(float(situation.waiting_output_tokens), expected * self.prompts)
-        self._outputs = waiting_outputs + expected * self._decoding
+        few = situation.running <= _FEW
+        self._outputs = self._decoding * min(expected, situation.mean_left_tokens() if few else expected)
         self._resident_context = situation.context_tokens()
         self._free_tokens = situation.device_free_tokens
         self._device_tokens = situation.device_tokens
@@ -44,28 +51,39 @@ class Outlook:
         else:
             self._context = self._mean_prompt + expected / 2
 
-    def steady_s(self, layout: Layout, prompt_tokens: float, free_tokens: float) -> float:
-        """Seconds to decode everything in a layout, prefilling so many tokens of prompts beside it.
-
-        As many of them as find room at once, in `free_tokens`, are prefilled in full steps. The others come one by one
-        as room comes free, and ride along: where reading weights takes longer than their products, nearly for nothing.
-        """
-        times, dp = self._times.of(layout), layout.dp
-        bulk = min(prompt_tokens, free_tokens)
-        seconds = times.prefill_s(self._prompts(bulk / dp), self._limits.max_num_batched_tokens)
-        batch = self._batch(layout)
+    def decode_s(self, layout: Layout) -> float:
+        """Seconds until all that decode have ended. Ends come at random: every half of those left takes
+        as many rounds as the one before."""
+        batch = min(self._batch(layout), self._decoding)
         if not batch:
-            return seconds
-        rounds = self._outputs / batch
-        riding = (prompt_tokens - bulk) / dp
-        rows = batch / dp
-        load = StepLoad(decodes=rows, context=rows * self._context) + self._prompts(riding / max(rounds, 1.0))
-        return seconds + rounds * times.round_s(load)
+            return 0.0
+        rounds_per_half = self._outputs / batch * math.log(2)
+        seconds = 0.0
+        while batch >= 1:
+            seconds += rounds_per_half * self.round_s(layout, batch * _MEAN_OF_A_HALF, 0.0)
+            batch /= 2
+        return seconds
 
-    def move_s(self, layout: Layout, home: Layout, target: Layout, target_home: Layout) -> float:
-        """Seconds to get from one layout to another, residents' KV included where its rectangles change."""
-        seconds = self._times.transition_s if layout != target else 0.0
-        if home != target_home:
+    def _bulk_s(self, layout: Layout, prompt_tokens: float, sequences: float) -> tuple[float, float]:
+        """Seconds to prefill so many tokens in full steps, of which each decodes for its share of the sequences, too;
+        and how many tokens that gives them."""
+        if not prompt_tokens:
+            return 0.0, 0.0
+        times, limits, dp, pp = self._times.of(layout), self._limits, layout.dp, layout.pp
+        rows = sequences / dp / pp
+        decode = StepLoad(decodes=rows, context=rows * self._context)
+        tokens = limits.max_num_batched_tokens - rows
+        if pp > 1:
+            costs = limits.costs[layout]
+            tokens = min(tokens, max(256.0, costs.mixed - costs.decode(rows, decode.context)))
+        tokens = max(1.0, tokens)
+        steps = prompt_tokens / dp / tokens
+        return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
+
+    def move_s(self, mode: Mode, target: Mode) -> float:
+        """Seconds to get from one mode to another, residents' KV included where its rectangles change."""
+        seconds = self._times.transition_s if mode.layout != target.layout else 0.0
+        if mode.home != target.home:
             seconds += self._times.swap_s(self._kv_bytes, True) + self._times.swap_s(self._kv_bytes, False)
         return seconds
 
@@ -75,15 +93,21 @@ class Outlook:
         step = self._step_tokens(layout, prompts.prefill_tokens)
         return self._times.of(layout).prefill_s(prompts, step)
 
-    def beside_s(self, layout: Layout, prompt_tokens: float) -> float:
-        """Seconds by which those would lengthen the steps of all that can decode in a layout."""
-        times, dp = self._times.of(layout), layout.dp
-        rows = min(self._batch(layout), self._decoding) / dp
-        decode = StepLoad(decodes=rows, context=rows * self._context)
-        tokens = prompt_tokens / dp
-        steps = max(1.0, tokens / self._limits.max_num_batched_tokens)
-        alone_s = times.round_s(decode) if rows else 0.0
-        return steps * (times.round_s(decode + self._prompts(tokens / steps)) - alone_s)
+    def beside_s(self, layout: Layout, prompt_tokens: float, free_tokens: float) -> float:
+        """Seconds by which so many tokens of prompts lengthen the steps of all that can decode in a layout.
+
+        Those that find room in `free_tokens` come in full steps. Beyond that a prompt comes whenever another sequence
+        ends, a few tokens a step.
+        """
+        rows = min(self._batch(layout), self._decoding)
+        bulk = min(prompt_tokens, free_tokens) if rows else prompt_tokens
+        seconds, decoded = self._bulk_s(layout, bulk, rows)
+        if not rows:
+            return seconds
+        alone_s = self.round_s(layout, rows, 0.0)
+        riding = max(1.0, rows / self._expected * self._mean_prompt)
+        rounds = (prompt_tokens - bulk) / riding
+        return seconds - decoded / rows * alone_s + rounds * (self.round_s(layout, rows, riding) - alone_s)
 
     def round_s(self, layout: Layout, rows: float, riding_tokens: float) -> float:
         """Seconds of a token for each of so many running sequences, with so many tokens of prompts beside them."""

@@ -68,11 +68,6 @@ class Situation(ABC):
 
     @property
     @abstractmethod
-    def waiting_output_tokens(self) -> int:
-        """That they may ask for at most."""
-
-    @property
-    @abstractmethod
     def prefilling(self) -> int:
         """On a device, some of their known tokens not yet computed."""
 
@@ -121,8 +116,8 @@ class Situation(ABC):
         """Of the running sequences, together."""
 
     @abstractmethod
-    def most_left_tokens(self) -> int:
-        """The most output tokens that a running sequence may still ask for. Looks at each: for few."""
+    def mean_left_tokens(self) -> float:
+        """The output tokens that a running sequence may still ask for, on average. Looks at each: for few."""
 
     @abstractmethod
     def kv_bytes(self, tokens: float) -> float:

@@ -20,19 +20,18 @@ class Queues:
         self._queues: dict[SeqState, dict[Sequence, None]] = {state: {} for state in SeqState}
         self._returned: list[Sequence] = []  # waiting again, before all others
         self.waiting_tokens = 0
-        self.waiting_output_tokens = 0  # that they may ask for
 
     def add(self, seq: Sequence) -> None:
         assert seq.state is SeqState.WAITING
         self._queues[SeqState.WAITING][seq] = None
-        self._count_waiting(seq, 1)
+        self.waiting_tokens += len(seq.tokens)
 
     def move(self, seq: Sequence, state: SeqState) -> None:
         """The only way a sequence changes its state."""
         self.forget(seq)
         seq.move(state)
         if state is SeqState.WAITING:
-            self._count_waiting(seq, 1)
+            self.waiting_tokens += len(seq.tokens)
             insort(self._returned, seq, key=attrgetter("arrival"))
         else:
             self._queues[state][seq] = None
@@ -45,11 +44,7 @@ class Queues:
         else:
             self._returned.remove(seq)
         if seq.state is SeqState.WAITING:
-            self._count_waiting(seq, -1)
-
-    def _count_waiting(self, seq: Sequence, sign: int) -> None:
-        self.waiting_tokens += sign * len(seq.tokens)
-        self.waiting_output_tokens += sign * seq.left
+            self.waiting_tokens -= len(seq.tokens)
 
     def list(self, *states: SeqState) -> list[Sequence]:
         """A copy, safe to walk while sequences move."""

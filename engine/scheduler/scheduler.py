@@ -19,7 +19,7 @@ from engine.sampling import MAX_SEED, RowSampling
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.flight import InFlight
 from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+from engine.scheduler.sequence import SeqState, Sequence
 from engine.scheduler.situation import MOVING
 from engine.scheduler.transitions import Transitions
 from engine.steps import Command, Forward, Report, Swap, Transition
@@ -157,7 +157,7 @@ class Scheduler:
                 lifecycle.times.of(lifecycle.plan.layouts[layout]).observe(flight.load, flight.seconds)
                 for seq in flight.sequences:
                     seq.step_completed()
-                    if seq.state not in ON_DEVICE:
+                    if seq.state is not SeqState.RUNNING:
                         lifecycle.settle(seq)
             case Swap(to_host=to_host):
                 lifecycle.counters.swapped(to_host, flight.bytes, flight.seconds)

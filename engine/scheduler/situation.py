@@ -49,10 +49,6 @@ class SchedulerSituation(Situation):
         return self._lifecycle.queues.waiting_tokens
 
     @property
-    def waiting_output_tokens(self) -> int:
-        return self._lifecycle.queues.waiting_output_tokens
-
-    @property
     def prefilling(self) -> int:
         return self._lifecycle.queues.count(SeqState.PREFILL)
 
@@ -102,8 +98,9 @@ class SchedulerSituation(Situation):
     def context_tokens(self) -> int:
         return sum(replica.context_tokens for replica in self._lifecycle.blocks.replicas)
 
-    def most_left_tokens(self) -> int:
-        return max((seq.left for seq in self._lifecycle.queues.walk(SeqState.RUNNING)), default=0)
+    def mean_left_tokens(self) -> float:
+        left = [seq.left for seq in self._lifecycle.queues.walk(SeqState.RUNNING)]
+        return sum(left) / len(left) if left else 0.0
 
     def can_surge(self, mode: Mode) -> bool:
         blocks, queues = self._lifecycle.blocks, self._lifecycle.queues

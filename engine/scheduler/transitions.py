@@ -75,6 +75,9 @@ class Transitions:
         layout = change.target.layout
         if layout.dp != self.mode.layout.dp and lifecycle.swaps_in_flight:
             return True
+        if layout == self.mode.layout:  # only who may be where has changed
+            self._enter(change.target)
+            return False
         transition = Transition(lifecycle.next_id(), self._plan.index(layout))
         change.transition_id = transition.id
         lifecycle.send_transition(transition)
@@ -114,7 +117,6 @@ class Transitions:
         if lifecycle.trace is not None:
             parts = {"drain_s": drain_s, "evacuate_s": evacuate_s, "weights_s": weights_s}
             lifecycle.trace.transition(name, change.started_s, now, **parts)
-            lifecycle.trace.enter(mode.phase, mode.layout, now)
         situation = self._situation
         logger.info(
             f"{before.phase} {before.layout} -> {mode.phase} {mode.layout} in {now - change.started_s:.3f} s "
@@ -122,11 +124,17 @@ class Transitions:
             f"after {now - self._entered_s:.1f} s in {before.layout}; "
             f"{situation.waiting} waiting, {situation.running} running, {situation.hosted} on the host"
         )
-        lifecycle.counters.left(before.phase, now)
+        self._entered_s = now
+        self._enter(mode)
+
+    def _enter(self, mode: Mode) -> None:
+        lifecycle = self._lifecycle
+        lifecycle.counters.left(self.mode.phase, lifecycle.now)
+        if lifecycle.trace is not None:
+            lifecycle.trace.enter(mode.phase, mode.layout, lifecycle.now)
         lifecycle.working_since_s = None
         self._change = None
-        self._entered_s = now
-        situation.entered(mode)
+        self._situation.entered(mode)
         self.mode = mode
         lifecycle.blocks.enter(mode.layout)
 
