@@ -11,8 +11,9 @@
 # how much is missing. A static layout needs none of it, but NCCL wants about 1g.
 #
 # Build arguments:
-#   TORCH_CUDA_ARCH_LIST  GPUs to compile kernels for, by spaces: 8.0 A100, 8.6 A10, 8.9 L4 (the default), 9.0a H100 and
-#                         H200, 10.0a B200. Each adds minutes; on other GPUs the first start takes them instead.
+#   TORCH_CUDA_ARCH_LIST  GPUs to compile kernels for, by spaces: 8.0 A100, 8.6 A10, 8.9 L4 and L40S (the default), 9.0a
+#                         H100 and H200, 10.0a B200, 12.0f RTX 50 and RTX Pro 6000. Each adds minutes; on other GPUs the
+#                         first start takes them instead.
 #   SHAREGPT              true: put the ShareGPT conversations into the image, for `bench`
 #   MAX_JOBS              compilers at a time; each takes up to 4 GB of memory
 ARG CUDA=13.0.2

@@ -21,7 +21,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["safetensors", "dummy"]
 WeightsMode = Literal["auto", "resident", "reload"]
 Device = Literal["auto", "cpu", "cuda"]
+AttentionBackend = Literal["auto", "fa2", "fa3"]
+CustomAllReduce = Literal["auto", "off"]
 ExecutorName = Literal["processes", "simulated"]
+
+
+YEAR_S = 365 * 86400
 
 
 def _option(default: Any, help: str, *, least: float = 0, most: float = math.inf) -> Any:
@@ -41,6 +46,16 @@ class EngineConfig:
     )
     load_format: LoadFormat = _option("safetensors", "dummy makes random weights of the right shapes")
     device: Device = _option("auto", "auto is cuda where there is a GPU")
+    attention_backend: AttentionBackend = _option(
+        "auto",
+        "FlashAttention 2 or 3 for prompts on GPUs; 3 exists for compute capability 9.0 alone (H100, H200), where auto "
+        "takes it for long chunks",
+    )
+    custom_all_reduce: CustomAllReduce = _option(
+        "auto",
+        "how tensor shards on GPUs add up: auto is in memory that they share, where NVLink connects all of a stage; "
+        "off is always by NCCL",
+    )
     executor: ExecutorName = _option(
         "processes", "simulated computes nothing, on a virtual clock (for tests and planning); a server answers at once"
     )
@@ -96,8 +111,8 @@ class EngineConfig:
 
     seed: int = _option(0, "seed of requests that bring none, and of dummy weights", most=(1 << 31) - 1)
     trace: str = _option("", "file for a timeline in Chrome's trace format, which Perfetto opens (default: none)")
-    step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker", least=0.1)
-    start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up", least=0.1)
+    step_timeout_s: float = _option(300.0, "a step that takes longer counts as a dead worker", least=0.1, most=YEAR_S)
+    start_timeout_s: float = _option(1800.0, "longest time for workers to load and warm up", least=0.1, most=YEAR_S)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -107,7 +122,7 @@ class EngineConfig:
                 raise ConfigError(f"{f.name} must be one of {', '.join(get_args(hints[f.name]))}, not {value!r}")
             if hints[f.name] in (int, float):
                 least, most = f.metadata["least"], f.metadata["most"]
-                if not (math.isfinite(value) and least <= value <= most):
+                if not (least <= value <= most and value != math.inf):
                     bound = f"at least {least}" if most == math.inf else f"between {least} and {most}"
                     raise ConfigError(f"{f.name} must be {bound}, not {value}")
         if self.max_model_len == 1:
@@ -118,6 +133,15 @@ class EngineConfig:
     def surge_threshold_tokens(self) -> int:
         """What `surge_min_tokens` stands for."""
         return 4 * self.max_num_batched_tokens if self.surge_min_tokens < 0 else self.surge_min_tokens
+
+    @property
+    def communication_timeout_s(self) -> float:
+        """When torch.distributed gives up on a peer, by killing the worker or with a traceback.
+
+        What decides is the executor: it gives the start `start_timeout_s` and a step `step_timeout_s`, from before the
+        workers' first operation, and says which worker it waited for. So this comes later than both.
+        """
+        return max(self.start_timeout_s, self.step_timeout_s) + 60.0
 
     @property
     def shape_source(self) -> str:

@@ -12,21 +12,32 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, NoReturn
 
-HEAD_DIMS = (64, 128, 256)  # those of the engine's operators
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Seesaw need not be installed for this
+
+from engine.errors import ConfigError
+from engine.model.ops.capability import HEAD_DIMS, attention_backends, parse_architecture
+
 DEFAULT_HEAD_DIMS = (64, 128)  # what Llamas have
 
 
-def specs(architectures: list[str], head_dims: Sequence[int]) -> Iterator[Any]:
-    """One spec for each module. FlashInfer's fa3 is for Hopper (9.x) only."""
+def prefill_backends(architectures: Sequence[str]) -> list[str]:
+    """Those that the operators may choose on any of these GPUs. Raises ConfigError for one that is too old, and
+    ValueError for what names none."""
+    backends = [attention_backends(parse_architecture(architecture)) for architecture in architectures]
+    return sorted({backend for of_one in backends for backend in of_one})
+
+
+def specs(backends: Sequence[str], head_dims: Sequence[int]) -> Iterator[Any]:
+    """One spec for each module."""
     import torch
     from flashinfer.jit import gen_act_and_mul_module, gen_batch_decode_module, gen_batch_prefill_module
     from flashinfer.jit.norm import gen_norm_module
     from flashinfer.jit.sampling import gen_sampling_module
 
     yield from (gen_norm_module(), gen_act_and_mul_module("silu"), gen_sampling_module())
-    backends = ["fa2"] + ["fa3"] * any(architecture.startswith("9.") for architecture in architectures)
     for dtype, head_dim in product((torch.bfloat16, torch.float16), head_dims):
         attention = {
             "dtype_q": dtype,
@@ -59,11 +70,17 @@ def main() -> None:
     if not architectures:
         _refuse("set FLASHINFER_CUDA_ARCH_LIST to the GPU's architecture, as in 8.9 or 9.0a")
     try:
+        backends = prefill_backends(architectures)
+    except ConfigError as error:
+        _refuse(str(error))
+    except ValueError:
+        _refuse(f"FLASHINFER_CUDA_ARCH_LIST must be as in 8.9 or 9.0a, not {' '.join(architectures)}")
+    try:
         from flashinfer.jit import build_jit_specs
     except ImportError as error:
         _refuse(f"this needs FlashInfer ({error}): pip install -e '.[cuda]'")
 
-    modules = list(specs(architectures, args.head_dims))
+    modules = list(specs(backends, args.head_dims))
     print(f"compiling {len(modules)} modules for {' '.join(architectures)}", file=sys.stderr)
     build_jit_specs(modules, verbose=False)
 

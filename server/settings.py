@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -45,7 +46,7 @@ def read_configs(given: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
     flags = dict(given)
     path = flags.pop("config", None)
     values = _read_file(Path(path)) if path else {}
-    values |= {name: _convert(name, value, f"--{_dashed(name)}") for name, value in flags.items()}
+    values |= {name: _from_flag(name, value) for name, value in flags.items()}
     if os.environ.get(API_KEY_VARIABLE):
         values.setdefault("api_key", (os.environ[API_KEY_VARIABLE],))
     if not values.get("model") and values.get("executor") != "simulated":
@@ -140,7 +141,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the config file {path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"the config file {path} must hold one JSON object")
@@ -150,30 +151,57 @@ def _read_file(path: Path) -> dict[str, Any]:
         if key not in HINTS:
             near = difflib.get_close_matches(key, HINTS, n=1, cutoff=0.0)
             raise ConfigError(f"unknown key {key!r} in the config file {path}: did you mean {near[0]!r}?")
-    read = {key: _convert(key, value, f"{key} in {path}") for key, value in values.items()}
+    read = {key: _from_json(key, value, f"{key} in {path}") for key, value in values.items()}
     return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
 
 
-def _convert(name: str, value: Any, where: str) -> Any:
-    """A value of the field's type, from a flag's text or a file's JSON."""
+def _from_flag(name: str, value: Any) -> Any:
+    """A value of the field's type, from a flag's text, or what argparse made of a flag without one or given often."""
     hint = HINTS[name]
-    try:
-        if get_origin(hint) is tuple:
-            items = [value] if isinstance(value, str) else value
-            if isinstance(items, list) and all(isinstance(item, str) for item in items):
-                return tuple(items)
-        elif get_origin(hint) is Literal:
-            if value in get_args(hint):
-                return value
-            raise ConfigError(f"{where} must be one of {', '.join(get_args(hint))}, not {value!r}")
-        elif isinstance(value, str):
+    if hint is bool or get_origin(hint) is tuple:
+        return value if hint is bool else tuple(value)
+    with suppress(ValueError, OverflowError):
+        if get_origin(hint) is not Literal:
             return parse_bytes(value) if name.endswith("_bytes") else hint(value)
-        elif type(value) is hint or (hint is float and type(value) is int):
+        if value in get_args(hint):
             return value
-    except ValueError:
-        pass
-    kind = "a size such as 4GiB" if name.endswith("_bytes") else _KINDS[get_origin(hint) or hint]
-    raise ConfigError(f"{where} must be {kind}, not {value!r}")
+    raise ConfigError(f"--{_dashed(name)} must be {_kind(name)}, not {value!r}")
+
+
+def _from_json(name: str, value: Any, where: str) -> Any:
+    """A value of the field's type, from a file's JSON, which has types of its own: no text stands for a number or true.
+
+    It takes what the schema does (`scripts/document_config.py`): a whole number may be written 8e9, and a size as text.
+    """
+    hint = HINTS[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+    elif get_origin(hint) is Literal:
+        if isinstance(value, str) and value in get_args(hint):
+            return value
+    elif name.endswith("_bytes") and isinstance(value, str):
+        with suppress(ValueError, OverflowError):
+            return parse_bytes(value)
+    elif hint is int:
+        if is_number and value % 1 == 0:
+            return int(value)
+    elif hint is float:
+        with suppress(OverflowError):
+            if is_number:
+                return float(value)
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where} must be {_kind(name)}, not {json.dumps(value)}")
+
+
+def _kind(name: str) -> str:
+    hint = HINTS[name]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return "a size such as 4GiB" if name.endswith("_bytes") else _KINDS[get_origin(hint) or hint]
 
 
 def _dashed(name: str) -> str:

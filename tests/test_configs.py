@@ -11,7 +11,8 @@ import pytest
 
 from engine.bench.offline import run_workloads
 from engine.bench.workload import Job, read_lengths
-from server.settings import read_configs
+from engine.errors import ConfigError
+from server.settings import HINTS, read_configs
 
 CONFIGS = document_config.config_files()
 SCHEMA = json.loads(document_config.SCHEMA_PATH.read_text())
@@ -52,6 +53,24 @@ def test_the_schema_refuses_what_the_loader_refuses():
             jsonschema.validate(wrong, SCHEMA)
     for right in ({"host_kv_bytes": "1.5 GB"}, {"host_kv_bytes": 5}, {"api_key": ["a", "b"]}, {"max_stall_s": 2}):
         jsonschema.validate(right, SCHEMA)
+
+
+ODD = [None, True, 0, 1, 2.0, 2.5, "", "1", "true", "no", "4GiB", "auto", [], ["a"], [1], {}]
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_the_schema_and_the_loader_agree_on_every_type(name, tmp_path):
+    for value in ODD:
+        path = tmp_path / "x.json"
+        path.write_text(json.dumps({"model": "m", name: value}))
+        try:
+            read_configs({"config": str(path)})
+            loads = True
+        except ConfigError as error:
+            if f"{name} in {path} must be" not in str(error):
+                continue  # of the right type, and out of bounds: the schema knows none
+            loads = False
+        assert jsonschema.Draft202012Validator(SCHEMA).is_valid({name: value}) == loads, value
 
 
 @pytest.mark.parametrize("name", ["SCHEMA_PATH", "PAGE_PATH"])

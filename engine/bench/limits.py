@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ from engine.bench.links import measure_links
 from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
-from engine.config import EngineConfig
+from engine.config import CustomAllReduce, EngineConfig
 from engine.cost.profile import HostProfile
 from engine.cost.work import Chunks, exchange_s, step_work
 from engine.device.choice import why_no_gpu
@@ -61,7 +61,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     limits: dict[str, Any] = {"device": torch.cuda.get_device_name(), "gpus": gpus, "torch": torch.__version__}
     limits |= measure_device(shape, arguments.sustain_s)
     if gpus > 1:
-        limits["links"] = measure_links(gpus)
+        limits["links"] = measure_links(gpus, arguments.custom_all_reduce)
     profile = HostProfile.from_json(limits)
     host = Host(shape, profile, config.max_num_seqs, config.max_num_batched_tokens)
     limits["floors"] = floors(shape, layouts, profile)
@@ -99,6 +99,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("model", help="checkpoint folder or hub name; only its config.json is read")
     parser.add_argument("--layouts", default="", help="layouts whose floors are shown, as in T1,P4 (default: T and P)")
     parser.add_argument("--sustain-s", type=float, default=10.0, help="length of the sustained matmul (default: 10)")
+    parser.add_argument(
+        "--custom-all-reduce", choices=get_args(CustomAllReduce), default="auto", help="the engine's (default: auto)"
+    )
     add_workload_flag(parser.add_argument)
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         default = getattr(EngineConfig, name)

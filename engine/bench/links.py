@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from engine.config import CustomAllReduce
 from engine.model.sums import Sums
 from engine.parallel.groups import ShardGroup, join_world
 from engine.parallel.peers import can_share
@@ -20,24 +21,25 @@ SUM_COLUMNS = 8192
 LINK_BYTES = [1 << power for power in (14, 17, 20, 23, 26, 28)]
 
 
-def measure_links(gpus: int) -> dict[str, dict[str, float]]:
+def measure_links(gpus: int, custom_all_reduce: CustomAllReduce = "auto") -> dict[str, dict[str, float]]:
     """Seconds of each exchange by bytes of a rank's tensor.
 
     `sum` is what the engine's tensor shards do in each half of a layer: an all-reduce over shared memory, the residual
-    stream and norms included, or NCCL's where they share none. The others are NCCL's, as the environment has it set.
+    stream and norms included, or NCCL's where they share none or may not. The others are NCCL's, as the environment has
+    it set.
     """
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_measure_links, (gpus, folder), nprocs=gpus)
+        spawn(_measure_links, (gpus, folder, custom_all_reduce), nprocs=gpus)
         result: dict[str, dict[str, float]] = json.loads((Path(folder) / "links.json").read_text())
         return result
 
 
-def _measure_links(rank: int, gpus: int, folder: str) -> None:
+def _measure_links(rank: int, gpus: int, folder: str, custom_all_reduce: CustomAllReduce) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     join_world(rank, gpus, Path(folder) / "rendezvous", device)
     seconds: dict[str, dict[str, float]] = {"sum": {}, "all_reduce": {}, "all_to_all": {}, "send": {}}
-    sums = _peer_sums(rank, gpus, device)
+    sums = _peer_sums(rank, gpus, device, custom_all_reduce)
     for num_bytes in LINK_BYTES:
         measured = _measure_size(num_bytes, rank, gpus, device)
         measured["sum"] = measured["all_reduce"] if sums is None else _measure_sum(sums, num_bytes, device)
@@ -48,9 +50,9 @@ def _measure_links(rank: int, gpus: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _peer_sums(rank: int, gpus: int, device: torch.device) -> Sums | None:
+def _peer_sums(rank: int, gpus: int, device: torch.device, custom_all_reduce: CustomAllReduce) -> Sums | None:
     group = ShardGroup(range(gpus), rank, dist.new_group(list(range(gpus))))
-    if not can_share(group, device):
+    if not can_share(group, device, custom_all_reduce):
         return None
     from engine.model.peer_sums import PeerSums  # needs Triton
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from engine.config import CustomAllReduce
 from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
 from engine.parallel.groups import ShardGroup, TensorGroup
@@ -60,15 +61,22 @@ class ReducedSums(Sums):
         return summed if residual is None else residual + summed
 
 
-def make_sums(ops: Ops, group: TensorGroup, shape: ModelShape, max_rows: int, device: torch.device) -> Sums:
-    """The fastest sums that the shards' links allow, for steps of up to `max_rows` tokens.
+def make_sums(
+    ops: Ops,
+    group: TensorGroup,
+    shape: ModelShape,
+    max_rows: int,
+    device: torch.device,
+    custom_all_reduce: CustomAllReduce = "auto",
+) -> Sums:
+    """The fastest sums that the shards' links, and the setting, allow, for steps of up to `max_rows` tokens.
 
     Collective over the group. Raises ConfigError if GPUs should be able to share memory, and cannot.
     """
     if device.type == "cuda":
         from engine.parallel.peers import can_share
 
-        if isinstance(group, ShardGroup) and can_share(group, device):
+        if isinstance(group, ShardGroup) and can_share(group, device, custom_all_reduce):
             from engine.model.peer_sums import PeerSums
 
             return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ import torch.distributed as dist
 from engine.parallel.layout import Coord, Layout
 
 Group = Any  # a torch.distributed process group
+
+TIMEOUT_S = 600.0  # for a peer that does not come
 
 
 class TensorGroup(ABC):
@@ -216,34 +219,48 @@ class LayoutGroups:
         self.feedback.drain()
 
 
-def join_world(rank: int, world_size: int, rendezvous: Path, device: torch.device) -> None:
+def join_world(
+    rank: int, world_size: int, rendezvous: Path, device: torch.device, timeout_s: float = TIMEOUT_S
+) -> None:
     """Enter the world of `world_size` workers. `rendezvous` is a file in a private folder that all share."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; never listen on the network
+    timeout = timedelta(seconds=timeout_s)
     store = dist.FileStore(str(rendezvous), world_size)  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
     if device.type == "cuda":
         os.environ["NCCL_NVLS_ENABLE"] = "0"  # no NVLink multicast: see `engine.parallel.peers`
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=world_size, device_id=device)
+        # This one ends a process whose NCCL watchdog hangs for eight minutes, as behind a long call of the driver.
+        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+        dist.init_process_group(
+            "nccl", store=store, rank=rank, world_size=world_size, device_id=device, timeout=timeout
+        )
     else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def build_groups(rank: int, layouts: Sequence[Layout], device: torch.device) -> list[LayoutGroups]:
-    """This rank's groups of every layout, warm. Collective: all ranks call it with the same layouts."""
-    groups = [_layout_groups(rank, layout) for layout in layouts]
+def build_groups(
+    rank: int, layouts: Sequence[Layout], device: torch.device, timeout_s: float = TIMEOUT_S
+) -> list[LayoutGroups]:
+    """This rank's groups of every layout, warm. Collective: all ranks call it with the same layouts.
+
+    An operation that takes longer than `timeout_s` ends the process: gloo raises, torch's watchdog over NCCL aborts
+    (and does not see into CUDA graphs). Whoever started the workers should have given them up before.
+    """
+    groups = [_layout_groups(rank, layout, timedelta(seconds=timeout_s)) for layout in layouts]
     for layout_groups in groups:
         _warm(layout_groups, device)
     dist.barrier()
     return groups
 
 
-def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
+def _layout_groups(rank: int, layout: Layout, timeout: timedelta) -> LayoutGroups:
     # new_group is collective: every rank makes every group of the layout, in one order.
     coord = layout.coord(rank)
     tensor: TensorGroup = SingleShard()
     for replica in range(layout.dp):
         for stage in range(layout.pp):
             ranks = layout.stage_ranks(replica, stage)
-            group = _new_group(ranks)
+            group = _new_group(ranks, timeout)
             if rank in ranks and layout.tp > 1:
                 tensor = ShardGroup(ranks, coord.shard, group)
     edges: dict[tuple[int, int], Group] = {}  # this rank's, from a stage to the next
@@ -251,13 +268,13 @@ def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
         for shard in range(layout.tp):
             for stage in range(layout.pp - 1):
                 ends = layout.rank(replica, stage, shard), layout.rank(replica, stage + 1, shard)
-                group = _new_group(ends)
+                group = _new_group(ends, timeout)
                 if rank in ends:
                     edges[ends] = group
     back: Group = None
     for replica in range(layout.dp):
         ranks_of_feedback = sorted({layout.sampling_rank(replica), *layout.stage_ranks(replica, 0)})
-        group = _new_group(ranks_of_feedback)
+        group = _new_group(ranks_of_feedback, timeout)
         if rank in ranks_of_feedback:
             back = group
     replica, stage, shard = coord
@@ -275,8 +292,8 @@ def _layout_groups(rank: int, layout: Layout) -> LayoutGroups:
     return LayoutGroups(layout, coord, tensor, pipe, feedback)
 
 
-def _new_group(ranks: Sequence[int]) -> Group:
-    return dist.new_group(list(ranks)) if len(ranks) > 1 else None
+def _new_group(ranks: Sequence[int], timeout: timedelta) -> Group:
+    return dist.new_group(list(ranks), timeout=timeout) if len(ranks) > 1 else None  # it does not take the world's
 
 
 def _warm(groups: LayoutGroups, device: torch.device) -> None:

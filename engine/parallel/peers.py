@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 
+from engine.config import CustomAllReduce
 from engine.errors import ConfigError
 from engine.parallel.groups import ShardGroup, TensorGroup
 from engine.supervision import LONGEST_SOCKET_PATH
@@ -22,9 +23,13 @@ from engine.supervision import LONGEST_SOCKET_PATH
 os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
 
 
-def can_share(group: TensorGroup, device: torch.device) -> bool:
-    """Whether the shards' GPUs reach each other's memory with atomics, as over NVLink, and may: `NCCL_P2P_DISABLE=1`
-    forbids it here as in NCCL."""
+def can_share(group: TensorGroup, device: torch.device, custom_all_reduce: CustomAllReduce = "auto") -> bool:
+    """Whether the shards' GPUs reach each other's memory with atomics, as over NVLink, and may.
+
+    The setting `off` forbids it here alone, `NCCL_P2P_DISABLE=1` here as in NCCL.
+    """
+    if custom_all_reduce == "off":
+        return False
     if not isinstance(group, ShardGroup) or device.type != "cuda" or dist.get_backend(group.process_group) != "nccl":
         return False
     if os.environ.get("NCCL_P2P_DISABLE", "0") not in ("", "0"):
@@ -89,7 +94,7 @@ class PeerBuffer:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
                 f"the GPUs of a tensor-parallel stage cannot map each other's memory ({reason}): "
-                "set NCCL_P2P_DISABLE=1 to do without"
+                "use --custom-all-reduce off to do without"
             ) from None
         self._flags.zero_()
         self.addresses, self.flag_addresses = (

@@ -140,9 +140,11 @@ class Worker:
             commands.set(zmq.RCVHWM, 0)  # bounded by the steps in flight
             commands.set(zmq.LINGER, 0)
             commands.bind(spec.commands_address)
-            join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
-            self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
-            self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
+            # Refuses a GPU that cannot run this, before anything slow.
+            self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.attention_backend)
+            timeout_s = spec.config.communication_timeout_s
+            join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device, timeout_s)
+            self._groups = build_groups(spec.rank, self._plan.layouts, self._device, timeout_s)
             self._sums = [self._make_sums(groups) for groups in self._groups]
             self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
@@ -243,7 +245,7 @@ class Worker:
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config
         max_rows = max(config.max_num_batched_tokens, buckets(config.max_num_seqs)[-1])
-        return make_sums(self._ops, groups.tensor, self._spec.shape, max_rows, self._device)
+        return make_sums(self._ops, groups.tensor, self._spec.shape, max_rows, self._device, config.custom_all_reduce)
 
     def _make_runner(self, pool: DevicePool) -> Runner:
         spec = self._spec

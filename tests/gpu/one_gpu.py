@@ -17,12 +17,12 @@ from engine.parallel import groups
 from engine.worker import runner, worker
 from engine.worker.worker import WorkerSpec
 
-CUDA = torch.device("cuda", 0)
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start all workers of this test on the first GPU."""
-    monkeypatch.setattr("engine.executor.processes._device", lambda config: "cuda")
+    monkeypatch.setattr("engine.executor.processes.choose_device", lambda config, say: "cuda")
     monkeypatch.setattr("engine.executor.ranks.run_worker", run_worker)
 
 
@@ -30,7 +30,7 @@ def run_worker(spec: WorkerSpec) -> None:
     join = groups.join_world
     replacements: list[tuple[Any, str, Any]] = [
         (worker, "device_of", lambda spec: CUDA),
-        (worker, "join_world", lambda rank, size, path, device: join(rank, size, path, torch.device("cpu"))),
+        (worker, "join_world", lambda rank, size, path, device, timeout_s: join(rank, size, path, CPU, timeout_s)),
         (groups, "ShardGroup", _ShardGroup),
         (groups, "Incoming", _Incoming),
         (groups, "_Sends", _Sends),
@@ -63,7 +63,7 @@ class _Incoming(groups.Incoming):
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: groups.Group
     ) -> None:
-        super().__init__(shape, dtype, torch.device("cpu"), source, group)
+        super().__init__(shape, dtype, CPU, source, group)
 
     def wait(self) -> torch.Tensor:
         return super().wait().to(CUDA)

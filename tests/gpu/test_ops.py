@@ -7,7 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from engine.config import AttentionBackend
+from engine.errors import ConfigError
 from engine.model.ops.base import BatchInputs, GraphOps, make_ops
+from engine.model.ops.capability import attention_backends, capability_of
 from engine.model.rope import inverse_frequencies, rotate
 from engine.model.sampler import sample
 from engine.sampling import RowSampling
@@ -55,15 +58,30 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["auto", "fa2", "fa3"])
+def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    name: AttentionBackend = request.param
+    if name != "auto" and name not in attention_backends(capability_of(CUDA)):
+        pytest.skip(f"{name} is not for this GPU, or not on the portable path")
+    return name
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("heads", "kv_heads", "slices"), [(16, 16, 1), (16, 4, 1), (16, 4, 2), (32, 2, 1)])
 @pytest.mark.parametrize(("dtype", "dim"), [("bfloat16", 64), ("bfloat16", 128), ("float16", 64)])
 def test_attention_over_far_strided_blocks(
-    pool: torch.Tensor, case: str, heads: int, kv_heads: int, slices: int, dtype: str, dim: int
+    pool: torch.Tensor,
+    case: str,
+    heads: int,
+    kv_heads: int,
+    slices: int,
+    dtype: str,
+    dim: int,
+    backend: AttentionBackend,
 ) -> None:
     chunks = CASES[case]
     shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=dim, dtype=dtype, max_position=2048)
-    ops = make_ops(CUDA, shape, BLOCK_SIZE)
+    ops = make_ops(CUDA, shape, BLOCK_SIZE, backend)
     layer = pool.view(_torch(dtype)).view(len(pool), -1)[:, 1 << 20 :][:, : kv_heads * 2 * BLOCK_SIZE * dim]
     kv = layer.unflatten(1, (kv_heads, 2, BLOCK_SIZE, dim))
     kv.fill_(torch.nan)
@@ -97,6 +115,17 @@ def test_attention_over_far_strided_blocks(
     spans = [slice(end - context, end) for end, context in zip(ends, context_lens.tolist(), strict=True)]
     expected = [_attend(q[rows], k[span], v[span]) for rows, span in zip(wanted, spans, strict=True)]
     assert _relative_error(got, torch.cat(expected)) < 1e-2
+
+
+def test_the_portable_path_is_flash_attention_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_PORTABLE", "1")
+    shape = tiny_shape(head_dim=64, dtype="bfloat16")
+    ops = make_ops(CUDA, shape, BLOCK_SIZE)
+    lens = torch.tensor([1024], dtype=torch.int32)
+    plan = ops.plan(BatchInputs(lens, lens, torch.arange(64, dtype=torch.int32)[None]), 8, 4)
+    assert plan.prefill._backend == "fa2"
+    with pytest.raises(ConfigError, match=r"attention_backend fa3 needs compute capability 9\.0"):
+        make_ops(CUDA, shape, BLOCK_SIZE, "fa3")
 
 
 @pytest.mark.parametrize("kv_heads", [8, 16])  # on tensor cores, and not

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.errors import ConfigError
 from engine.model.ops.base import BatchInputs, GraphOps
+from engine.model.ops.capability import attention_backends, capability_of
 from engine.parallel.layout import Layout, Plan
 from engine.sampling import SamplingParams
 from engine.worker.graphs import DecodeGraphs
@@ -130,15 +132,14 @@ def test_the_engine_on_one_gpu(folder: Path, reference: Reference, monkeypatch: 
     assert tokens["s0"][0][:4] == tokens["s1"][0][:4] == again["s"][0][:4]
 
 
-def _check_plan(reference: Reference, plan: str, weights: str) -> None:
+def _check_plan(reference: Reference, plan: str, weights: str, **settings: Any) -> None:
     """Prompts in several chunks, swaps and changes of layout; every pool and reloaded arena starts as NaN."""
     prefill, _, decode = plan.partition("->")
     prompts = random_prompts(seed=4, count=40, longest=300, vocab=VOCAB)
     requests = {f"g{i}": (prompt, greedy(24)) for i, prompt in enumerate(prompts)}
     error = reference.error(prompts[1])
-    config = _engine_config(
-        reference.folder, prefill=prefill, decode=decode, weights=weights, num_host_blocks=200, surge_min_tokens=0
-    )
+    plain = {"weights": weights, "num_host_blocks": 200, "surge_min_tokens": 0}
+    config = _engine_config(reference.folder, prefill=prefill, decode=decode, **plain, **settings)
     with running(config) as engine:
         tokens = engine.generate(requests)
         stats = engine.core.stats()
@@ -171,6 +172,20 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_static_layout_in_float16(in_float16: Reference, poison: None) -> None:
     _check_plan(in_float16, "T1", "auto")
+
+
+@pytest.mark.parametrize("backend", ["fa2", "fa3"])
+def test_a_forced_attention_backend(reference: Reference, poison: None, backend: str) -> None:
+    if backend not in attention_backends(capability_of(CUDA)):
+        with pytest.raises(ConfigError, match=r"attention_backend fa3 needs compute capability 9\.0"):
+            _check_plan(reference, "T1", "auto", attention_backend=backend)
+        return
+    _check_plan(reference, "T1", "auto", attention_backend=backend)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_sums_by_nccl_on_two_gpus(reference: Reference, poison: None) -> None:
+    _check_plan(reference, "T2", "auto", custom_all_reduce="off")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

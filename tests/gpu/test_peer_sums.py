@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ EPS = 1e-5
 def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> None:
     if torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} CUDA devices")
+    from engine.parallel.peers import has_atomics
+
+    if not all(
+        torch.cuda.can_device_access_peer(*pair) and has_atomics(*pair) for pair in permutations(range(size), 2)
+    ):
+        pytest.skip("these GPUs do not reach each other over NVLink")
     spawn(_check, (size, tmp_path / "rendezvous", hidden, getattr(torch, dtype)), nprocs=size)
 
 
@@ -34,7 +41,7 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
     torch.cuda.set_stream(torch.cuda.Stream(device))
     join_world(rank, size, rendezvous, device)
     group = ShardGroup(range(size), rank, dist.new_group(list(range(size))))
-    assert can_share(group, device)
+    assert can_share(group, device) and not can_share(group, device, "off")
     os.environ["NCCL_P2P_DISABLE"] = "1"
     assert not can_share(group, device)
     sums = PeerSums(group, MAX_ROWS, hidden, dtype, device)

@@ -12,13 +12,13 @@ import pytest
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int]]]:
-    """Architectures and head dims that the script asks for, with a stand-in for FlashInfer."""
+    """Backends and head dims that the script asks for, with a stand-in for FlashInfer."""
     asked: list[tuple[list[str], list[int]]] = []
     monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "flashinfer.jit", SimpleNamespace(build_jit_specs=lambda modules, verbose: None))
 
-    def specs(architectures: list[str], head_dims: Sequence[int]) -> list[object]:
-        asked.append((architectures, list(head_dims)))
+    def specs(backends: list[str], head_dims: Sequence[int]) -> list[object]:
+        asked.append((backends, list(head_dims)))
         return []
 
     monkeypatch.setattr(compile_kernels, "specs", specs)
@@ -31,15 +31,27 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     compile_kernels.main()
 
 
-def test_head_dims(compiled: list[tuple[list[str], list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled(compiled: list[tuple[list[str], list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rule that the operators choose by."""
     run(monkeypatch)
     run(monkeypatch, "--head-dims", "256")
-    assert compiled == [(["9.0a"], [64, 128]), (["9.0a"], [256])]
+    for architectures in ("8.9", "10.0a", "12.0f", "8.0 9.0"):
+        monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", architectures)
+        run(monkeypatch)
+    both, fa2 = ["fa2", "fa3"], ["fa2"]
+    assert compiled[:2] == [(both, [64, 128]), (both, [256])]
+    assert [backends for backends, _ in compiled[2:]] == [fa2, fa2, fa2, both]
 
 
 @pytest.mark.parametrize(
     ("missing", "says"),
-    [("architecture", "set FLASHINFER_CUDA_ARCH_LIST"), ("flashinfer", "needs FlashInfer"), ("head dim", "80")],
+    [
+        ("architecture", "set FLASHINFER_CUDA_ARCH_LIST"),
+        ("flashinfer", "needs FlashInfer"),
+        ("head dim", "80"),
+        ("7.5", "has compute capability 7.5, and half precision needs 8.0"),
+        ("sm_90", "must be as in 8.9 or 9.0a, not sm_90"),
+    ],
 )
 def test_what_is_missing_is_one_sentence(
     missing: str,
@@ -50,6 +62,8 @@ def test_what_is_missing_is_one_sentence(
 ) -> None:
     if missing == "architecture":
         monkeypatch.delenv("FLASHINFER_CUDA_ARCH_LIST")
+    if missing in ("7.5", "sm_90"):
+        monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", missing)
     if missing == "flashinfer":
         monkeypatch.setitem(sys.modules, "flashinfer.jit", None)
     with pytest.raises(SystemExit) as ended:

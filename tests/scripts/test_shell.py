@@ -106,6 +106,19 @@ def test_setup_again_when_the_dependencies_change(skeleton):
     assert "--editable" in line
 
 
+def test_the_gpu_check_runs_every_stage_though_one_fails(skeleton):
+    ending = '#!/usr/bin/env bash\necho "${SEESAW_PORTABLE:-as it is}: $*"\n[[ $* != *pytest* ]]\n'
+    executable(skeleton / "interpreter", ending)
+    result = run(skeleton, "check_gpu.sh", SEESAW_PYTHON=str(skeleton / "interpreter"))
+    ran = [line for line in result.stdout.splitlines() if not line.startswith("==")]
+    assert [line.partition(": ")[0] for line in ran] == ["as it is", "1", "as it is"]
+    assert "pytest" in ran[0] and "pytest" in ran[1] and ran[2].endswith("attention_speed.py")
+    assert (result.returncode, result.stderr) == (1, "check_gpu: failed: tests portable\n")
+    again = run(skeleton, "check_gpu.sh", "speed", SEESAW_PYTHON=str(skeleton / "interpreter"), CONFIG="a b.json")
+    assert again.returncode == 0 and "attention_speed.py a b.json" in again.stdout
+    assert run(skeleton, "check_gpu.sh", "speeed", SEESAW_PYTHON="true").returncode == 2
+
+
 def test_setup_chooses_torch_by_the_machine(skeleton):
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
     venv = str(skeleton / "elsewhere")

@@ -66,6 +66,9 @@ def test_sizes(text: str, size: int) -> None:
         (["m", "--port", "many"], "--port must be a whole number, not 'many'"),
         (["m", "--port", "99999"], "between 0 and 65535"),
         (["m", "--host-kv-bytes", "4 apples"], "size such as 4GiB"),
+        (["m", "--host-kv-bytes", "9" * 400 + ".5G"], "size such as 4GiB"),
+        (["m", "--step-timeout-s", "1e9"], "step_timeout_s must be between 0.1 and 31536000"),
+        (["m", "--attention-backend", "fa4"], "--attention-backend must be one of auto, fa2, fa3, not 'fa4'"),
         (["m", "--dtype", "int3"], "--dtype must be one of auto, float32"),
         (["m", "--prefill", "X4"], "layout 'X4'"),
         (["m", "--prefill", "P4", "--decode", "T2"], "choose layouts of one world size"),
@@ -89,11 +92,51 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(
         ({"port": True}, "must be a whole number"),
         ({"api_key": [1]}, "text or a list of texts"),
         ([1], "one JSON object"),
+        ({"access_log": "false"}, 'must be true or false, not "false"'),
+        ({"access_log": "no"}, "must be true or false"),
+        ({"access_log": "0"}, "must be true or false"),
+        ({"access_log": 0}, "must be true or false, not 0"),
+        ({"access_log": None}, "must be true or false, not null"),
+        ({"port": "8000"}, 'must be a whole number, not "8000"'),
+        ({"port": 80.5}, "must be a whole number, not 80.5"),
+        ({"port": [80]}, "must be a whole number"),
+        ({"max_num_seqs": float("inf")}, "must be a whole number, not Infinity"),
+        ({"max_num_seqs": 10**400}, "max_num_seqs must be between 1 and"),
+        ({"max_stall_s": "5"}, 'must be a number, not "5"'),
+        ({"max_stall_s": False}, "must be a number, not false"),
+        ({"max_stall_s": float("nan")}, "max_stall_s must be at least 0"),
+        ({"max_stall_s": float("inf")}, "max_stall_s must be at least 0"),
+        ({"max_stall_s": 10**400}, "must be a number"),
+        ({"host_kv_bytes": "4 apples"}, "must be a size such as 4GiB"),
+        ({"host_kv_bytes": "9" * 400 + ".5G"}, "must be a size such as 4GiB"),
+        ({"host_kv_bytes": 1.5}, "must be a size such as 4GiB, not 1.5"),
+        ({"host_kv_bytes": True}, "must be a size such as 4GiB, not true"),
+        ({"host_kv_bytes": -1}, "host_kv_bytes must be at least 0"),
+        ({"host": 5}, "must be text, not 5"),
+        ({"model": {}}, "must be text, not {}"),
+        ({"custom_all_reduce": False}, "must be one of auto, off, not false"),
+        ({"dtype": []}, "must be one of auto, float32, bfloat16, float16, not []"),
     ],
 )
 def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "m", "--config", write(tmp_path, values)]) == 2
-    assert part in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("seesaw: error: ") and part in line
+
+
+def test_what_may_be_written_otherwise_in_a_config_file(tmp_path: Path) -> None:
+    values = {"model": "m", "access_log": False, "port": 9e3, "host_kv_bytes": 8e9, "max_stall_s": 5, "api_key": "a"}
+    engine, server = configs("--config", write(tmp_path, values))
+    assert (server.access_log, server.port, server.api_key) == (False, 9000, ("a",))
+    assert (engine.host_kv_bytes, engine.max_stall_s) == (8_000_000_000, 5.0)
+    assert [type(value) for value in (server.port, engine.host_kv_bytes, engine.max_stall_s)] == [int, int, float]
+
+
+def test_a_config_file_without_an_end_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    assert cli.main(["serve", "m", "--config", str(path)]) == 2
+    assert "is not valid JSON" in capsys.readouterr().err
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

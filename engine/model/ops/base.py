@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from engine.config import AttentionBackend
+from engine.errors import ConfigError
+from engine.model.ops.capability import capability_of
 from engine.model.shapes import ModelShape
 from engine.sampling import RowSampling
 
@@ -114,12 +117,19 @@ class GraphOps(Ops):
         """Describe the next replay's step, of just the plan's rows, in the plan's buffers."""
 
 
-def make_ops(device: torch.device, shape: ModelShape, block_size: int) -> Ops:
-    """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model."""
+def make_ops(
+    device: torch.device, shape: ModelShape, block_size: int, attention_backend: AttentionBackend = "auto"
+) -> Ops:
+    """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model so."""
     if device.type == "cuda" and shape.dtype != "float32":
         from engine.model.ops.flashinfer import FlashInferOps
 
-        return FlashInferOps(shape, block_size, device)
+        return FlashInferOps(shape, block_size, device, capability_of(device), attention_backend)
+    if attention_backend != "auto":
+        raise ConfigError(
+            f"attention_backend {attention_backend} is for GPUs in half precision, and this is {shape.dtype} on "
+            f"{device.type}: use --attention-backend auto"
+        )
     from engine.model.ops.torch import TorchOps
 
     return TorchOps(shape, block_size, device)

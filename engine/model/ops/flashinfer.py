@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from engine.config import AttentionBackend
 from engine.device.upload import upload
 from engine.errors import ConfigError
 from engine.model.ops.base import BatchInputs, GraphOps
+from engine.model.ops.capability import HEAD_DIMS, Capability, attention_backends, has_dependent_launch
 from engine.model.rope import inverse_frequencies
 from engine.model.sampler import noise_keys
 from engine.model.shapes import ModelShape
@@ -26,10 +28,9 @@ except ImportError as error:
         f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"
     ) from None
 
-_HEAD_DIMS = (64, 128, 256)
 _MIN_WORKSPACE_BYTES = 256 << 20
 _LARGEST_TILE = 128  # rows of queries in a tile of FlashInfer's
-_FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one
+_FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one, where it exists
 _TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
 
 
@@ -68,12 +69,23 @@ class FlashInferOps(GraphOps):
     A plan's buffers are the next one's, too, in stream order: what was planned may run until the next `plan`.
     """
 
-    def __init__(self, shape: ModelShape, block_size: int, device: torch.device) -> None:
-        if shape.head_dim not in _HEAD_DIMS:
+    def __init__(
+        self,
+        shape: ModelShape,
+        block_size: int,
+        device: torch.device,
+        capability: Capability,
+        attention_backend: AttentionBackend = "auto",
+    ) -> None:
+        """`capability` is the device's, or an older one, to run as such a GPU would. Raises ConfigError."""
+        if shape.head_dim not in HEAD_DIMS:
             raise ConfigError(
-                f"the CUDA operators support head_dim {', '.join(map(str, _HEAD_DIMS))}, and this model has "
+                f"the CUDA operators support head_dim {', '.join(map(str, HEAD_DIMS))}, and this model has "
                 f"{shape.head_dim}: use another model, or --device cpu"
             )
+        backends = attention_backends(capability, attention_backend)
+        # What FlashInfer's `enable_pdl` takes; None leaves it to FlashInfer, which goes by the device.
+        self._dependent_launch = None if has_dependent_launch(capability) else False
         self._block_size = block_size
         self._device = device
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
@@ -90,14 +102,15 @@ class FlashInferOps(GraphOps):
         self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
-            for backend in ("fa2", "fa3")
+            for backend in backends
         }
         # FlashInfer copies each plan out of one pinned buffer; it must not be overwritten before.
         self._planned = torch.cuda.Event(blocking=True)
 
     def _decode_wrapper(self, tensor_cores: bool, **graph: Any) -> Any:
+        # Its plan is what `_launch_only_planned` knows, so FlashInfer may choose no other.
         return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-            self._workspace, "HND", use_tensor_cores=tensor_cores, **graph
+            self._workspace, "HND", use_tensor_cores=tensor_cores, backend="fa2", **graph
         )
 
     def plan(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> FlashInferPlan:
@@ -138,7 +151,8 @@ class FlashInferOps(GraphOps):
         self._planned.record()
 
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
-        wrapper = self._prefills["fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"]
+        better = "fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"
+        wrapper = self._prefills[better if better in self._prefills else next(iter(self._prefills))]
         queries = _indptr(batch.query_lens).pin_memory()
         self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, queries, causal=True)
         return wrapper
@@ -174,13 +188,14 @@ class FlashInferOps(GraphOps):
         return torch.stack((positions.int(), blocks, (positions % self._block_size).int()))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out: torch.Tensor = flashinfer.rmsnorm(x, weight, eps)
+        out: torch.Tensor = flashinfer.rmsnorm(x, weight, eps, enable_pdl=self._dependent_launch)
         return out
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        flashinfer.fused_add_rmsnorm(x, residual, weight, eps)  # the sum into residual, its norm into x
+        # The sum into residual, its norm into x.
+        flashinfer.fused_add_rmsnorm(x, residual, weight, eps, enable_pdl=self._dependent_launch)
         return x, residual
 
     def rope_and_write(
@@ -191,14 +206,14 @@ class FlashInferOps(GraphOps):
     def attention(self, plan: FlashInferPlan, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)
         cache = (kv[:, :, 0], kv[:, :, 1])
-        if plan.decode is not None:
-            plan.decode.run(q[: plan.decodes], cache, out=out[: plan.decodes])
-        if plan.prefill is not None:
-            plan.prefill.run(q[plan.decodes :], cache, out=out[plan.decodes :])
+        parts = (plan.decode, slice(0, plan.decodes)), (plan.prefill, slice(plan.decodes, None))
+        for wrapper, rows in parts:
+            if wrapper is not None:
+                wrapper.run(q[rows], cache, out=out[rows], enable_pdl=self._dependent_launch)
         return out.flatten(1)
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = flashinfer.silu_and_mul(x)
+        out: torch.Tensor = flashinfer.silu_and_mul(x, enable_pdl=self._dependent_launch)
         return out
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:

@@ -301,6 +301,25 @@ def test_death_before_ready(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not ranks[0].run_dir.exists()
 
 
+def test_a_start_that_hangs_in_a_collective_ends_by_the_engines_own_bound(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before torch's: nobody ends by itself, and the message says which ranks were waited for."""
+    start = Ranks.start
+
+    def start_and_stop(self: Ranks, specs: object) -> None:
+        start(self, specs)  # type: ignore[arg-type]
+        pid = self._processes[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(Ranks, "start", start_and_stop)
+    config = make_config(checkpoint, "T2", start_timeout_s=1.0, step_timeout_s=1.0)
+    assert config.communication_timeout_s > config.start_timeout_s + 30
+    with pytest.raises(EngineDeadError, match=r"ranks \[0, 1\] were not ready within 1 s: .* raise --start-timeout-s"):
+        ProcessExecutor(config)
+
+
 def test_a_start_that_is_interrupted_does_not_wait(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, graces: list[float]
 ) -> None:
@@ -334,6 +353,11 @@ def test_what_a_worker_finds_wrong_with_the_checkpoint_is_a_config_error(tmp_pat
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(ConfigError, match=r"no tensor model\.layers\.2\.mlp\.up_proj\.weight"):
         ProcessExecutor(make_config(broken, "P2", "T2"))
+
+
+def test_what_the_device_cannot_do_is_a_config_error(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"attention_backend fa3 is for GPUs in half precision.*float32 on cpu"):
+        ProcessExecutor(make_config(checkpoint, "T2", attention_backend="fa3"))
 
 
 @pytest.mark.parametrize(

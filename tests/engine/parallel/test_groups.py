@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.executor.ranks import fork_server
-from engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
+from engine.parallel.groups import LayoutGroups, ShardGroup, SingleShard, build_groups, join_world
 from engine.parallel.layout import Layout
 from tests.patience import PATIENCE_S
 
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.processes
 
 CPU = torch.device("cpu")
 LAYOUTS = [Layout.parse(text) for text in ("P4", "T4", "T2P2", "D2T2", "D2P2", "D4")]
+TIMEOUT_S = 777.0
 WIDTH = 64 * 1024  # 256 KiB a message: far beyond what a socket takes without a receiver
 
 
@@ -28,11 +29,22 @@ def test_a_single_shard_is_the_identity() -> None:
 def test_nccl_may_not_use_multicast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    seen: list[str] = []
+    monkeypatch.setenv("TORCH_NCCL_ENABLE_MONITORING", "0")
+    seen: list[tuple[str, float]] = []
     start = "torch.distributed.init_process_group"
-    monkeypatch.setattr(start, lambda *args, **options: seen.append(os.environ["NCCL_NVLS_ENABLE"]))
-    join_world(0, 1, tmp_path / "rendezvous", torch.device("cuda", 0))
-    assert seen == ["0"]
+    monkeypatch.setattr(
+        start,
+        lambda *args, timeout, **options: seen.append((os.environ["NCCL_NVLS_ENABLE"], timeout.total_seconds())),
+    )
+    join_world(0, 1, tmp_path / "rendezvous", torch.device("cuda", 0), 1860.0)
+    assert seen == [("0", 1860.0)]
+
+
+def test_a_peer_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(RuntimeError, match="timeout"):
+        join_world(0, 2, tmp_path / "rendezvous", CPU, timeout_s=0.1)
+    assert not torch.distributed.is_initialized()
 
 
 def test_every_layout_in_one_world(tmp_path: Path) -> None:
@@ -47,8 +59,11 @@ def test_every_layout_in_one_world(tmp_path: Path) -> None:
 
 def _rank(rank: int, rendezvous: Path) -> None:
     torch.set_num_threads(1)
-    join_world(rank, 4, rendezvous, CPU)
-    for groups in build_groups(rank, LAYOUTS, CPU):
+    join_world(rank, 4, rendezvous, CPU, TIMEOUT_S)
+    for groups in build_groups(rank, LAYOUTS, CPU, TIMEOUT_S):
+        if isinstance(groups.tensor, ShardGroup):
+            backend = groups.tensor.process_group._get_backend(CPU)
+            assert backend.options._timeout.total_seconds() == TIMEOUT_S  # torch does not pass on the world's
         _check_tensor_group(rank, groups)
         _check_pipe(rank, groups)
         _check_feedback(rank, groups)

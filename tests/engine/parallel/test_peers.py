@@ -8,19 +8,23 @@ from collections.abc import Collection
 import pytest
 import torch
 
+from engine.config import CustomAllReduce
 from engine.parallel import peers
 from engine.parallel.groups import ShardGroup
 
 Links = Collection[tuple[int, int]]
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, links: Links, ranks: range, pcie: Links = ()) -> list[bool]:
+def answers(
+    monkeypatch: pytest.MonkeyPatch, links: Links, ranks: range, pcie: Links = (), setting: CustomAllReduce = "auto"
+) -> list[bool]:
     """By shard, on a host whose GPUs reach each other over these links, of which those over PCIe have no atomics."""
     monkeypatch.setattr(peers.dist, "get_backend", lambda group: "nccl")
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: (a, b) in links or (b, a) in links)
     monkeypatch.setattr(peers, "has_atomics", lambda a, b: (a, b) not in pcie and (b, a) not in pcie)
     return [
-        peers.can_share(ShardGroup(ranks, shard, None), torch.device("cuda", rank)) for shard, rank in enumerate(ranks)
+        peers.can_share(ShardGroup(ranks, shard, None), torch.device("cuda", rank), setting)
+        for shard, rank in enumerate(ranks)
     ]
 
 
@@ -31,6 +35,7 @@ def test_all_shards_come_to_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> 
     assert answers(monkeypatch, square[:-1], range(4)) == [False] * 4  # 0 and 1 reach everybody
     assert answers(monkeypatch, [(0, 1), (2, 3)], range(2, 4)) == [True] * 2
     assert answers(monkeypatch, square, range(4), pcie=[(2, 3)]) == [False] * 4
+    assert answers(monkeypatch, square, range(4), setting="off") == [False] * 4
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     assert answers(monkeypatch, square, range(4)) == [False] * 4
 

@@ -1,0 +1,66 @@
+"""Which of the CUDA operators' kernels a GPU has, by its compute capability.
+
+The one rule for the operators and for what `scripts/compile_kernels.py` compiles, so it imports neither FlashInfer nor
+torch. Our own Triton kernels run on every GPU that is allowed here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from engine.config import AttentionBackend
+from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Capability = tuple[int, int]  # major, minor, as in 8.9
+
+HEAD_DIMS = (64, 128, 256)
+OLDEST: Capability = (8, 0)  # the first with bfloat16 and asynchronous copies into shared memory
+PORTABLE_VARIABLE = "SEESAW_PORTABLE"
+
+
+def attention_backends(capability: Capability, setting: AttentionBackend = "auto") -> tuple[str, ...]:
+    """FlashInfer's backends for a prefill's attention, `fa2` or `fa3` or both: then a batch's shape decides.
+
+    Decode is `fa2` everywhere. Raises ConfigError for a GPU that is too old, and for a setting that it cannot follow.
+    """
+    if capability < OLDEST:
+        raise ConfigError(
+            f"this GPU has compute capability {written(capability)}, and half precision needs {written(OLDEST)} or "
+            "newer (A100, A10, L4, H100, ...): use another GPU, --dtype float32, or --device cpu"
+        )
+    has_fa3 = capability[0] == 9  # it is made of Hopper's warpgroup instructions, which Blackwell lacks
+    if setting == "fa3" and not has_fa3:
+        raise ConfigError(
+            f"attention_backend fa3 needs compute capability 9.0 (H100, H200), and this GPU has {written(capability)}: "
+            "use --attention-backend auto"
+        )
+    if setting != "auto":
+        return (setting,)
+    return ("fa2", "fa3") if has_fa3 else ("fa2",)
+
+
+def has_dependent_launch(capability: Capability) -> bool:
+    """Whether a kernel may start before the one that it depends on has ended, and wait for it on the device."""
+    return capability >= (9, 0)
+
+
+def capability_of(device: torch.device) -> Capability:
+    """A GPU's. SEESAW_PORTABLE=1 makes newer ones count as the oldest: so any host tests what all of them run."""
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    return min(capability, OLDEST) if os.environ.get(PORTABLE_VARIABLE) == "1" else capability
+
+
+def parse_architecture(text: str) -> Capability:
+    """The capability that an architecture such as `8.9` or `9.0a` is for. Raises ValueError."""
+    major, _, minor = text.rstrip("af").partition(".")
+    return int(major), int(minor)
+
+
+def written(capability: Capability) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,55 @@
+"""Our Triton kernels compile for every GPU that the README names. That needs Triton, and no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from engine.model import peer_sums  # noqa: E402
+from engine.model.ops import kernels  # noqa: E402
+
+CAPABILITIES = [80, 86, 89, 90, 100, 120]
+LEAST_SHARED_BYTES = 99 << 10  # that a program may have: on 8.6, 8.9 and 12.0
+
+ROPE = (
+    kernels._rope_and_write,
+    dict.fromkeys(("q", "k", "v", "out", "kv"), "*bf16") | {"cos": "*fp32", "sin": "*fp32", "places": "*i32"},
+    {"HALF": 64, "HALF_BLOCK": 64, "HEADS_BLOCK": 64, "KV_HEADS_BLOCK": 8},
+    8,
+)
+DRAW = (
+    kernels._draw,
+    {"scores": "*bf16", "temperatures": "*fp32", "keys": "*i64", "tokens": "*i64", "best_scores": "*fp32"},
+    {"BLOCK": kernels._SAMPLE_BLOCK},
+    8,
+)
+POINTERS = {"part": "*bf16", "addresses": "*i64", "flag_addresses": "*i64"}
+NORMED = (
+    peer_sums._reduce_rows,
+    POINTERS | {"residual": "*bf16", "weight": "*bf16", "eps": "fp32"},
+    {"SIZE": 8, "BLOCK": 8192},
+    16,
+)
+TOTAL = (
+    peer_sums._reduce_rows,
+    POINTERS | {"eps": "fp32"},
+    {"residual": None, "weight": None, "SIZE": 2, "BLOCK": 1024},
+    4,
+)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kernel", [ROPE, DRAW, NORMED, TOTAL], ids=["rope", "draw", "sums", "total"])
+def test_it_compiles(kernel: tuple[Any, dict[str, str], dict[str, Any], int], capability: int) -> None:
+    """What is no pointer and no constant is a 32-bit integer."""
+    function, types, constants, num_warps = kernel
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    source = ASTSource(function, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= LEAST_SHARED_BYTES
