@@ -35,7 +35,7 @@ from engine.worker.worker import WorkerSpec
 class ProcessExecutor(Executor):
     """Starts the workers, waits until they serve, then carries commands and reports.
 
-    All ranks start in the plan's first layout, the prefill layout.
+    All ranks start in `Plan.first`, the decode layout.
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[str], None] | None = None) -> None:

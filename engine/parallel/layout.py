@@ -120,6 +120,11 @@ class Plan:
         named = [self.prefill, self.decode] + ([self.tail] if self.tail else [])
         return tuple(dict.fromkeys(named))
 
+    @property
+    def first(self) -> Layout:
+        """The layout that an engine starts in: where it decodes, so that a short queue never changes it."""
+        return self.decode
+
     def index(self, layout: Layout) -> int:
         return self.layouts.index(layout)
 

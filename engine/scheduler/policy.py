@@ -97,9 +97,6 @@ class PaperPolicy(StaticPolicy):
         self._max_stall_s = config.max_stall_s
         self._max_wait_s = config.max_wait_s
 
-    def first_phase(self) -> Phase:
-        return Phase.PREFILL
-
     def next_phase(self, view: View) -> Phase:
         if view.phase is Phase.PREFILL:
             return self._after_prefill(view)

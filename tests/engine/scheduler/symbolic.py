@@ -69,7 +69,7 @@ class SymbolicExecutor(SimulatedExecutor):
         self._host: dict[tuple[int, int], Cell] = {}  # block, offset
         self._tables: dict[tuple[int, int], list[int]] = {}
         self._slot_token: dict[tuple[int, int], int] = {}
-        self._layout_now = self._plan.index(self._plan.prefill)
+        self._layout_now = self._plan.index(self._plan.first)
         self._forwards_in_flight = 0
         self._writing: dict[tuple[str, int, int], int] = {}  # blocks that swaps in flight write
         self.transitions = self.swaps = self.largest_in_flight = 0
