@@ -113,7 +113,7 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     rank: int
     id: int
     tokens: list[int] = []
-    seconds: float = 0.0  # busy time of this command on this rank
+    seconds: float = 0.0  # this rank was busy with the command, from when a step's inputs were there
     bytes: int = 0  # bytes this rank moved, of swaps and transitions
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import zmq
 
 from engine.config import EngineConfig
-from engine.device.reports import EventReports, elapsed_s
+from engine.device.reports import EventReports
 from engine.errors import ConfigError
 from engine.heap import freeze_heap
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies
@@ -155,16 +155,16 @@ class Worker:
         dist.destroy_process_group()
 
     def _execute(self, command: Command) -> None:
-        start = time.perf_counter()
         rank = self._spec.rank
         match command:
             case Forward():
-                self._report(command.id, self._runner.execute(command), start)
+                self._report(command.id, self._runner.execute(command))
             case Swap():
                 if self._copies is None:
                     raise ValueError("a static plan has no host pool to swap with")
                 self._copies.submit(command)  # reports by itself
             case Transition():
+                start = time.perf_counter()
                 moved_bytes = reshard(command, self._weights, self._runner)
                 seconds = time.perf_counter() - start
                 self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
@@ -173,23 +173,26 @@ class Worker:
                 freeze_heap()
                 self._outbox.send(RankReady(rank, "serving"))
 
-    def _report(self, id: int, completion: Completion, start_s: float) -> None:
+    def _report(self, id: int, completion: Completion) -> None:
         """Report a launched step once it is done, without waiting for the device here."""
-        rank = self._spec.rank
-        began, done = completion.start, completion.end
-        if self._reports is None or began is None or done is None:
-            seconds = time.perf_counter() - start_s
-            self._outbox.send(Report(rank, id, completion.token_ids(), seconds=seconds))
-            return
-        self._reports.add(done, lambda: Report(rank, id, completion.token_ids(), seconds=elapsed_s(began, done)))
+
+        def report() -> Report:
+            return Report(self._spec.rank, id, completion.token_ids(), seconds=completion.busy_s())
+
+        if self._reports is None or isinstance(completion.end, float):
+            self._outbox.send(report())
+        else:
+            self._reports.add(completion.end, report)
 
     def _load(self) -> Weights:
-        """This rank's weights, in the plan's first layout. Ranks that share a store fill it together."""
+        """This rank's weights, in `Plan.first`. Ranks that share a store fill it together."""
         spec, plan = self._spec, self._plan
         source = open_source(spec.checkpoint, spec.shape, spec.config.load_format, spec.config.seed, self._device)
         if spec.weight_segment is None:
             arenas = [rank_arena(spec.shape, plan, layout, spec.rank) for layout in plan.layouts]
-            return ArenaWeights(arenas, source, self._device)
+            weights: Weights = ArenaWeights(arenas, source, self._device)
+            weights.switch(plan.index(plan.first))
+            return weights
         memory = spec.weight_segment.map()
         spec.weight_segment.close()
         if self._device.type == "cuda":
@@ -197,12 +200,11 @@ class Worker:
         store = WeightStore(spec.shape, plan, memory)
         store.fill(source, spec.rank)
         dist.barrier()  # from here on the store is only read
-        weights: Weights
         if spec.weights_mode == "resident":
             weights = ResidentWeights(store, spec.rank)
         else:
             weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
-        weights.switch(0)
+        weights.switch(plan.index(plan.first))
         return weights
 
     def _max_device_blocks(self) -> int:
@@ -232,13 +234,12 @@ class Worker:
         return peak_bytes
 
     def _every_layout(self, runner: Runner) -> Iterator[int]:
-        """Be in each layout of the plan in turn, and back in the first one at the end."""
-        for layout in range(len(self._plan.layouts)):
+        """Be in each layout of the plan in turn, in `Plan.first` at the end."""
+        first, count = self._plan.index(self._plan.first), len(self._plan.layouts)
+        for layout in ((first + turn) % count for turn in range(1, count + 1)):
             self._weights.switch(layout)
             runner.change_layout(layout)
             yield layout
-        self._weights.switch(0)
-        runner.change_layout(0)
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config
