@@ -10,7 +10,6 @@ import torch
 
 from engine.steps import Report
 
-Mark = torch.cuda.Event | float  # a moment on a rank's device: on the CPU, of `time.perf_counter`
 Pending = tuple[torch.cuda.Event, Callable[[], Report]]
 
 
@@ -52,11 +51,3 @@ class EventReports:
                 self._send(report())
         except BaseException as error:
             self._fail(error)
-
-
-def elapsed_s(start: Mark, end: Mark) -> float:
-    """Seconds between two moments of one device; events must have come."""
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float) and isinstance(end, float), "the clock of the host and of the device"
-        return end - start
-    return start.elapsed_time(end) / 1000

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from engine.device.reports import Mark, elapsed_s
+from engine.device.moments import Moment, elapsed_s, moment
 from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -39,8 +39,8 @@ class Completion:
     """
 
     tokens: torch.Tensor | None
-    start: Mark
-    end: Mark
+    start: Moment
+    end: Moment
 
     def busy_s(self) -> float:
         """Seconds that a step which is done kept this rank's device busy: without the wait for its neighbours."""
@@ -112,25 +112,38 @@ class Runner:
         graphs.capture()
         self._graphs[self.layout] = graphs
 
-    @torch.inference_mode()
     def rehearse(self, num_tokens: int, num_rows: int) -> None:
-        """Run the largest step of this rank's stage on nonsense, without its neighbours: compiles kernels, and peaks.
+        """Run the largest step of this rank's stage, as `alone` does: compiles kernels, and peaks.
 
-        `num_tokens` of prompts, of which `num_rows` rows are sampled. Shards of a stage do it together.
+        `num_tokens` of prompts, of which `num_rows` rows are sampled, in either way. Shards of a stage do it together.
+        """
+        longest = self._max_blocks * self._slots.block_size
+        lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]).int()
+        tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
+        for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
+            self.alone(BatchInputs(lens, lens, tables), [row] * num_rows)
+
+    @torch.inference_mode()
+    def alone(self, batch: BatchInputs, sampled: list[RowSampling]) -> Completion:
+        """Run a step of this rank's stage on nonsense, without its neighbours, through a graph if one fits it.
+
+        It writes K and V into the batch's blocks. The last stage samples so many rows, too, and nobody gets the tokens.
+        Shards of a stage do it together.
         """
         model, pipe = self._models[self.layout], self._groups[self.layout].pipe
-        longest = self._max_blocks * self._slots.block_size
-        lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)])
-        tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
-        plan = self._ops.plan(BatchInputs(lens.int(), lens.int(), tables), model.num_heads, model.num_kv_heads)
         if pipe.is_first:
-            hidden = model.embed(torch.zeros(num_tokens, dtype=torch.int64, device=self._device))
+            inputs = torch.zeros(batch.num_tokens, dtype=torch.int64, device=self._device)
         else:
-            hidden = torch.randn(num_tokens, self._shape.hidden, dtype=self._dtype, device=self._device)
-        hidden = model.layers(hidden, plan, self._kv[self.layout])
-        if pipe.is_last:
-            for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
-                model.sample(hidden[:num_rows], [row] * num_rows, [0] * num_rows)
+            inputs = self._noise(batch.num_tokens)
+        # Not what comes out of the layers: K and V that nobody has written may be NaN.
+        rows = self._noise(len(sampled) if pipe.is_last else 0)
+        _, start = self._compute(batch, self._graphs_for(batch), lambda: inputs)
+        if len(rows):
+            model.sample(rows, sampled, [0] * len(sampled))
+        return Completion(None, start, self._mark())
+
+    def _noise(self, rows: int) -> torch.Tensor:
+        return torch.randn(rows, self._shape.hidden, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
     def execute(self, forward: Forward) -> Completion:
@@ -158,7 +171,7 @@ class Runner:
 
     def _compute(
         self, batch: BatchInputs, graphs: DecodeGraphs | None, inputs: Callable[[], torch.Tensor]
-    ) -> tuple[torch.Tensor, Mark]:
+    ) -> tuple[torch.Tensor, Moment]:
         """Run the stage's layers over token ids or hidden states, once `inputs` has waited for them.
 
         Returns hidden states `[tokens, hidden]`, and the moment from which on the stage was busy with them. What was
@@ -180,13 +193,10 @@ class Runner:
             hidden = model.embed(hidden)
         return model.layers(hidden, plan, self._kv[self.layout]), start
 
-    def _mark(self, earlier_s: float = 0.0) -> Mark:
+    def _mark(self, earlier_s: float = 0.0) -> Moment:
         """This moment on the device; on the CPU, one that lies so many seconds back."""
-        if self._device.type != "cuda":
-            return time.perf_counter() - earlier_s
-        event = torch.cuda.Event(enable_timing=True, blocking=True)
-        event.record()
-        return event
+        now = moment(self._device)
+        return now - earlier_s if isinstance(now, float) else now
 
     def _input_tokens(self, chunks: list[Chunk]) -> torch.Tensor:
         tokens = [token for chunk in chunks for token in chunk.tokens]

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,12 @@ import torch.distributed as dist
 import zmq
 
 from engine.config import EngineConfig
+from engine.cost.rank_times import RankTimes
+from engine.device.moments import seconds_of
 from engine.device.reports import EventReports
 from engine.errors import ConfigError
 from engine.heap import freeze_heap
-from engine.kv.copies import BlockCopier, Copies, ThreadCopies
+from engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
@@ -43,6 +46,7 @@ from engine.weights.store import WeightStore
 from engine.wording import GIB
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
+from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
 
@@ -166,12 +170,11 @@ class Worker:
             case Transition():
                 start = time.perf_counter()
                 moved_bytes = reshard(command, self._weights, self._runner)
-                seconds = time.perf_counter() - start
-                self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
+                self._outbox.send(Report(rank, command.id, seconds=time.perf_counter() - start, bytes=moved_bytes))
             case AllocatePools():
-                self._allocate(command.num_device_blocks)
+                times = self._allocate(command.num_device_blocks)
                 freeze_heap()
-                self._outbox.send(RankReady(rank, "serving"))
+                self._outbox.send(RankReady(rank, "serving", times=times))
 
     def _report(self, id: int, completion: Completion) -> None:
         """Report a launched step once it is done, without waiting for the device here."""
@@ -233,13 +236,14 @@ class Worker:
         torch.cuda.empty_cache()
         return peak_bytes
 
-    def _every_layout(self, runner: Runner) -> Iterator[int]:
-        """Be in each layout of the plan in turn, in `Plan.first` at the end."""
+    def _every_layout(self, runner: Runner) -> Iterator[tuple[int, float]]:
+        """Be in each layout of the plan in turn, in `Plan.first` at the end; and how long the weights took."""
         first, count = self._plan.index(self._plan.first), len(self._plan.layouts)
         for layout in ((first + turn) % count for turn in range(1, count + 1)):
-            self._weights.switch(layout)
+            dist.barrier()  # in a transition, too, all ranks change them at once
+            seconds = seconds_of(partial(self._weights.switch, layout), self._device)
             runner.change_layout(layout)
-            yield layout
+            yield layout, seconds
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config
@@ -247,40 +251,44 @@ class Worker:
         return make_sums(self._ops, groups.tensor, self._spec.shape, max_rows, self._device)
 
     def _make_runner(self, pool: DevicePool) -> Runner:
-        spec = self._spec
-        slots = num_slots(spec.config.max_num_seqs)
-        groups, sums = self._groups, self._sums
-        return Runner(self._geometry, pool, self._weights, groups, sums, self._ops, slots, spec.max_model_len)
+        slots, max_len = num_slots(self._spec.config.max_num_seqs), self._spec.max_model_len
+        return Runner(self._geometry, pool, self._weights, self._groups, self._sums, self._ops, slots, max_len)
 
-    def _allocate(self, num_device_blocks: int) -> None:
+    def _allocate(self, num_device_blocks: int) -> RankTimes:
+        """Both pools and what works on them. Returns how long that takes, timed before the pools hold anything."""
         spec, geometry = self._spec, self._geometry
         pool = DevicePool(geometry, spec.rank, num_device_blocks, self._device)
-        if spec.poison_kv:
-            pool.poison()
+        host = copier = None
         if spec.kv_segment is not None:
             memory = spec.kv_segment.map()
             spec.kv_segment.close()
             if self._device.type == "cuda":
                 register(memory)
             host = HostPool(geometry, spec.num_host_blocks, memory)
-            if spec.poison_kv and spec.rank == 0:
-                host.poison()
-            self._copies = self._make_copies(pool, host)
+            copier = make_copier(geometry, spec.rank, pool, host)
         self._runner = self._make_runner(pool)
+        if self._device.type == "cpu":
+            list(self._every_layout(self._runner))  # on CUDA it was in each before: first changes are not timed
+        layouts = self._every_layout(self._runner)
+        times = time_rank(self._runner, geometry, self._groups, pool, copier, spec.config, spec.max_model_len, layouts)
+        if spec.poison_kv:
+            pool.poison()
+            dist.barrier()  # all have timed their swaps with the host pool
+            if host is not None and spec.rank == 0:
+                host.poison()
+        if copier is not None:
+            self._copies = self._make_copies(copier)
         if self._device.type == "cuda":
             self._reports = self._make_reports()
-            for _ in self._every_layout(self._runner):
-                self._runner.capture(spec.config.max_num_seqs)
+        return times
 
-    def _make_copies(self, pool: DevicePool, host: HostPool) -> Copies:
-        spec, geometry = self._spec, self._geometry
+    def _make_copies(self, copier: BlockCopier) -> Copies:
+        spec = self._spec
         if self._device.type == "cuda":
-            from engine.kv.cuda_copies import CudaBlockCopier, CudaCopies
+            from engine.kv.cuda_copies import CudaCopies
 
-            engines = CudaBlockCopier(geometry, spec.rank, pool, host)
-            return CudaCopies(spec.rank, engines, self._device, self._make_reports, self._die)
+            return CudaCopies(spec.rank, copier, self._device, self._make_reports, self._die)
         outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread
-        copier = BlockCopier(geometry, spec.rank, pool, host)
         return ThreadCopies(spec.rank, copier, outbox.send, lambda error: _die(outbox, error))
 
     def _die(self, error: BaseException) -> None:
