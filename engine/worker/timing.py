@@ -22,7 +22,8 @@ DECODES = (1, 8, 64, 256, 1024, 4096)  # sequences
 PROMPT_TOKENS = 64  # of a short prompt
 _SAMPLED_TOKENS = 256  # as many prefilled tokens come with one that is sampled
 _CPU_CONTEXT_BYTES = 32 << 20  # of K and V that a step reads: more than caches hold; memory of a pool is not free
-# How the budget is divided. However little it is, each part runs its smallest steps once.
+# How the budget is divided. However little it is, a curve has its first points, and its smallest step may take all of
+# it to show what attention costs: without that, attention counts as free.
 _PREFILL, _DECODE, _PAIRS, _CONTEXT = 0.5, 0.2, 0.15, 0.15
 _LEAST_POINTS = 2  # of a curve: one would say nothing of what a step costs by itself
 
@@ -65,7 +66,7 @@ def spread(counts: Sequence[int], most: int) -> list[int]:
 
 
 class StageTimer:
-    """Times one stage in at most about `budget_s` seconds, or six small steps. What would take longer is left out."""
+    """Times one stage in at most about `budget_s` seconds, or four small steps. What would take longer is left out."""
 
     def __init__(self, run: Run, limits: Limits, budget_s: float, repeats: int) -> None:
         """A step is run once, and up to `repeats` times more; its best time counts."""
@@ -116,7 +117,7 @@ class StageTimer:
             context = min(limits.max_model_len, max(2 * tokens, int(limits.even_pairs) + tokens // 2))
             pairs = StepLoad.chunk(context - tokens, tokens).pairs
             expected_s = 2 * prefill[tokens] * (1 + pairs / (tokens * limits.even_pairs))
-            if expected_s <= self._left_s or tokens == smallest:
+            if expected_s <= (self._budget_s if tokens == smallest else self._left_s):
                 long_s = self._seconds(self._batch([tokens], [context]), _sampled(tokens))
                 few = sum(StepLoad.chunk(0, n).pairs for n in _short_prompts(tokens, limits.max_model_len))
                 return max(0.0, (long_s - prefill[tokens]) / (pairs - few))
@@ -127,7 +128,7 @@ class StageTimer:
         limits, short, smallest = self._limits, self._short_context, min(decode)
         for rows in sorted(decode, reverse=True):
             context = min(limits.max_model_len, limits.context_tokens // rows)
-            if context >= 2 * short and (4 * decode[rows] <= self._left_s or rows == smallest):
+            if context >= 2 * short and 4 * decode[rows] <= (self._budget_s if rows == smallest else self._left_s):
                 long_s = self._decode_s(rows, context)
                 return max(0.0, (long_s - decode[rows]) / (rows * (context - short)))
         return 0.0
@@ -164,6 +165,10 @@ def _sampled(tokens: int) -> int:
 
 
 def _rising(points: dict[int, float]) -> Curve:
-    """No step is faster than a smaller one: where it was, that was chance."""
-    counts = sorted(points)
-    return Curve(tuple(map(float, counts)), tuple(accumulate((points[count] for count in counts), max)))
+    """Without the points that a larger step was faster than: those were slow by chance. Level ends would mislead."""
+    kept: list[int] = []
+    for count in sorted(points, reverse=True):
+        if not kept or points[count] <= points[kept[-1]]:
+            kept.append(count)
+    kept.reverse()
+    return Curve(tuple(map(float, kept)), tuple(points[count] for count in kept))

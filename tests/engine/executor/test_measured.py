@@ -56,7 +56,8 @@ def test_every_stage_of_every_layout_is_timed(
     plan, times = config.plan, executor.capacity.times
     assert [len(stages) for stages in times.layouts] == [layout.pp for layout in plan.layouts]
     for stage in (stage for stages in times.layouts for stage in stages):
-        assert stage.prefill.counts == (16.0, 64.0) and stage.decode.counts == (1.0, 6.0)
+        # Up to the largest steps; a smaller one may have been slow by chance.
+        assert stage.prefill.counts in ((16.0, 64.0), (64.0,)) and stage.decode.counts in ((1.0, 6.0), (6.0,))
         for curve in (stage.prefill, stage.decode):
             assert all(math.isfinite(seconds) and seconds > 0 for seconds in curve.seconds)
             assert all(a <= b for a, b in pairwise(curve.seconds))

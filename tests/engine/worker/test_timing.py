@@ -88,11 +88,23 @@ def test_what_takes_too_long_is_left_out(budget_s: float) -> None:
     assert times.pair_s == pytest.approx(1e-7) and times.context_s == pytest.approx(1e-6)
 
 
-def test_a_stage_that_is_slower_than_any_budget_runs_six_steps_once() -> None:
+def test_a_stage_that_is_slower_than_any_budget_runs_four_steps_once() -> None:
     stage = Stage(LIMITS, step_s=5.0, token_s=0.1, pair_s=0, context_s=0)
     times = measure(stage, LIMITS, budget_s=0.1)
-    assert stage.runs == 6
+    assert stage.runs == 4
     assert times.prefill.counts == (16, 64) and times.decode.counts == (1, 8)
+
+
+def test_a_point_that_was_slow_by_chance_is_left_out() -> None:
+    stage = Stage(LIMITS, step_s=1.0, token_s=0.01, pair_s=0, context_s=0)
+
+    def run(batch: BatchInputs, sampled: int, times: int) -> list[float]:
+        seconds = stage.run(batch, sampled, times)
+        return [30.0] if batch.num_tokens in (8, 512) else seconds
+
+    times = StageTimer(run, LIMITS, 10_000.0, 0).measure()
+    assert times.prefill.counts == (16, 64, 2048) and times.decode.counts == (1, 64, 256)
+    assert times.prefill.steepness == pytest.approx(0.01)
 
 
 def test_chance_makes_no_time_negative() -> None:
