@@ -1,8 +1,11 @@
-"""Real workers time themselves at the start, in every layout of their plan."""
+"""Real workers time themselves: at the start, in every layout of their plan, and in every step."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +13,14 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.executor.processes import ProcessExecutor
+from engine.sampling import RowSampling
+from engine.steps import Chunk, Forward, Report, SlotInit, TableUpdate
+from tests.patience import PATIENCE_S
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
+
+GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +76,25 @@ def test_every_stage_of_every_layout_is_timed(
     else:
         assert 0 < times.transition_s < math.inf and all(0 < rate < math.inf for rate in rates)
     assert len([line for line in lines if " measured: " in line]) == len(plan.layouts)
+
+
+def test_a_stage_that_waits_for_another_is_not_busy(checkpoint: Path) -> None:
+    config = EngineConfig(
+        model=str(checkpoint), device="cpu", prefill="P2", max_model_len=64, block_size=4, num_device_blocks=16
+    )
+    executor = ProcessExecutor(config)
+    try:
+        first = executor._ranks._processes[0].pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        chunk, table, init = Chunk(0, 0, [1, 2, 3], True), TableUpdate(0, 0, [0]), SlotInit(0, GREEDY)
+        executor.submit(Forward(1, 0, 0, [chunk], [table], [init]))
+        time.sleep(1.0)
+        os.kill(first, signal.SIGCONT)
+        reports: list[Report] = []
+        while len(reports) < 2:
+            assert executor.wait_handle().poll(int(1000 * PATIENCE_S)), "no report came"
+            reports += executor.collect()
+    finally:
+        executor.close()
+    assert all(0 < report.seconds < 0.8 for report in reports), reports
