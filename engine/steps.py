@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.cost.rank_times import RankTimes
 from engine.sampling import RowSampling
 
 
@@ -92,7 +93,7 @@ class Transition(msgspec.Struct, frozen=True, tag="transition"):
 
 
 class AllocatePools(msgspec.Struct, frozen=True, tag="allocate"):
-    """Start-up: the rank allocates its device pool and maps the host pool, then answers `RankReady`.
+    """Start-up: the rank allocates its device pool, maps the host pool, times its steps, and answers `RankReady`.
 
     The count is the same on every rank: the least that any of them has room for.
     """
@@ -113,7 +114,7 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     rank: int
     id: int
     tokens: list[int] = []
-    seconds: float = 0.0  # busy time of this command on this rank
+    seconds: float = 0.0  # this rank was busy with the command, from when a step's inputs were there
     bytes: int = 0  # bytes this rank moved, of swaps and transitions
 
 
@@ -129,12 +130,13 @@ class RankReady(msgspec.Struct, frozen=True, tag="ready"):
     """A rank finished a stage of start-up.
 
     `loaded`: groups are warm and weights in place, and `max_device_blocks` blocks would fit.
-    `serving`: both pools are allocated and mapped; commands may come.
+    `serving`: both pools are allocated and mapped, and what the rank does was timed; commands may come.
     """
 
     rank: int
     stage: str
     max_device_blocks: int = 0
+    times: RankTimes | None = None
 
 
 FromRank = Report | Failure | RankReady

@@ -51,8 +51,3 @@ class EventReports:
                 self._send(report())
         except BaseException as error:
             self._fail(error)
-
-
-def elapsed_s(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-    """Seconds between two events that have come."""
-    return start.elapsed_time(end) / 1000

@@ -13,13 +13,14 @@ from pathlib import Path
 import zmq
 
 from engine.config import EngineConfig
-from engine.cost.estimate import constant
+from engine.cost.rank_times import merge
 from engine.device.choice import choose_device
 from engine.errors import EngineDeadError
 from engine.executor.base import Capacity, Executor
 from engine.executor.cpu_memory import check_cpu_memory
 from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
+from engine.executor.speed import speed_lines
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.kv.segment import Segment, check_room
 from engine.model.shapes import check_plan, read_shape
@@ -35,7 +36,7 @@ from engine.worker.worker import WorkerSpec
 class ProcessExecutor(Executor):
     """Starts the workers, waits until they serve, then carries commands and reports.
 
-    All ranks start in the plan's first layout, the prefill layout.
+    All ranks start in `Plan.first`, the decode layout.
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[str], None] | None = None) -> None:
@@ -141,7 +142,10 @@ class ProcessExecutor(Executor):
         warming = " and warming up" if device == "cuda" else ""
         self._say(f"weights loaded; allocating {num_device_blocks} device blocks{warming}")
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
-        self._await_all("serving", deadline)
+        ready = self._await_all("serving", deadline)
+        times = merge(plan, [rank.times for rank in ready if rank.times is not None], geometry.host_block_bytes)
+        for line in speed_lines(plan, times, config.max_num_seqs):
+            self._say(line)
         self._say(f"ready with {num_device_blocks} device and {host_blocks} host blocks of {config.block_size} tokens")
         return Capacity(
             shape=shape,
@@ -152,7 +156,7 @@ class ProcessExecutor(Executor):
             host_block_bytes=geometry.host_block_bytes,
             device=device,
             weights=weights_mode,
-            times=constant(plan, step_s=0.0),
+            times=times,
         )
 
     def _make_segments(self, weight_bytes: int, kv_bytes: int) -> dict[str, Segment | None]:
@@ -173,7 +177,7 @@ class ProcessExecutor(Executor):
         return segments
 
     def _await_all(self, stage: str, deadline: float) -> list[RankReady]:
-        """Wait until every rank has reached a stage of start-up. A rank that ends meanwhile raises."""
+        """Wait until every rank has reached a stage of start-up; by rank. A rank that ends meanwhile raises."""
         ready: dict[int, RankReady] = {}
         while len(ready) < self._plan.world_size:
             remaining_s = deadline - time.monotonic()
@@ -186,7 +190,7 @@ class ProcessExecutor(Executor):
             for message in self._ranks.wait(remaining_s):
                 if isinstance(message, RankReady) and message.stage == stage:
                     ready[message.rank] = message
-        return list(ready.values())
+        return [ready[rank] for rank in sorted(ready)]
 
 
 def _weights_mode(config: EngineConfig, geometry: KVGeometry, context: int, device: str) -> str:

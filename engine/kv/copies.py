@@ -31,6 +31,11 @@ class BlockCopier:
         self._host_views = [host.view(extent) for extent in extents]
         self._block_bytes = [extent.size * geometry.cell_bytes for extent in extents]
 
+    @property
+    def num_blocks(self) -> int:
+        """Of the smaller pool."""
+        return min(self._device.num_blocks, self._host.num_blocks)
+
     def copy(self, swap: Swap) -> int:
         """Returns the bytes moved: none if another rank writes this one's copy of a shared KV head."""
         _check(swap.device_blocks, self._device.num_blocks, "device")
@@ -54,6 +59,15 @@ class BlockCopier:
 def _check(blocks: list[int], num_blocks: int, pool: str) -> None:
     if blocks and not (min(blocks) >= 0 and max(blocks) < num_blocks):
         raise IndexError(f"a swap names {pool} blocks {min(blocks)} to {max(blocks)}, the pool has {num_blocks}")
+
+
+def make_copier(geometry: KVGeometry, rank: int, device: DevicePool, host: HostPool) -> BlockCopier:
+    """What copies between these pools. On CUDA the host pool must be registered."""
+    if device.device.type == "cuda":
+        from engine.kv.cuda_copies import CudaBlockCopier
+
+        return CudaBlockCopier(geometry, rank, device, host)
+    return BlockCopier(geometry, rank, device, host)
 
 
 class Copies(ABC):

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from cuda.bindings import runtime
 
-from engine.device.reports import EventReports, elapsed_s
+from engine.device.moments import elapsed_s
+from engine.device.reports import EventReports
 from engine.kv.copies import BlockCopier, Copies
 from engine.steps import Report, Swap
 
@@ -50,7 +51,7 @@ class CudaCopies(Copies):
     def __init__(
         self,
         rank: int,
-        copier: CudaBlockCopier,
+        copier: BlockCopier,
         device: torch.device,
         make_reports: Callable[[], EventReports],
         fail: Callable[[BaseException], None],
@@ -71,7 +72,7 @@ class _Lane:
     def __init__(
         self,
         rank: int,
-        copier: CudaBlockCopier,
+        copier: BlockCopier,
         device: torch.device,
         reports: EventReports,
         fail: Callable[[BaseException], None],

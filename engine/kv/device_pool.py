@@ -48,6 +48,10 @@ class DevicePool:
         """What the operators take: a view `[blocks + 1, own KV heads, 2, T, D]` for each own layer."""
         return list(self._views[layout_index].unbind(1))
 
+    def touch(self, num_blocks: int) -> None:
+        """Have the first blocks in memory: a host maps what was never written to one page, which lies in its cache."""
+        self._memory[: num_blocks * self._views[0].stride(0)].zero_()
+
     def poison(self) -> None:
         """Fill with NaN, so that a test sees any read of what was never written."""
         self._memory.fill_(math.nan)

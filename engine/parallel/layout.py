@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def first(self) -> Layout:
-        """The layout that an engine starts in: the first requests are few."""
+        """The layout that an engine starts in: where it decodes, so that a short queue never changes it."""
         return self.decode
 
     @property

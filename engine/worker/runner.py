@@ -7,12 +7,14 @@ launched without waiting for the device; on the CPU it waits for what this step 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
+from engine.device.moments import Moment, elapsed_s, moment
 from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -32,12 +34,17 @@ from engine.worker.tokens import TokenBuffer
 class Completion:
     """A launched step. `tokens` int64 `[sampled chunks]` are on their way to the host, on the sampling rank only.
 
-    On the CPU a launched step is done; on CUDA it is once `end` has come.
+    On the CPU a launched step is done; on CUDA it is once `end` has come. `start` lies behind whatever the step had to
+    wait for, so what is between the two is this rank's own work.
     """
 
     tokens: torch.Tensor | None
-    start: torch.cuda.Event | None = None
-    end: torch.cuda.Event | None = None
+    start: Moment
+    end: Moment
+
+    def busy_s(self) -> float:
+        """Seconds that a step which is done kept this rank's device busy: without the wait for its neighbours."""
+        return elapsed_s(self.start, self.end)
 
     def token_ids(self) -> list[int]:
         """The sampled tokens of a step that is done; none on other ranks."""
@@ -61,7 +68,7 @@ class Runner:
         num_slots: int,
         max_model_len: int,
     ) -> None:
-        self.layout = 0
+        self.layout = geometry.plan.index(geometry.plan.first)
         self._shape = geometry.shape
         self._dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
         self._device = pool.device
@@ -77,7 +84,7 @@ class Runner:
         self._tokens = TokenBuffer(num_slots, in_flight, pool.device)
         self._models: dict[int, Llama] = {}
         self._graphs: dict[int, DecodeGraphs] = {}  # by layout
-        self.change_layout(0)
+        self.change_layout(self.layout)
 
     def change_layout(self, layout: int) -> None:
         """Compute in another layout from now on, whose weights are in place. No step may be in flight."""
@@ -105,48 +112,52 @@ class Runner:
         graphs.capture()
         self._graphs[self.layout] = graphs
 
-    @torch.inference_mode()
     def rehearse(self, num_tokens: int, num_rows: int) -> None:
-        """Run the largest step of this rank's stage on nonsense, without its neighbours: compiles kernels, and peaks.
+        """Run the largest step of this rank's stage, as `alone` does: compiles kernels, and peaks.
 
-        `num_tokens` of prompts, of which `num_rows` rows are sampled. Shards of a stage do it together.
+        `num_tokens` of prompts, of which `num_rows` rows are sampled, in either way. Shards of a stage do it together.
+        """
+        longest = self._max_blocks * self._slots.block_size
+        lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]).int()
+        tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
+        for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
+            self.alone(BatchInputs(lens, lens, tables), [row] * num_rows)
+
+    @torch.inference_mode()
+    def alone(self, batch: BatchInputs, sampled: list[RowSampling]) -> Completion:
+        """Run a step of this rank's stage on nonsense, without its neighbours, through a graph if one fits it.
+
+        It writes K and V into the batch's blocks. The last stage samples so many rows, too, and nobody gets the tokens.
+        Shards of a stage do it together.
         """
         model, pipe = self._models[self.layout], self._groups[self.layout].pipe
-        longest = self._max_blocks * self._slots.block_size
-        lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)])
-        tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
-        plan = self._ops.plan(BatchInputs(lens.int(), lens.int(), tables), model.num_heads, model.num_kv_heads)
         if pipe.is_first:
-            hidden = model.embed(torch.zeros(num_tokens, dtype=torch.int64, device=self._device))
+            inputs = torch.zeros(batch.num_tokens, dtype=torch.int64, device=self._device)
         else:
-            hidden = torch.randn(num_tokens, self._shape.hidden, dtype=self._dtype, device=self._device)
-        hidden = model.layers(hidden, plan, self._kv[self.layout])
-        if pipe.is_last:
-            for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
-                model.sample(hidden[:num_rows], [row] * num_rows, [0] * num_rows)
+            inputs = self._noise(batch.num_tokens)
+        # Not what comes out of the layers: K and V that nobody has written may be NaN.
+        rows = self._noise(len(sampled) if pipe.is_last else 0)
+        _, start = self._compute(batch, self._graphs_for(batch), lambda: inputs)
+        if len(rows):
+            model.sample(rows, sampled, [0] * len(sampled))
+        return Completion(None, start, self._mark())
+
+    def _noise(self, rows: int) -> torch.Tensor:
+        return torch.randn(rows, self._shape.hidden, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
     def execute(self, forward: Forward) -> Completion:
         if forward.layout != self.layout:
             raise ValueError(f"step {forward.id} is for layout {forward.layout}, this rank is in {self.layout}")
-        start = self._mark()
         groups, chunks = self._groups[self.layout], forward.chunks
         incoming = None
         if not groups.pipe.is_first:
             incoming = groups.pipe.post((forward.num_tokens, self._shape.hidden), self._dtype, self._device)
         self._slots.update(forward)
         batch = self._slots.batch(chunks)
-        graphs = self._graphs.get(self.layout)
-        if graphs is not None and not graphs.fit(batch):
-            graphs = None
-        if graphs is not None:
-            graphs.plan(batch)
-            hidden = graphs.replay(self._input_tokens(chunks) if incoming is None else incoming.wait())
-        else:
-            model = self._models[self.layout]
-            plan = self._ops.plan(batch, model.num_heads, model.num_kv_heads)
-            hidden = model.embed(self._input_tokens(chunks)) if incoming is None else incoming.wait()
-            hidden = model.layers(hidden, plan, self._kv[self.layout])
+        graphs = self._graphs_for(batch)
+        inputs = (lambda: self._input_tokens(chunks)) if incoming is None else incoming.wait
+        hidden, start = self._compute(batch, graphs, inputs)
         if not groups.pipe.is_last:
             groups.pipe.send(hidden if graphs is None else hidden.clone())  # a graph's next replay writes there
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
@@ -154,12 +165,38 @@ class Runner:
         tokens = self._sample(hidden, sampled) if sampled else None
         return Completion(None if tokens is None else download(tokens), start, self._mark())
 
-    def _mark(self) -> torch.cuda.Event | None:
-        if self._device.type != "cuda":
-            return None
-        event = torch.cuda.Event(enable_timing=True, blocking=True)
-        event.record()
-        return event
+    def _graphs_for(self, batch: BatchInputs) -> DecodeGraphs | None:
+        graphs = self._graphs.get(self.layout)
+        return graphs if graphs is not None and graphs.fit(batch) else None
+
+    def _compute(
+        self, batch: BatchInputs, graphs: DecodeGraphs | None, inputs: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, Moment]:
+        """Run the stage's layers over token ids or hidden states, once `inputs` has waited for them.
+
+        Returns hidden states `[tokens, hidden]`, and the moment from which on the stage was busy with them. What was
+        planned on the CPU while they were on their way counts as if it had been planned then.
+        """
+        model = self._models[self.layout]
+        began_s = time.perf_counter()
+        plan = None
+        if graphs is None:
+            plan = self._ops.plan(batch, model.num_heads, model.num_kv_heads)
+        else:
+            graphs.plan(batch)
+        planned_s = time.perf_counter() - began_s
+        hidden = inputs()
+        start = self._mark(planned_s)
+        if graphs is not None:
+            return graphs.replay(hidden), start
+        if self._groups[self.layout].pipe.is_first:
+            hidden = model.embed(hidden)
+        return model.layers(hidden, plan, self._kv[self.layout]), start
+
+    def _mark(self, earlier_s: float = 0.0) -> Moment:
+        """This moment on the device; on the CPU, one that lies so many seconds back."""
+        now = moment(self._device)
+        return now - earlier_s if isinstance(now, float) else now
 
     def _input_tokens(self, chunks: list[Chunk]) -> torch.Tensor:
         tokens = [token for chunk in chunks for token in chunk.tokens]

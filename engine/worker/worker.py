@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,12 @@ import torch.distributed as dist
 import zmq
 
 from engine.config import EngineConfig
-from engine.device.reports import EventReports, elapsed_s
+from engine.cost.rank_times import RankTimes
+from engine.device.moments import seconds_of
+from engine.device.reports import EventReports
 from engine.errors import ConfigError
 from engine.heap import freeze_heap
-from engine.kv.copies import BlockCopier, Copies, ThreadCopies
+from engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
@@ -43,6 +46,7 @@ from engine.weights.store import WeightStore
 from engine.wording import GIB
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
+from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
 
@@ -157,41 +161,43 @@ class Worker:
         dist.destroy_process_group()
 
     def _execute(self, command: Command) -> None:
-        start = time.perf_counter()
         rank = self._spec.rank
         match command:
             case Forward():
-                self._report(command.id, self._runner.execute(command), start)
+                self._report(command.id, self._runner.execute(command))
             case Swap():
                 if self._copies is None:
                     raise ValueError("a static plan has no host pool to swap with")
                 self._copies.submit(command)  # reports by itself
             case Transition():
+                start = time.perf_counter()
                 moved_bytes = reshard(command, self._weights, self._runner)
-                seconds = time.perf_counter() - start
-                self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
+                self._outbox.send(Report(rank, command.id, seconds=time.perf_counter() - start, bytes=moved_bytes))
             case AllocatePools():
-                self._allocate(command.num_device_blocks)
+                times = self._allocate(command.num_device_blocks)
                 freeze_heap()
-                self._outbox.send(RankReady(rank, "serving"))
+                self._outbox.send(RankReady(rank, "serving", times=times))
 
-    def _report(self, id: int, completion: Completion, start_s: float) -> None:
+    def _report(self, id: int, completion: Completion) -> None:
         """Report a launched step once it is done, without waiting for the device here."""
-        rank = self._spec.rank
-        began, done = completion.start, completion.end
-        if self._reports is None or began is None or done is None:
-            seconds = time.perf_counter() - start_s
-            self._outbox.send(Report(rank, id, completion.token_ids(), seconds=seconds))
-            return
-        self._reports.add(done, lambda: Report(rank, id, completion.token_ids(), seconds=elapsed_s(began, done)))
+
+        def report() -> Report:
+            return Report(self._spec.rank, id, completion.token_ids(), seconds=completion.busy_s())
+
+        if self._reports is None or isinstance(completion.end, float):
+            self._outbox.send(report())
+        else:
+            self._reports.add(completion.end, report)
 
     def _load(self) -> Weights:
-        """This rank's weights, in the plan's first layout. Ranks that share a store fill it together."""
+        """This rank's weights, in `Plan.first`. Ranks that share a store fill it together."""
         spec, plan = self._spec, self._plan
         source = open_source(spec.checkpoint, spec.shape, spec.config.load_format, spec.config.seed, self._device)
         if spec.weight_segment is None:
             arenas = [rank_arena(spec.shape, plan, layout, spec.rank) for layout in plan.layouts]
-            return ArenaWeights(arenas, source, self._device)
+            weights: Weights = ArenaWeights(arenas, source, self._device)
+            weights.switch(plan.index(plan.first))
+            return weights
         memory = spec.weight_segment.map()
         spec.weight_segment.close()
         if self._device.type == "cuda":
@@ -199,12 +205,11 @@ class Worker:
         store = WeightStore(spec.shape, plan, memory)
         store.fill(source, spec.rank)
         dist.barrier()  # from here on the store is only read
-        weights: Weights
         if spec.weights_mode == "resident":
             weights = ResidentWeights(store, spec.rank)
         else:
             weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
-        weights.switch(0)
+        weights.switch(plan.index(plan.first))
         return weights
 
     def _max_device_blocks(self) -> int:
@@ -233,14 +238,14 @@ class Worker:
         torch.cuda.empty_cache()
         return peak_bytes
 
-    def _every_layout(self, runner: Runner) -> Iterator[int]:
-        """Be in each layout of the plan in turn, and back in the first one at the end."""
-        for layout in range(len(self._plan.layouts)):
-            self._weights.switch(layout)
+    def _every_layout(self, runner: Runner) -> Iterator[tuple[int, float]]:
+        """Be in each layout of the plan in turn, in `Plan.first` at the end; and how long the weights took."""
+        first, count = self._plan.index(self._plan.first), len(self._plan.layouts)
+        for layout in ((first + turn) % count for turn in range(1, count + 1)):
+            dist.barrier()  # in a transition, too, all ranks change them at once
+            seconds = seconds_of(partial(self._weights.switch, layout), self._device)
             runner.change_layout(layout)
-            yield layout
-        self._weights.switch(0)
-        runner.change_layout(0)
+            yield layout, seconds
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config
@@ -248,40 +253,44 @@ class Worker:
         return make_sums(self._ops, groups.tensor, self._spec.shape, max_rows, self._device, config.custom_all_reduce)
 
     def _make_runner(self, pool: DevicePool) -> Runner:
-        spec = self._spec
-        slots = num_slots(spec.config.max_num_seqs)
-        groups, sums = self._groups, self._sums
-        return Runner(self._geometry, pool, self._weights, groups, sums, self._ops, slots, spec.max_model_len)
+        slots, max_len = num_slots(self._spec.config.max_num_seqs), self._spec.max_model_len
+        return Runner(self._geometry, pool, self._weights, self._groups, self._sums, self._ops, slots, max_len)
 
-    def _allocate(self, num_device_blocks: int) -> None:
+    def _allocate(self, num_device_blocks: int) -> RankTimes:
+        """Both pools and what works on them. Returns how long that takes, timed before the pools hold anything."""
         spec, geometry = self._spec, self._geometry
         pool = DevicePool(geometry, spec.rank, num_device_blocks, self._device)
-        if spec.poison_kv:
-            pool.poison()
+        host = copier = None
         if spec.kv_segment is not None:
             memory = spec.kv_segment.map()
             spec.kv_segment.close()
             if self._device.type == "cuda":
                 register(memory)
             host = HostPool(geometry, spec.num_host_blocks, memory)
-            if spec.poison_kv and spec.rank == 0:
-                host.poison()
-            self._copies = self._make_copies(pool, host)
+            copier = make_copier(geometry, spec.rank, pool, host)
         self._runner = self._make_runner(pool)
+        if self._device.type == "cpu":
+            list(self._every_layout(self._runner))  # on CUDA it was in each before: first changes are not timed
+        layouts = self._every_layout(self._runner)
+        times = time_rank(self._runner, geometry, self._groups, pool, copier, spec.config, spec.max_model_len, layouts)
+        if spec.poison_kv:
+            pool.poison()
+            dist.barrier()  # all have timed their swaps with the host pool
+            if host is not None and spec.rank == 0:
+                host.poison()
+        if copier is not None:
+            self._copies = self._make_copies(copier)
         if self._device.type == "cuda":
             self._reports = self._make_reports()
-            for _ in self._every_layout(self._runner):
-                self._runner.capture(spec.config.max_num_seqs)
+        return times
 
-    def _make_copies(self, pool: DevicePool, host: HostPool) -> Copies:
-        spec, geometry = self._spec, self._geometry
+    def _make_copies(self, copier: BlockCopier) -> Copies:
+        spec = self._spec
         if self._device.type == "cuda":
-            from engine.kv.cuda_copies import CudaBlockCopier, CudaCopies
+            from engine.kv.cuda_copies import CudaCopies
 
-            engines = CudaBlockCopier(geometry, spec.rank, pool, host)
-            return CudaCopies(spec.rank, engines, self._device, self._make_reports, self._die)
+            return CudaCopies(spec.rank, copier, self._device, self._make_reports, self._die)
         outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread
-        copier = BlockCopier(geometry, spec.rank, pool, host)
         return ThreadCopies(spec.rank, copier, outbox.send, lambda error: _die(outbox, error))
 
     def _die(self, error: BaseException) -> None:

@@ -125,6 +125,7 @@ def drive(driver: Driver, world: int) -> list[list[int]]:
     got: list[list[int]] = [[], []]
     inits = [SlotInit(2, GREEDY), SlotInit(1, GREEDY)]
     tables = [TableUpdate(2, 0, list(range(40, 40 + BLOCKS))), TableUpdate(1, 0, list(range(BLOCKS, 0, -1)))]
+    driver.finish(Transition(driver.id(), 0), world)  # from the decode layout, where an engine starts
     steps = [
         driver.forward(0, [Chunk(2, 0, a[:8], False), Chunk(1, 0, b, True)], tables, inits),
         driver.forward(0, [Chunk(1, 9, [~1], True), Chunk(2, 8, a[8:16], False)]),
@@ -163,6 +164,7 @@ def test_replicas_work_apart_and_meet_in_one_layout(checkpoint: Path) -> None:
     executor = ProcessExecutor(make_config(checkpoint, "D2", "T2"))
     try:
         driver = Driver(executor)
+        driver.finish(Transition(driver.id(), 0), 2)
         steps = [
             driver.forward(
                 0,
