@@ -13,6 +13,6 @@ if [[ "${1:--}" == -* && "$*" != *--help* ]]; then
     requests=(--num-requests 40 --output-len 64)
     if [[ " $*" == *" --workload"* ]]; then requests=(); fi # it names its own
     set -- --model "$model" --prefill P2 --decode T2 --against T2,P2 "${requests[@]}" \
-        --device cpu --surge-min-tokens 0 --max-num-batched-tokens 512 "$@" # flags that are given again win
+        --device cpu --max-num-batched-tokens 512 "$@" # flags that are given again win
 fi
 exec "$venv/bin/seesaw" bench offline "$@"

@@ -25,7 +25,9 @@ def test_it_runs(path):
     assert raw["$schema"] == "./schema.json" and raw["$comment"]
     config, _ = read_configs({"config": str(path)})
     assert "/" in config.model and (Path(config.shape) / "config.json").is_file()
-    [result] = run_workloads(replace(config, executor="simulated"), [[Job(1500, 8)] * 12])
+    [result] = run_workloads(
+        replace(config, executor="simulated", policy="paper", surge_min_tokens=0), [[Job(1500, 8)] * 12]
+    )
     assert result.stats.generation_tokens == 12 * 8
     assert bool(result.stats.transitions) == (not config.plan.is_static)
 

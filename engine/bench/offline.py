@@ -52,7 +52,7 @@ class SystemResult:
     stats: Stats
     requests: list[RequestRecord]
     outputs: list[list[int]]
-    surge_threshold_tokens: int
+    policy: str
     floors: RunFloors | None = None
 
     @property
@@ -63,18 +63,15 @@ class SystemResult:
 
     @property
     def never_used_prefill(self) -> str:
-        """Why a plan of two layouts ran as its decode layout alone; empty if it did not.
-
-        All requests come at once and find the host pool empty, so it can only be that too few tokens waited.
-        """
+        """Why a plan of two layouts never changed; empty if it did, or has but one."""
         if self.info.prefill == self.info.decode or self.stats.phase_prompt_tokens.get("prefill"):
             return ""
-        waiting = sum(record.prompt_tokens for record in self.requests)
-        return (
-            f"no prompt was prefilled in {self.info.prefill}: {waiting} tokens waited, fewer than the "
-            f"{self.surge_threshold_tokens} that are worth a change of layout; give more requests, or a lower "
-            "--surge-min-tokens (0: always change)"
-        )
+        if self.policy == "paper":
+            waiting = sum(record.prompt_tokens for record in self.requests)
+            why = f"{waiting} tokens waited, and --surge-min-tokens asks for more"
+        else:
+            why = "by measured times no change of layout would have paid (--policy paper changes all the same)"
+        return f"no prompt was prefilled in {self.info.prefill}: {why}"
 
     @property
     def phase_tokens(self) -> dict[str, dict[str, int]]:
@@ -159,7 +156,7 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
         stats=_since(before, llm.stats()),
         requests=records,
         outputs=[completion.token_ids for completion in completions],
-        surge_threshold_tokens=config.surge_threshold_tokens,
+        policy=config.policy,
     )
 
 

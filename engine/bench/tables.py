@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.bench.offline import SystemResult
 
-SIMULATED = "simulated on round rates: it shows schedules, not which layout wins"
+SIMULATED = "simulated: nothing was measured but the schedule"
 
 
 def describe(result: SystemResult, workload: str = "") -> str:

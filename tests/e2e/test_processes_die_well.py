@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 
 LONG = 4000  # tokens: no request ends by itself while a test looks
 FLAGS = ["--prefill", "P2", "--decode", "T2", "--tokenizer", "bytes", "--num-device-blocks", "700"]
-FLAGS += ["--num-host-blocks", "400", "--max-num-seqs", "6", "--surge-min-tokens", "0"]
+FLAGS += ["--num-host-blocks", "400", "--max-num-seqs", "6", "--policy", "paper", "--surge-min-tokens", "0"]
 
 
 @pytest.fixture(scope="module")

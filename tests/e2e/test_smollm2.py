@@ -70,7 +70,18 @@ def test_fifty_conversations_at_once_give_transformers_text(smollm2: Path, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     samples = load_sharegpt(sharegpt(), tokenizer, NUM_PROMPTS, max_prompt_tokens=MAX_PROMPT_TOKENS)
     prompt_blocks = sum(-(-sample.prompt_tokens // BLOCK_SIZE) for sample in samples)
-    flags = ["--served-model-name", "smollm2", "--prefill", "P2", "--decode", "T2", "--surge-min-tokens", "0"]
+    flags = [
+        "--served-model-name",
+        "smollm2",
+        "--prefill",
+        "P2",
+        "--decode",
+        "T2",
+        "--policy",
+        "paper",
+        "--surge-min-tokens",
+        "0",
+    ]
     flags += ["--max-model-len", "160", "--num-host-blocks", str(prompt_blocks // 3), "--num-device-blocks", "120"]
     with serving(smollm2, tmp_path, *flags) as served:
         texts = asyncio.run(complete_all(served.url, [sample.prompt for sample in samples]))

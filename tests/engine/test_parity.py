@@ -73,6 +73,7 @@ def config_of(folder: Path, plan: str, **changes: object) -> EngineConfig:
         "num_host_blocks": 64,
         "max_num_batched_tokens": CHUNK,
         "max_num_seqs": 6,
+        "policy": "paper",
         "surge_min_tokens": 0,
         "tail_max_seqs": 4,
     }

@@ -37,7 +37,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]],
     """The trace and the counters of a run on a simulated host, with several transitions."""
     path = tmp_path_factory.mktemp("trace") / "run.json"
     options = {"prefill": "P2", "decode": "T2", "executor": "simulated", "trace": str(path)}
-    options |= {"max_model_len": 1024, "num_host_blocks": 150, "num_device_blocks": 300, "surge_min_tokens": 0}
+    options |= {
+        "max_model_len": 1024,
+        "num_host_blocks": 150,
+        "num_device_blocks": 300,
+        "policy": "paper",
+        "surge_min_tokens": 0,
+    }
     with LLM("", skip_tokenizer=True, **options) as llm:
         params = [SamplingParams(max_tokens=5 + i % 40, ignore_eos=True) for i in range(60)]
         llm.generate([[1 + i] * (100 + 10 * i) for i in range(60)], params)

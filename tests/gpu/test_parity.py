@@ -138,7 +138,7 @@ def _check_plan(reference: Reference, plan: str, weights: str, **settings: Any) 
     prompts = random_prompts(seed=4, count=40, longest=300, vocab=VOCAB)
     requests = {f"g{i}": (prompt, greedy(24)) for i, prompt in enumerate(prompts)}
     error = reference.error(prompts[1])
-    plain = {"weights": weights, "num_host_blocks": 200, "surge_min_tokens": 0}
+    plain = {"weights": weights, "num_host_blocks": 200, "policy": "paper", "surge_min_tokens": 0}
     config = _engine_config(reference.folder, prefill=prefill, decode=decode, **plain, **settings)
     with running(config) as engine:
         tokens = engine.generate(requests)

@@ -76,6 +76,7 @@ def _check_texts(reference: Reference, tokenizer: Any, plan: str, weights: str =
         num_host_blocks=20,
         max_num_batched_tokens=64,
         max_num_seqs=16,
+        policy="paper",
         surge_min_tokens=0,
     )
     error = max(reference.error(prompt) for prompt in prompts)

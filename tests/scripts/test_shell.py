@@ -203,14 +203,14 @@ def test_serve_hands_its_arguments_on(skeleton):
             ["--seed", "1"],
             (
                 "--model /cache/model --prefill P2 --decode T2 --against T2,P2 --num-requests 40 --output-len 64 "
-                "--device cpu --surge-min-tokens 0 --max-num-batched-tokens 512 --seed 1"
+                "--device cpu --max-num-batched-tokens 512 --seed 1"
             ),
         ),
         (
             ["--workload", "4x8:8"],
             (
                 "--model /cache/model --prefill P2 --decode T2 --against T2,P2 "
-                "--device cpu --surge-min-tokens 0 --max-num-batched-tokens 512 --workload 4x8:8"
+                "--device cpu --max-num-batched-tokens 512 --workload 4x8:8"
             ),
         ),
         (["x.json", "--against", "P2"], "x.json --against P2"),

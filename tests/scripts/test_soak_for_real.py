@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "soak.py"
 @pytest.mark.model
 def test_nothing_is_lost(smollm2: Path) -> None:
     flags = ["--num-requests", "24", "--concurrency", "12", "--max-prompt-tokens", "128", "--max-output-tokens", "16"]
-    server = ["--surge-min-tokens", "0", "--max-model-len", "1024", "--num-host-blocks", "80"]
+    server = ["--policy", "paper", "--surge-min-tokens", "0", "--max-model-len", "1024", "--num-host-blocks", "80"]
     command = [sys.executable, str(SCRIPT), *flags, "--cut", "4", "--", *server]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert result.returncode == 0, result.stdout

@@ -25,7 +25,18 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not in
 @pytest.fixture(scope="module")
 def scrape() -> Iterator[str]:
     """/metrics of `seesaw serve` on a simulated host that switched layouts and swapped."""
-    flags = ["--executor", "simulated", "--prefill", "P2", "--decode", "T2", "--surge-min-tokens", "0"]
+    flags = [
+        "--executor",
+        "simulated",
+        "--prefill",
+        "P2",
+        "--decode",
+        "T2",
+        "--policy",
+        "paper",
+        "--surge-min-tokens",
+        "0",
+    ]
     command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", "0", "--log-level", "error"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
