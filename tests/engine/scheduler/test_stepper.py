@@ -12,11 +12,12 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import Core
-from engine.executor.simulated import DEFAULT_SHAPE, HostRates, SimulatedExecutor
+from engine.executor.simulated import HostRates, SimulatedExecutor
 from engine.messages import Add
 from engine.sampling import SamplingParams
 from engine.scheduler.cost import StepCost
 from engine.scheduler.stepper import MAX_PENDING_TOKENS, MIXED_TOKENS
+from engine.sizing.model import DEFAULT_SHAPE
 from engine.steps import Chunk, Command, Forward
 
 COST = StepCost.of(DEFAULT_SHAPE)
