@@ -36,7 +36,8 @@ def choose_way(
     `reload` would leave, and room for the longest sequences that have to fit.
     """
     asked = num_device_blocks(config, geometry, "cuda")
-    together, alone = (device_weight_bytes(geometry, way, "cuda") for way in _SWITCHING)
+    together = device_weight_bytes(geometry, "resident", "cuda")
+    alone = device_weight_bytes(geometry, "reload", "cuda")
     for rank, free in enumerate(free_bytes):
         room = free - WORKSPACE_BYTES
         if asked is not None:
@@ -47,9 +48,6 @@ def choose_way(
         if room - together[rank] < enough:
             return "reload"
     return "resident"
-
-
-_SWITCHING: tuple[WeightsWay, WeightsWay] = ("resident", "reload")
 
 
 def check_gpus(
@@ -79,6 +77,12 @@ def gpu_blocks(
     room = free_bytes - step_bytes - (0 if asked is not None else RESERVE_BYTES)
     _check_pool(config, geometry, max_model_len, rank, room, asked, "beside the weights and the largest step")
     return asked if asked is not None else _blocks_in(geometry, rank, room)
+
+
+def in_flight_bytes(config: EngineConfig, shape: ModelShape) -> int:
+    """What a rank holds beside the step that it runs: hidden states that were received ahead, or are not yet sent."""
+    in_flight = max(layout.max_in_flight for layout in config.plan.layouts)
+    return 2 * in_flight * config.max_num_batched_tokens * shape.hidden * shape.dtype_bytes
 
 
 def _check_pool(

@@ -34,7 +34,7 @@ from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
-from engine.sizing.gpus import gpu_blocks
+from engine.sizing.gpus import gpu_blocks, in_flight_bytes
 from engine.sizing.pools import device_option
 from engine.sizing.weights import WeightsWay
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
@@ -143,7 +143,8 @@ class Worker:
             commands.set(zmq.RCVHWM, 0)  # bounded by the steps in flight
             commands.set(zmq.LINGER, 0)
             commands.bind(spec.commands_address)
-            with memory_errors("communication", self._device, "free what other processes hold of it"):
+            less = "lower --max-num-batched-tokens, or free what other processes hold of it"
+            with memory_errors("communication", self._device, less):
                 join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
                 self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
                 self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
@@ -174,8 +175,8 @@ class Worker:
                 seconds = time.perf_counter() - start
                 self._outbox.send(Report(rank, command.id, seconds=seconds, bytes=moved_bytes))
             case AllocatePools():
-                less_kv = f"lower {device_option(self._spec.config)} or --max-num-seqs, or use {MORE_ROOM}"
-                with memory_errors("KV and CUDA graphs", self._device, less_kv):
+                less = f"lower {device_option(self._spec.config)} or --max-num-seqs, or use {MORE_ROOM}"
+                with memory_errors("KV and CUDA graphs", self._device, less):
                     self._allocate(command.num_device_blocks)
                 freeze_heap()
                 self._outbox.send(RankReady(rank, "serving"))
@@ -233,12 +234,9 @@ class Worker:
             for num_tokens in rehearsed_sizes(config.max_num_batched_tokens):
                 runner.rehearse(num_tokens, min(num_tokens, config.max_num_seqs))
             torch.cuda.synchronize()
-        # Beside one step at a time, as run here: hidden states that were received ahead, or are not yet sent.
-        in_flight = max(layout.max_in_flight for layout in self._plan.layouts)
-        hidden_bytes = config.max_num_batched_tokens * spec.shape.hidden * spec.shape.dtype_bytes
-        peak_bytes = torch.cuda.max_memory_allocated() - before_bytes + 2 * in_flight * hidden_bytes
+        peak_bytes = torch.cuda.max_memory_allocated() - before_bytes
         torch.cuda.empty_cache()
-        return peak_bytes
+        return peak_bytes + in_flight_bytes(config, spec.shape)
 
     def _every_layout(self, runner: Runner) -> Iterator[int]:
         """Be in each layout of the plan in turn, and back in the first one at the end."""

@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.executor import check_executor, make_executor, processes
 from engine.executor.ranks import Ranks
+from engine.kv import room
 from engine.kv.segment import Segment
 from engine.process import EngineProcess
 from engine.sizing.model import DEFAULT_SHAPE, find_shape
@@ -132,6 +133,30 @@ def test_a_default_pool_that_is_too_small_is_said_before_the_weights_are_loaded(
     options = {"shape": str(MODELS / "llama3-70b"), "device": "cpu", "load_format": "dummy", "model": "m"}
     sentence = "has 204 blocks of 16 tokens but max_model_len 8192 needs 512: lower --max-model-len to at most 3264 or"
     assert sentence in raised(lambda: LLM(**options, skip_tokenizer=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", [check_executor, make_executor])
+def test_too_little_host_memory_is_said_before_it_is_taken(
+    start: Callable[[EngineConfig], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"model": "m", "shape": str(MODELS / "llama3-8b"), "num_device_blocks": 1024, "host_kv_bytes": 2 * GIB}
+    config = EngineConfig(**EXECUTORS["cpu"] | TWO | options)  # type: ignore[arg-type]
+    monkeypatch.setattr(room, "_read", lambda path: "MemAvailable: 1024 kB\n" if "meminfo" in str(path) else "")
+    assert "this host leaves 1.0 MiB of memory but plan P2->T2 on the CPU (weights" in raised(lambda: start(config))
+    monkeypatch.setattr(room, "_read", lambda path: "")
+    monkeypatch.setenv("SEESAW_SHM_DIR", "/none")
+    sentence = "there is no /none for the weight store and the host KV pool: mount a tmpfs there"
+    assert raised(lambda: start(config)) == sentence
+
+
+def test_no_system_of_a_comparison_runs_if_the_last_one_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr(processes, "free_device_bytes", lambda num, timeout_s: [78 * GIB] * num)
+    options = {"model": "m", "shape": str(MODELS / "llama3-70b"), "load_format": "dummy", "prefill": "T2"}
+    arguments = flags(options | {"dataset": "constant", "input_len": 9, "output_len": 9, "against": "P2,T1"})
+    assert "the weights of plan T1 take" in printed(capsys, "bench", "offline", *arguments)
 
 
 GPU_FAULTS: dict[str, tuple[int, dict[str, object], str]] = {
