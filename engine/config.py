@@ -2,8 +2,7 @@
 
 The CLI derives its flags, and a config file its keys, from these fields (`server.cli`), so a name, a
 default and a help text exist once. Everything that can be checked without the checkpoint is checked
-here; what needs the model's shapes is checked by `engine.model.shapes.check_layouts` and
-`engine.kv.geometry`.
+here; what needs the model's sizes, or the host's, is `engine.sizing`'s to check.
 """
 
 from __future__ import annotations

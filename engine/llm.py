@@ -21,8 +21,8 @@ from engine.errors import EngineDeadError
 from engine.executor import make_executor
 from engine.messages import Add, EngineInfo, FinishReason, Stats
 from engine.model.shapes import ModelShape
-from engine.preflight import check_early
 from engine.sampling import SamplingParams
+from engine.sizing.fit import check_early
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)

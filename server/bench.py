@@ -26,8 +26,9 @@ from engine.bench.workload import Job, Order, Workload, add_workload_flag, arran
 from engine.config import EngineConfig
 from engine.cost.profile import read_profile
 from engine.errors import ConfigError
-from engine.model.shapes import read_shape
-from engine.preflight import check_early
+from engine.executor import check_executor
+from engine.sizing.fit import check_early
+from engine.sizing.model import find_shape
 from engine.text import Tokenizer, load_tokenizer
 from server.settings import Parser, add_flags, read_configs
 
@@ -43,10 +44,12 @@ def main(argv: Sequence[str], prog: str) -> int:
         os.environ["HF_TOKEN"] = args.hf_token
     config = _config(args)
     systems = _systems(config, args.against)
-    for system in systems:  # the last of them should not fail after the others have run
+    for system in systems:
         check_early(system)
     check_output(args.output_json)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for system in systems if len(systems) > 1 else []:  # a single one says it at its start
+        check_executor(system)
 
     tokenizer = None
     if args.dataset == "sharegpt" or args.print_output:
@@ -143,10 +146,7 @@ def _systems(config: EngineConfig, against: str) -> list[EngineConfig]:
 
 
 def _host(config: EngineConfig, limits: Path) -> Host:
-    from engine.weights.loader import resolve_checkpoint  # late: torch takes seconds to import
-
-    shape = read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype)
-    return Host(shape, read_profile(limits), config.max_num_seqs, config.max_num_batched_tokens)
+    return Host(find_shape(config), read_profile(limits), config.max_num_seqs, config.max_num_batched_tokens)
 
 
 def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer | None) -> Workload:

@@ -27,7 +27,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDeadError
 from engine.heap import freeze_heap
 from engine.messages import EngineInfo
-from engine.preflight import check_early
+from engine.sizing.fit import check_early
 from engine.text import BYTES_TOKENIZER, load_tokenizer
 from server.app import create_app, model_name
 from server.bridge import Bridge

@@ -25,11 +25,11 @@ from engine.config import CustomAllReduce, EngineConfig
 from engine.cost.profile import HostProfile
 from engine.cost.work import Chunks, exchange_s, step_work
 from engine.device.choice import why_no_gpu
+from engine.device.out_of_memory import memory_errors
 from engine.errors import ConfigError
-from engine.model.shapes import ModelShape, check_layout, read_shape
+from engine.model.shapes import ModelShape, check_layout
 from engine.parallel.layout import Layout, Plan
-from engine.preflight import known_shape
-from engine.weights.loader import resolve_checkpoint
+from engine.sizing.model import find_shape, known_shape
 
 STEPS: dict[str, Chunks] = {
     "decode, 256 sequences at 512 tokens": [(1, 512)] * 256,
@@ -48,20 +48,23 @@ def main(argv: Sequence[str], prog: str) -> int:
     )
     check_output(arguments.output_json)
     _check_no_file(arguments.model)
-    shape = known_shape(config)  # what can be refused now needs no GPU
+    layouts = [Layout.parse(name) for name in arguments.layouts.split(",")] if arguments.layouts else []
+    known = known_shape(config)  # what can be refused now needs no GPU and no hub
+    if known is not None:
+        _check_layouts(layouts, known)
     if not torch.cuda.is_available():
         raise ConfigError(f"bench limits measures GPUs, and {why_no_gpu()}")
-    shape = shape or read_shape(resolve_checkpoint(arguments.model, "dummy"))
+    shape = known or find_shape(config)
     gpus = torch.cuda.device_count()
-    names = arguments.layouts.split(",") if arguments.layouts else dict.fromkeys((f"T{gpus}", f"P{gpus}"))
-    layouts = [Layout.parse(name) for name in names]
-    for layout in layouts:
-        check_layout(layout, shape)
+    layouts = layouts or list(dict.fromkeys((Layout(tp=gpus), Layout(pp=gpus))))
+    _check_layouts(layouts, shape)
 
     limits: dict[str, Any] = {"device": torch.cuda.get_device_name(), "gpus": gpus, "torch": torch.__version__}
-    limits |= measure_device(shape, arguments.sustain_s)
-    if gpus > 1:
-        limits["links"] = measure_links(gpus, arguments.custom_all_reduce)
+    device = torch.device("cuda", torch.cuda.current_device())
+    with memory_errors("what is measured", device, "free some of what other processes hold, or give a smaller model"):
+        limits |= measure_device(shape, arguments.sustain_s)
+        if gpus > 1:
+            limits["links"] = measure_links(gpus, arguments.custom_all_reduce)
     profile = HostProfile.from_json(limits)
     host = Host(shape, profile, config.max_num_seqs, config.max_num_batched_tokens)
     limits["floors"] = floors(shape, layouts, profile)
@@ -70,6 +73,11 @@ def main(argv: Sequence[str], prog: str) -> int:
     if arguments.output_json:
         arguments.output_json.write_text(json.dumps(limits, indent=1) + "\n")
     return 0
+
+
+def _check_layouts(layouts: Sequence[Layout], shape: ModelShape) -> None:
+    for layout in layouts:
+        check_layout(layout, shape)
 
 
 def _check_no_file(model: str) -> None:

@@ -20,8 +20,8 @@ from engine.errors import ConfigError
 from engine.heap import frozen_heap
 from engine.llm import LLM, RequestOutput
 from engine.messages import EngineInfo, Stats
-from engine.preflight import known_shape, max_model_len
 from engine.sampling import SamplingParams
+from engine.sizing.model import find_shape, max_model_len
 
 COUNTERS = (  # of Stats; its other fields say how it is now
     "prompt_tokens",
@@ -123,13 +123,11 @@ def run_workloads(
     started_s = time.monotonic()
     # All requests are queued at once; ids only, since texts are not the engine's work.
     most = max(map(len, workloads))
-    shape = known_shape(config)
-    if shape is not None:  # what can be refused now should not wait for the weights
-        _check_context(workloads, max_model_len(config, shape), shape.max_position)
+    shape = find_shape(config)  # what can be refused now should not wait for the weights
+    _check_context(workloads, max_model_len(config, shape), shape.max_position)
     options = asdict(replace(config, max_queued_requests=max(config.max_queued_requests, most)))
     with LLM(**options, skip_tokenizer=True) as llm:
         start_s = time.monotonic() - started_s
-        _check_context(workloads, llm.info.max_model_len, llm.shape.max_position)
         for jobs in workloads:
             result = _run(llm, jobs, start_s, hide_output_lengths)
             if host is not None:

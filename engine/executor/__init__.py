@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 from engine.config import EngineConfig
 from engine.cost.estimate import constant
-from engine.executor.advice import host_pool_advice
 from engine.executor.base import Executor
+from engine.kv.geometry import KVGeometry
+from engine.sizing.advice import host_pool_advice
+from engine.sizing.fit import fit_model
+from engine.sizing.model import find_shape
 
 
 def make_executor(
@@ -17,10 +20,22 @@ def make_executor(
     EngineDeadError. `on_progress` gets lines for the operator meanwhile. `instant`: a simulated host answers at once,
     for those whose clock is not its own."""
     executor = _make_executor(config, on_progress, instant)
-    advice = host_pool_advice(config, executor.capacity)
+    has = executor.capacity
+    geometry = KVGeometry(has.shape, config.plan, config.block_size)
+    advice = host_pool_advice(config, geometry, has.max_model_len, has.num_device_blocks, has.num_host_blocks)
     if advice and on_progress:
         on_progress(advice)
     return executor
+
+
+def check_executor(config: EngineConfig) -> None:
+    """Raise what `make_executor` would raise before it starts any worker: for those who start several, one by one."""
+    if config.executor == "simulated":
+        fit_model(config, find_shape(config), "simulated")
+        return
+    from engine.executor.processes import size_up  # imports torch
+
+    size_up(config, lambda line: None)
 
 
 def _make_executor(config: EngineConfig, on_progress: Callable[[str], None] | None, instant: bool) -> Executor:

@@ -17,18 +17,14 @@ from engine.cost.rank_times import merge
 from engine.device.choice import choose_device
 from engine.errors import EngineDeadError
 from engine.executor.base import Capacity, Executor
-from engine.executor.cpu_memory import check_cpu_memory
 from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
 from engine.executor.speed import speed_lines
-from engine.kv.geometry import KVGeometry, check_pools
-from engine.kv.segment import Segment, check_room
-from engine.model.shapes import check_plan, read_shape
-from engine.preflight import max_model_len, num_host_blocks
+from engine.kv.segment import Segment
+from engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
+from engine.sizing.model import find_shape
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
-from engine.weights.choice import choose_mode
-from engine.weights.loader import resolve_checkpoint
-from engine.weights.store import WeightStore
+from engine.weights.checkpoint import resolve_checkpoint
 from engine.wording import count
 from engine.worker.worker import WorkerSpec
 
@@ -93,34 +89,22 @@ class ProcessExecutor(Executor):
 
     def _start(self) -> Capacity:
         config, plan = self._config, self._plan
+        device, fit, host = size_up(config, self._say)
+        geometry = fit.geometry
         checkpoint = resolve_checkpoint(config.shape_source, config.load_format)
-        shape = read_shape(checkpoint, config.dtype)
-        check_plan(plan, shape)
-        geometry = KVGeometry(shape, plan, config.block_size)
-        context = max_model_len(config, shape)
-        host_blocks = num_host_blocks(config, geometry)
-        # What can be refused now should not wait for the weights.
-        check_pools(geometry, context, config.num_device_blocks or None, host_blocks)
-        device = choose_device(config, self._say)
-        weights_mode = _weights_mode(config, geometry, context, device)
-
-        weight_bytes = 0  # of the store; a GPU with all layouts resident needs none
-        if not plan.is_static and (weights_mode == "reload" or device == "cpu"):
-            weight_bytes = WeightStore.size_bytes(shape, plan)
-        if device == "cpu":
-            check_cpu_memory(config, geometry, weights_mode)
-        segments = self._make_segments(weight_bytes, host_blocks * geometry.host_block_bytes)
+        segments = _make_segments(host.store_bytes, fit.host_pool_bytes)
         try:
             specs = [
                 WorkerSpec(
                     rank=rank,
                     config=config,
-                    shape=shape,
+                    shape=geometry.shape,
                     checkpoint=checkpoint,
-                    max_model_len=context,
-                    num_host_blocks=host_blocks,
+                    max_model_len=fit.max_model_len,
+                    num_device_blocks=fit.num_device_blocks,
+                    num_host_blocks=fit.num_host_blocks,
                     device=device,
-                    weights_mode=weights_mode,
+                    weights_mode=host.weights,
                     run_dir=self._ranks.run_dir,
                     weight_segment=segments["the weight store"],
                     kv_segment=segments["the host KV pool"],
@@ -138,7 +122,6 @@ class ProcessExecutor(Executor):
 
         deadline = time.monotonic() + config.start_timeout_s
         num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
-        check_pools(geometry, context, num_device_blocks, host_blocks)
         warming = " and warming up" if device == "cuda" else ""
         self._say(f"weights loaded; allocating {num_device_blocks} device blocks{warming}")
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
@@ -146,35 +129,20 @@ class ProcessExecutor(Executor):
         times = merge(plan, [rank.times for rank in ready if rank.times is not None], geometry.host_block_bytes)
         for line in speed_lines(plan, times, config.max_num_seqs):
             self._say(line)
-        self._say(f"ready with {num_device_blocks} device and {host_blocks} host blocks of {config.block_size} tokens")
+        self._say(
+            f"ready with {num_device_blocks} device and {fit.num_host_blocks} host blocks of {config.block_size} tokens"
+        )
         return Capacity(
-            shape=shape,
-            max_model_len=context,
+            shape=geometry.shape,
+            max_model_len=fit.max_model_len,
             num_device_blocks=num_device_blocks,
-            num_host_blocks=host_blocks,
+            num_host_blocks=fit.num_host_blocks,
             device_block_bytes=geometry.max_device_block_bytes,
             host_block_bytes=geometry.host_block_bytes,
             device=device,
-            weights=weights_mode,
+            weights=host.weights,
             times=times,
         )
-
-    def _make_segments(self, weight_bytes: int, kv_bytes: int) -> dict[str, Segment | None]:
-        """The weight store and the host KV pool, those that have any bytes."""
-        sizes = {"the weight store": weight_bytes, "the host KV pool": kv_bytes}
-        if weight_bytes and kv_bytes:
-            check_room(weight_bytes + kv_bytes, "the weight store and the host KV pool")
-        segments: dict[str, Segment | None] = dict.fromkeys(sizes)
-        try:
-            for what, num_bytes in sizes.items():
-                if num_bytes:
-                    segments[what] = Segment.create(num_bytes, what)
-        except BaseException:
-            for segment in segments.values():
-                if segment is not None:
-                    segment.close()
-            raise
-        return segments
 
     def _await_all(self, stage: str, deadline: float) -> list[RankReady]:
         """Wait until every rank has reached a stage of start-up; by rank. A rank that ends meanwhile raises."""
@@ -193,11 +161,30 @@ class ProcessExecutor(Executor):
         return [ready[rank] for rank in sorted(ready)]
 
 
-def _weights_mode(config: EngineConfig, geometry: KVGeometry, context: int, device: str) -> str:
-    if config.plan.is_static:
-        return "static"
-    if config.weights != "auto":
-        return config.weights
-    if device == "cpu":  # the one copy in host memory serves all layouts
-        return "resident"
-    return choose_mode(config, geometry, context, free_device_bytes(config.plan.world_size, config.start_timeout_s))
+def size_up(config: EngineConfig, say: Callable[[str], None]) -> tuple[str, ModelFit, HostFit]:
+    """The device ("cpu" or "cuda") and all that is decided before any worker starts or weights are fetched.
+
+    Raises ConfigError if something does not fit, EngineDeadError if GPUs cannot be measured.
+    """
+    shape = find_shape(config)
+    fit_model(config, shape, likely_device(config))  # whatever the device is, this can be said
+    device = choose_device(config, say)
+    fit = fit_model(config, shape, device)
+    num_ranks, timeout_s = config.plan.world_size, config.start_timeout_s
+    return device, fit, fit_host(config, fit, device, lambda: free_device_bytes(num_ranks, timeout_s))
+
+
+def _make_segments(store_bytes: int, pool_bytes: int) -> dict[str, Segment | None]:
+    """The weight store and the host KV pool, those that have any bytes."""
+    sizes = {"the weight store": store_bytes, "the host KV pool": pool_bytes}
+    segments: dict[str, Segment | None] = dict.fromkeys(sizes)
+    try:
+        for what, num_bytes in sizes.items():
+            if num_bytes:
+                segments[what] = Segment.create(num_bytes, what)
+    except BaseException:
+        for segment in segments.values():
+            if segment is not None:
+                segment.close()
+        raise
+    return segments

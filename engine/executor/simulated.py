@@ -18,28 +18,11 @@ from engine.cost.estimate import estimate
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.times import Measured, StepLoad
 from engine.executor.base import Capacity, Executor
-from engine.kv.geometry import KVGeometry, check_pools
-from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout
-from engine.preflight import num_device_blocks, num_host_blocks
+from engine.sizing.fit import ModelFit, fit_model
+from engine.sizing.model import find_shape
 from engine.steps import Command, Forward, Report, Swap, Transition
-
-DEFAULT_DEVICE_KV_BYTES = 4 << 30
-
-# What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
-DEFAULT_SHAPE = ModelShape(
-    num_layers=32,
-    hidden=4096,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    ffn=14336,
-    vocab=49152,
-    max_position=8192,
-    tied=False,
-    dtype="bfloat16",
-)
-
 
 # Round figures, for whoever names no host. It is none that there is.
 NO_HOST = HostProfile(
@@ -76,20 +59,18 @@ class SimulatedExecutor(Executor):
     ) -> None:
         """`times` default to what is estimated for the host that the configuration names; `turn_s` is what a turn of
         the engine's own loop takes."""
-        if shape is None:
-            source = config.shape_source
-            shape = read_shape(Path(source), config.dtype) if source else DEFAULT_SHAPE
+        shape = shape or find_shape(config)
         self._plan = config.plan
-        check_plan(self._plan, shape)
+        self._turn_s = turn_s
+        self._instant = instant
+        fit = fit_model(config, shape, "simulated")
+        self._geometry = fit.geometry
         if times is None:
             profile = read_profile(Path(config.host_profile)) if config.host_profile else NO_HOST
             weights = "resident" if config.weights == "resident" else "reload"
             times = estimate(shape, self._plan, profile, weights)
         self._times = times
-        self._turn_s = turn_s
-        self._instant = instant
-        self._geometry = KVGeometry(shape, self._plan, config.block_size)
-        self.capacity = self._make_capacity(config, shape, times)
+        self.capacity = self._make_capacity(fit, times)
         self._clock_s = 0.0
         self._wall_origin_s = time.monotonic() if real_time else None
         self._order = itertools.count()
@@ -98,17 +79,14 @@ class SimulatedExecutor(Executor):
         self._copies_free_s: defaultdict[tuple[int, bool], float] = defaultdict(float)
         self._sampled_s: dict[tuple[int, int], float] = {}  # when a slot's last token is there
 
-    def _make_capacity(self, config: EngineConfig, shape: ModelShape, times: Measured) -> Capacity:
-        geometry = self._geometry
-        max_model_len = config.max_model_len or shape.max_position
-        device_blocks = num_device_blocks(config, geometry.max_device_block_bytes, DEFAULT_DEVICE_KV_BYTES)
-        host_blocks = num_host_blocks(config, geometry)
-        check_pools(geometry, max_model_len, device_blocks, host_blocks)
+    def _make_capacity(self, fit: ModelFit, times: Measured) -> Capacity:
+        assert fit.num_device_blocks is not None  # no pool waits for a measurement here
+        geometry = fit.geometry
         return Capacity(
-            shape=shape,
-            max_model_len=max_model_len,
-            num_device_blocks=device_blocks,
-            num_host_blocks=host_blocks,
+            shape=geometry.shape,
+            max_model_len=fit.max_model_len,
+            num_device_blocks=fit.num_device_blocks,
+            num_host_blocks=fit.num_host_blocks,
             device_block_bytes=geometry.max_device_block_bytes,
             host_block_bytes=geometry.host_block_bytes,
             device="simulated",

@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from engine.errors import ConfigError
 from engine.kv.geometry import KVGeometry
 
 
@@ -26,13 +25,8 @@ class DevicePool:
         self.device = device
         dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
         stride = geometry.device_block_bytes(rank) // dtype.itemsize
-        try:
-            self._memory = torch.empty((num_blocks + 1) * stride, dtype=dtype, device=device)
-        except RuntimeError:
-            raise ConfigError(
-                f"rank {rank} cannot allocate a KV pool of {num_blocks * stride * dtype.itemsize} bytes: "
-                "lower --kv-cache-memory-bytes or --num-device-blocks"
-            ) from None
+        num_bytes = geometry.device_pool_bytes(rank, num_blocks)
+        self._memory = torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._views = []
         for layout in geometry.plan.layouts:
             extent = geometry.extents(layout)[rank]

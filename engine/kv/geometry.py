@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import ConfigError
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Axis, Extent, extents, stage_layers
-from engine.wording import at_least
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,10 @@ class KVGeometry:
         """Stride of a rank's device pool. What the smaller layouts leave of it is padding."""
         return max(self.extents(layout)[rank].size for layout in self.plan.layouts) * self.cell_bytes
 
+    def device_pool_bytes(self, rank: int, num_blocks: int) -> int:
+        """All of a rank's device pool of so many blocks: behind them lies one more, for rows that only pad a batch."""
+        return (num_blocks + 1) * self.device_block_bytes(rank)
+
     @property
     def max_device_block_bytes(self) -> int:
         return max(self.device_block_bytes(rank) for rank in range(self.plan.world_size))
@@ -57,28 +59,3 @@ class KVGeometry:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
-
-
-def needed_blocks(geometry: KVGeometry, max_model_len: int) -> int:
-    """The least blocks of a device pool: for one longest sequence. Whoever is in its way leaves for the host."""
-    return geometry.blocks_for(max_model_len)
-
-
-def check_pools(geometry: KVGeometry, max_model_len: int, num_device_blocks: int | None, num_host_blocks: int) -> None:
-    """Raise ConfigError unless sequences of `max_model_len` tokens fit every pool they may have to use.
-
-    The device pools are passed over while their size is not known (None).
-    """
-    one, needed = geometry.blocks_for(max_model_len), needed_blocks(geometry, max_model_len)
-    if num_device_blocks is not None and num_device_blocks < needed:
-        raise ConfigError(
-            f"the device KV pool has {num_device_blocks} blocks of {geometry.block_size} tokens but max_model_len "
-            f"{max_model_len} needs {needed}: lower --max-model-len or raise --kv-cache-memory-bytes to at least "
-            f"{at_least(needed * geometry.max_device_block_bytes)}"
-        )
-    if not geometry.plan.is_static and num_host_blocks < one:
-        raise ConfigError(
-            f"the host KV pool has {num_host_blocks} blocks of {geometry.block_size} tokens but max_model_len "
-            f"{max_model_len} needs {one}: lower --max-model-len or raise --host-kv-bytes to at least "
-            f"{at_least(one * geometry.host_block_bytes)}"
-        )

@@ -17,7 +17,8 @@ from engine.model.shapes import ModelShape
 from engine.model.sums import Sums
 from engine.parallel.groups import TensorGroup
 from engine.sampling import RowSampling
-from engine.weights.tensors import LayerWeights, SliceShape, StageWeights
+from engine.weights.placement import SliceShape
+from engine.weights.tensors import LayerWeights, StageWeights
 
 
 class Llama:

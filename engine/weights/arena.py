@@ -1,34 +1,22 @@
-"""Where an extent's weights lie in one flat run of bytes. The host store and every rank's memory are arenas.
+"""An extent's weights as tensors over one flat run of bytes. The host store and every rank's memory are arenas.
 
-An arena is arithmetic over (layers, slices); the memory is the caller's. A tied head beside its embedding
+Where they lie is arithmetic (`engine.weights.placement`); the memory is the caller's. A tied head beside its embedding
 is a second view of it; without it, the head has bytes of its own.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 
 from engine.model.shapes import ModelShape, num_slices
 from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Axis, Extent, Move, Span, extents, weight_layers
-from engine.weights.tensors import LayerWeights, StageWeights, TensorSpec, tensor_specs
+from engine.parallel.moves import Move, Span
+from engine.weights.placement import Placement, TensorSpec, tensor_specs, weight_extents
+from engine.weights.tensors import LayerWeights, StageWeights
 
-ALIGNMENT_BYTES = 256
 
-
-@dataclass(frozen=True)
-class Arena:
-    """The tensors of some weight layers and slices, back to back, each aligned."""
-
-    shape: ModelShape
-    num_slices: int
-    layers: Span
-    slices: Span
+class Arena(Placement):
+    """The tensors of some weight layers and slices, over bytes laid out so."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,39 +24,12 @@ class Arena:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    @cached_property
-    def _offsets(self) -> tuple[dict[TensorSpec, int], int]:
-        offsets, end = {}, 0
-        for spec in tensor_specs(self.shape, self.num_slices):
-            if self.layers.start <= spec.layer < self.layers.stop and not (spec.name == "head" and self._ties_head):
-                offsets[spec] = end
-                size_bytes = math.prod(self._dimensions(spec)) * self.shape.dtype_bytes
-                end += math.ceil(size_bytes / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        return offsets, end
-
-    @property
-    def _ties_head(self) -> bool:
-        return self.shape.tied and self.layers.start == 0
-
-    def _dimensions(self, spec: TensorSpec) -> tuple[int, ...]:
-        return (len(self.slices), *spec.shape) if spec.sliced else spec.shape
-
-    @property
-    def specs(self) -> Iterator[TensorSpec]:
-        """The tensors that have bytes here, by layer."""
-        return iter(self._offsets[0])
-
-    @property
-    def total_bytes(self) -> int:
-        return self._offsets[1]
-
     def tensor(self, flat: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         """A tensor as a view of the arena's bytes: `[slices, *spec.shape]`, or `spec.shape` if replicated."""
         if spec.name == "head" and self._ties_head:
             spec = spec._replace(layer=0, name="embed")
-        dimensions, start = self._dimensions(spec), self._offsets[0][spec]
-        size_bytes = math.prod(dimensions) * self.shape.dtype_bytes
-        return flat[start : start + size_bytes].view(self.dtype).view(dimensions)
+        start = self._offsets[0][spec]
+        return flat[start : start + self._size_bytes(spec)].view(self.dtype).view(self._dimensions(spec))
 
     def stage(self, flat: torch.Tensor, layers: Span | None = None, slices: Span | None = None) -> StageWeights:
         """Views of (a part of) the arena, as the model uses them: the slices of a tensor run into its rows."""
@@ -88,11 +49,6 @@ class Arena:
             norm=views.get(last, {}).get("norm"),
             head=views.get(last, {}).get("head"),
         )
-
-
-def weight_extents(shape: ModelShape, plan: Plan, layout: Layout) -> list[Extent]:
-    """What each rank holds in a layout of the plan (weight layers x weight slices), by rank."""
-    return extents(layout, weight_layers(shape.num_layers, layout.pp), Axis("slices", num_slices(plan)))
 
 
 def rank_arena(shape: ModelShape, plan: Plan, layout: Layout, rank: int) -> Arena:

@@ -1,6 +1,7 @@
-"""Finding a checkpoint and reading it from safetensors, part by part: never a whole tensor more than is needed.
+"""Reading a checkpoint from safetensors, part by part: never a whole tensor more than is needed.
 
-The executor resolves the model once; every worker then opens its own `Source` and reads its share.
+The executor finds the checkpoint once (`engine.weights.checkpoint`); every worker then opens its own `Source` and
+reads its share.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from engine.config import LoadFormat
 from engine.errors import ConfigError
-from engine.hub import find_model
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Span
 from engine.weights.dummy import DummySource
@@ -22,24 +22,6 @@ from engine.weights.source import Source
 
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16", "F64")
-
-
-def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> Path:
-    """The local folder of a checkpoint: an existing folder, or a hub name, which is downloaded if it is not cached.
-
-    Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json).
-    """
-    if not model:
-        raise ConfigError("no model given: name a Llama checkpoint folder or a hub name")
-    weights = ["*.safetensors"] if load_format == "safetensors" else []
-    folder = find_model(model, ["*.json", "tokenizer*", "*.jinja", *weights], "weights" if weights else "config.json")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
-    if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"
-        )
-    return folder
 
 
 def open_source(

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from engine.parallel.moves import Extent, moves
-from engine.weights.arena import Arena, copy_move, rank_arena, weight_extents
+from engine.weights.arena import Arena, copy_move, rank_arena
+from engine.weights.placement import weight_extents
 from engine.weights.source import Source, fill
 from engine.weights.store import WeightStore
 from engine.weights.tensors import StageWeights

@@ -12,7 +12,7 @@ import torch
 
 from engine.parallel.moves import Span
 from engine.weights.arena import Arena
-from engine.weights.tensors import SliceShape, TensorSpec
+from engine.weights.placement import SliceShape, TensorSpec
 
 
 class Source(ABC):

@@ -24,6 +24,7 @@ import zmq
 from engine.config import EngineConfig
 from engine.cost.rank_times import RankTimes
 from engine.device.moments import seconds_of
+from engine.device.out_of_memory import memory_errors
 from engine.device.reports import EventReports
 from engine.errors import ConfigError
 from engine.heap import freeze_heap
@@ -36,21 +37,22 @@ from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, build_groups, join_world
-from engine.preflight import CPU_POOL_BYTES, num_device_blocks
+from engine.sizing.gpus import gpu_blocks, in_flight_bytes
+from engine.sizing.pools import device_option
+from engine.sizing.weights import WeightsWay
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent, ignore_ctrl_c
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
 from engine.weights.store import WeightStore
-from engine.wording import GIB
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
 from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
 
-CUDA_RESERVE_BYTES = 2 * GIB  # CUDA graphs, fragmentation, and whatever appears later
+MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ class WorkerSpec:
     shape: ModelShape
     checkpoint: Path
     max_model_len: int
+    num_device_blocks: int | None  # None: as many as fit
     num_host_blocks: int
     device: str  # "cpu" or "cuda"
-    weights_mode: str  # "static", "resident" or "reload"
+    weights_mode: WeightsWay
     run_dir: Path  # private to the engine: rendezvous and sockets
     weight_segment: Segment | None
     kv_segment: Segment | None
@@ -147,10 +150,13 @@ class Worker:
             # Refuses a GPU that cannot run this, before anything slow.
             self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.attention_backend)
             timeout_s = spec.config.communication_timeout_s
-            join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device, timeout_s)
-            self._groups = build_groups(spec.rank, self._plan.layouts, self._device, timeout_s)
-            self._sums = [self._make_sums(groups) for groups in self._groups]
-            self._weights = self._load()
+            less = "lower --max-num-batched-tokens, or free what other processes hold of it"
+            with memory_errors("communication", self._device, less):
+                join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device, timeout_s)
+                self._groups = build_groups(spec.rank, self._plan.layouts, self._device, timeout_s)
+                self._sums = [self._make_sums(groups) for groups in self._groups]
+            with memory_errors("weights", self._device, f"use {MORE_ROOM}"):
+                self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
             decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
             while not isinstance(command := decoder.decode(commands.recv()), Shutdown):
@@ -174,7 +180,9 @@ class Worker:
                 moved_bytes = reshard(command, self._weights, self._runner)
                 self._outbox.send(Report(rank, command.id, seconds=time.perf_counter() - start, bytes=moved_bytes))
             case AllocatePools():
-                times = self._allocate(command.num_device_blocks)
+                less = f"lower {device_option(self._spec.config)} or --max-num-seqs, or use {MORE_ROOM}"
+                with memory_errors("KV and CUDA graphs", self._device, less):
+                    times = self._allocate(command.num_device_blocks)
                 freeze_heap()
                 self._outbox.send(RankReady(rank, "serving", times=times))
 
@@ -214,12 +222,14 @@ class Worker:
 
     def _max_device_blocks(self) -> int:
         """The blocks that this rank has room for. On CUDA this also compiles and loads all kernels."""
-        config, room_bytes = self._spec.config, CPU_POOL_BYTES
-        if self._device.type == "cuda":
+        spec = self._spec
+        if self._device.type != "cuda":
+            assert spec.num_device_blocks is not None
+            return spec.num_device_blocks
+        with memory_errors("the largest step", self._device, f"lower --max-num-batched-tokens, or use {MORE_ROOM}"):
             peak_bytes = self._rehearse()
-            free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            room_bytes = max(0, free_bytes - peak_bytes - CUDA_RESERVE_BYTES)
-        return num_device_blocks(config, self._geometry.device_block_bytes(self._spec.rank), room_bytes)
+        free_bytes, _ = torch.cuda.mem_get_info(self._device)
+        return gpu_blocks(spec.config, self._geometry, spec.max_model_len, spec.rank, free_bytes, peak_bytes)
 
     def _rehearse(self) -> int:
         """Run the largest steps of every layout over a pool without blocks; returns the bytes that they need."""
@@ -231,12 +241,9 @@ class Worker:
             for num_tokens in rehearsed_sizes(config.max_num_batched_tokens):
                 runner.rehearse(num_tokens, min(num_tokens, config.max_num_seqs))
             torch.cuda.synchronize()
-        # Beside one step at a time, as run here: hidden states that were received ahead, or are not yet sent.
-        in_flight = max(layout.max_in_flight for layout in self._plan.layouts)
-        hidden_bytes = config.max_num_batched_tokens * spec.shape.hidden * spec.shape.dtype_bytes
-        peak_bytes = torch.cuda.max_memory_allocated() - before_bytes + 2 * in_flight * hidden_bytes
+        peak_bytes = torch.cuda.max_memory_allocated() - before_bytes
         torch.cuda.empty_cache()
-        return peak_bytes
+        return peak_bytes + in_flight_bytes(config, spec.shape)
 
     def _every_layout(self, runner: Runner) -> Iterator[tuple[int, float]]:
         """Be in each layout of the plan in turn, in `Plan.first` at the end; and how long the weights took."""

@@ -1,4 +1,4 @@
-"""Workers with a bug planted in their KV copies. The parity tests' comparison must notice each of them."""
+"""Workers with a bug planted in their KV copies, which the parity tests' comparison must notice, or without memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from engine.kv.copies import BlockCopier
 from engine.steps import Swap
+from engine.worker import worker
 from engine.worker.worker import WorkerSpec, run_worker
 
 Damage = Callable[[torch.Tensor], None]
@@ -63,3 +64,27 @@ def swapped_keys_and_values(spec: WorkerSpec) -> None:
 
 def no_damage(spec: WorkerSpec) -> None:
     _run(spec, lambda blocks: None)
+
+
+def _run_out_of_memory(spec: WorkerSpec, name: str) -> None:
+    """As `run_worker`, but on rank 1 nothing can be allocated where `name` is called."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    if spec.rank == 1:
+        assert hasattr(worker, name)
+        setattr(worker, name, fail)
+    run_worker(spec)
+
+
+def no_memory_for_groups(spec: WorkerSpec) -> None:
+    _run_out_of_memory(spec, "make_sums")
+
+
+def no_memory_for_weights(spec: WorkerSpec) -> None:
+    _run_out_of_memory(spec, "open_source")
+
+
+def no_memory_for_pools(spec: WorkerSpec) -> None:
+    _run_out_of_memory(spec, "DevicePool")

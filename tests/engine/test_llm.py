@@ -67,9 +67,9 @@ def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
     }.items():
         with pytest.raises(ConfigError, match=sentence):
             LLM("", prefill=options[0], decode=options[1], executor="simulated", skip_tokenizer=True)
-    with pytest.raises(ConfigError, match="raise --kv-cache-memory-bytes to at least"):
+    with pytest.raises(ConfigError, match="raise --num-device-blocks to at least 512"):
         LLM("", executor="simulated", num_device_blocks=10, skip_tokenizer=True)
-    with pytest.raises(ConfigError, match="raise --host-kv-bytes to at least"):
+    with pytest.raises(ConfigError, match="raise --num-host-blocks to at least 512"):
         LLM("", prefill="P2", decode="T2", executor="simulated", num_host_blocks=10, skip_tokenizer=True)
     with pytest.raises(ConfigError, match="policy must be one of paper"):
         LLM("", policy="greedy", executor="simulated", skip_tokenizer=True)

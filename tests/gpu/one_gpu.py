@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.executor.memory import free_device_bytes
 from engine.parallel import groups
 from engine.worker import runner, worker
 from engine.worker.worker import WorkerSpec
@@ -23,7 +24,13 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start all workers of this test on the first GPU."""
     monkeypatch.setattr("engine.executor.processes.choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr("engine.executor.processes.free_device_bytes", _shares)
     monkeypatch.setattr("engine.executor.ranks.run_worker", run_worker)
+
+
+def _shares(num_ranks: int, timeout_s: float) -> list[int]:
+    """What each rank may take of the one GPU."""
+    return [free_device_bytes(1, timeout_s)[0] // num_ranks] * num_ranks
 
 
 def run_worker(spec: WorkerSpec) -> None:

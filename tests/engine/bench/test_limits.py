@@ -94,3 +94,30 @@ def test_the_model_is_looked_at_before_gpus(model: str, says: str, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("it is too late now"))
     with pytest.raises(ConfigError, match=says):
         limits.main([model], "seesaw bench limits")
+
+
+def test_layouts_are_looked_at_before_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("it is too late now"))
+    with pytest.raises(ConfigError, match="choose a T degree that divides 32"):
+        limits.main(["configs/models/llama3-8b", "--layouts", "T2,T3"], "seesaw bench limits")
+
+
+def test_a_gpu_without_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.chdir(REPOSITORY)
+    for name, answer in {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_name": "a GPU",
+        "current_device": 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 80 << 30))
+    monkeypatch.setattr(limits, "measure_device", measure)
+    with pytest.raises(
+        ConfigError, match=r"cuda:0 ran out of memory for what is measured \(3\.00 GiB free\): free some"
+    ):
+        limits.main(["configs/models/llama3-8b"], "seesaw bench limits")

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import ConfigError
 from engine.kv.copies import BlockCopier, ThreadCopies
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -171,12 +170,6 @@ def test_a_block_is_the_same_bytes_in_every_layout() -> None:
             assert [layer.data_ptr() for layer in pool.layers(layout)] == [
                 view[:, n].data_ptr() for n in range(len(view[0]))
             ]
-
-
-def test_a_pool_that_cannot_be_allocated_says_so() -> None:
-    geometry = KVGeometry(tiny_shape(), Plan(Layout(), Layout()), block_size=4)
-    with pytest.raises(ConfigError, match="lower --kv-cache-memory-bytes"):
-        DevicePool(geometry, 0, 1 << 44, CPU)
 
 
 def test_swaps_run_in_order_and_report_seconds_and_bytes() -> None:

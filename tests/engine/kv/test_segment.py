@@ -9,8 +9,9 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.executor.ranks import fork_server
-from engine.kv import segment
-from engine.kv.segment import Segment, check_room
+from engine.kv import room
+from engine.kv.room import check_room
+from engine.kv.segment import Segment
 from tests.patience import PATIENCE_S
 
 
@@ -87,13 +88,13 @@ CGROUPS = {
 
 @pytest.mark.parametrize("version", CGROUPS)
 def test_the_tightest_cgroup_above_counts_and_page_cache_is_room(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "_read", lambda path: CGROUPS[version].get(str(path), ""))
+    monkeypatch.setattr(room, "_read", lambda path: CGROUPS[version].get(str(path), ""))
     check_room(600, "the weight store")  # 1000 - 600 + (300 - 100)
     with pytest.raises(ConfigError, match="the container's memory limit leaves"):
         check_room(601, "the weight store")
 
 
 def test_the_hosts_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "_read", lambda path: {"/proc/meminfo": "MemAvailable: 1 kB\n"}.get(str(path), ""))
+    monkeypatch.setattr(room, "_read", lambda path: {"/proc/meminfo": "MemAvailable: 1 kB\n"}.get(str(path), ""))
     with pytest.raises(ConfigError, match="this host leaves"):
         check_room(1025, "the weight store")

@@ -12,6 +12,7 @@ from engine.parallel.layout import Layout, Plan
 from engine.sampling import RowSampling
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ReloadWeights, ResidentWeights
+from engine.weights.placement import whole_bytes
 from engine.weights.store import WeightStore
 from tests.tiny import CPU, LocalModel, layout_error, reference_greedy, reference_logits, write_tiny_checkpoint
 
@@ -103,7 +104,7 @@ def test_logits_vary(folders: dict[str, Path]) -> None:
 
     one = Layout()
     shape = LocalModel(folders["plain"], one).shape
-    store = WeightStore(shape, Plan(one, one), torch.empty(WeightStore.size_bytes(shape, Plan(one, one))).byte())
+    store = WeightStore(shape, Plan(one, one), torch.empty(whole_bytes(shape, Plan(one, one))).byte())
     store.fill(CheckpointSource(folders["plain"]), 0)
     resident = ResidentWeights(store, 0)
     wrong = LocalModel(folders["plain"], one, stage=swapped).logits(TOKENS)
@@ -153,7 +154,7 @@ def test_greedy_decoding_from_reloaded_weights(folders: dict[str, Path]) -> None
     """Token for token as transformers, with the weights of a plan's second layout in a poisoned arena."""
     folder, plan = folders["plain"], Plan(Layout(pp=2), Layout(tp=2))
     shape = LocalModel(folder, plan.prefill).shape
-    store = WeightStore(shape, plan, torch.zeros(WeightStore.size_bytes(shape, plan), dtype=torch.uint8))
+    store = WeightStore(shape, plan, torch.zeros(whole_bytes(shape, plan), dtype=torch.uint8))
     for rank in range(2):
         store.fill(CheckpointSource(folder), rank)
     weights = [ReloadWeights(store, rank, CPU, poison=True) for rank in range(2)]

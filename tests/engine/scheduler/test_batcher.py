@@ -16,11 +16,12 @@ from engine.core import Core
 from engine.cost.balance import StepCost
 from engine.cost.estimate import estimate
 from engine.cost.times import LayoutTimes, Measured, StepLoad
-from engine.executor.simulated import DEFAULT_SHAPE, NO_HOST, SimulatedExecutor
+from engine.executor.simulated import NO_HOST, SimulatedExecutor
 from engine.messages import Add
 from engine.parallel.layout import Layout, Plan
 from engine.sampling import SamplingParams
 from engine.scheduler.batcher import MAX_PENDING_TOKENS
+from engine.sizing.model import DEFAULT_SHAPE
 from engine.steps import Chunk, Command, Forward
 
 P4 = Plan(Layout(pp=4), Layout(pp=4))

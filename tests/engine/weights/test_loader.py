@@ -7,17 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 from engine.parallel.moves import Span
 from engine.weights.arena import Arena
-from engine.weights.loader import CheckpointSource, resolve_checkpoint
+from engine.weights.loader import CheckpointSource
 from engine.weights.source import fill
 from engine.weights.tensors import StageWeights
 from tests.tiny import write_tiny_checkpoint
@@ -143,43 +141,3 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     index.write_text("[]")
     with pytest.raises(ConfigError, match="is not a safetensors index"):
         _load(folder)
-
-
-def test_resolve_folder(folder: Path, tmp_path: Path) -> None:
-    assert resolve_checkpoint(str(folder)) == folder
-    (folder / FILE).unlink()
-    assert resolve_checkpoint(str(folder), "dummy") == folder
-    with pytest.raises(ConfigError, match="--load-format dummy"):
-        resolve_checkpoint(str(folder))
-    with pytest.raises(ConfigError, match=r"no config\.json"):
-        resolve_checkpoint(str(tmp_path))
-    with pytest.raises(ConfigError, match="there is no folder"):
-        resolve_checkpoint(str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="no model given"):
-        resolve_checkpoint("")
-
-
-def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve_checkpoint("some/llama") == folder
-    assert resolve_checkpoint("some/llama", "dummy") == folder
-    assert [("*.safetensors" in patterns) for _, patterns in asked] == [True, False]
-    assert all(name == "some/llama" and "*.json" in patterns for name, patterns in asked)
-
-
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route"), ValueError("bad name")])
-def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(
-        ConfigError, match=r"'some/llama' is no folder and its weights could not be fetched .*local folder"
-    ):
-        resolve_checkpoint("some/llama")

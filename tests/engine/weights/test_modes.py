@@ -11,9 +11,10 @@ from engine.errors import ConfigError
 from engine.model.shapes import ModelShape, check_plan, num_slices
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
-from engine.weights.arena import ALIGNMENT_BYTES, Arena, rank_arena, weight_extents
+from engine.weights.arena import Arena, rank_arena
 from engine.weights.dummy import DummySource
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights
+from engine.weights.placement import ALIGNMENT_BYTES, weight_extents, whole_bytes
 from engine.weights.store import WeightStore
 from engine.weights.tensors import StageWeights
 from tests.tiny import CPU, tiny_shape
@@ -48,7 +49,7 @@ def plans(draw: st.DrawFn) -> tuple[ModelShape, Plan]:
 
 
 def _store(shape: ModelShape, plan: Plan, source: DummySource) -> WeightStore:
-    flat = torch.full((WeightStore.size_bytes(shape, plan),), 0xFF, dtype=torch.uint8)
+    flat = torch.full((whole_bytes(shape, plan),), 0xFF, dtype=torch.uint8)
     store = WeightStore(shape, plan, flat)
     for rank in reversed(range(plan.world_size)):
         store.fill(source, rank)
@@ -139,12 +140,12 @@ def test_arenas_hold_each_tensor_once(case: tuple[ModelShape, Plan]) -> None:
 def test_a_store_that_is_too_small_is_refused() -> None:
     shape, plan = tiny_shape(), Plan(Layout(), Layout())
     with pytest.raises(ValueError, match="weight store needs"):
-        WeightStore(shape, plan, torch.empty(WeightStore.size_bytes(shape, plan) - 1, dtype=torch.uint8))
+        WeightStore(shape, plan, torch.empty(whole_bytes(shape, plan) - 1, dtype=torch.uint8))
 
 
 def test_tied_store_has_one_copy() -> None:
     plan = Plan(Layout(), Layout())
-    apart, tied = (WeightStore.size_bytes(tiny_shape(tied=tied), plan) for tied in (False, True))
+    apart, tied = (whole_bytes(tiny_shape(tied=tied), plan) for tied in (False, True))
     assert apart - tied == -(-211 * 64 * 4 // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     last_stage = Arena(tiny_shape(tied=True), 1, Span(3, 6), Span(0, 1))
     assert "head" in {spec.name for spec in last_stage.specs}

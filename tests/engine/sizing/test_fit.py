@@ -10,7 +10,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.preflight import check_early
+from engine.sizing.fit import check_early
 
 
 def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytes
     ("options", "flag"),
     [
         ({"host_kv_bytes": 256 << 20}, "raise --host-kv-bytes to at least 1GiB"),
-        ({"num_host_blocks": 100}, "raise --host-kv-bytes"),
-        ({"num_device_blocks": 100}, "raise --kv-cache-memory-bytes"),
+        ({"num_host_blocks": 100}, "raise --num-host-blocks to at least 512"),
+        ({"num_device_blocks": 100}, "raise --num-device-blocks to at least 1024"),
     ],
 )
 def test_pools_that_hold_no_longest_sequence(options: dict[str, int], flag: str) -> None:

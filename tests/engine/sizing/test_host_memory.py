@@ -11,13 +11,14 @@ import torch
 from engine.config import EngineConfig
 from engine.device import choice
 from engine.errors import ConfigError
-from engine.executor.cpu_memory import WORKER_BYTES, check_cpu_memory, cpu_memory_bytes
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
-from engine.kv import segment
+from engine.kv import room
 from engine.kv.geometry import KVGeometry
 from engine.kv.segment import Segment
 from engine.model.shapes import read_shape
+from engine.sizing.host_memory import WORKER_BYTES, check_host_memory, cpu_memory_bytes
+from engine.sizing.weights import WeightsWay
 from engine.wording import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -27,9 +28,9 @@ def geometry_of(config: EngineConfig, model: str) -> KVGeometry:
     return KVGeometry(read_shape(CONFIGS / "models" / model, config.dtype), config.plan, config.block_size)
 
 
-def needs_gib(model: str, weights_mode: str, **options: object) -> dict[str, float]:
+def needs_gib(model: str, way: WeightsWay, **options: object) -> dict[str, float]:
     config = EngineConfig(**options)  # type: ignore[arg-type]
-    needs = cpu_memory_bytes(config, geometry_of(config, model), weights_mode)
+    needs = cpu_memory_bytes(config, geometry_of(config, model), way)
     return {what: round(num_bytes / GIB, 1) for what, num_bytes in needs.items()}
 
 
@@ -37,7 +38,7 @@ def set_host(monkeypatch: pytest.MonkeyPatch, gib: float, limit_gib: float | Non
     files = {"/proc/meminfo": f"MemAvailable: {int(gib * GIB) >> 10} kB\n"}
     if limit_gib is not None:
         files |= {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": f"{int(limit_gib * GIB)}\n"}
-    monkeypatch.setattr(segment, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(room, "_read", lambda path: files.get(str(path), ""))
 
 
 def test_what_a_plan_takes() -> None:
@@ -87,7 +88,7 @@ def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = geometry_of(config, "llama2-7b")
     needed = sum(cpu_memory_bytes(config, geometry, "static").values()) / GIB
     set_host(monkeypatch, needed + 0.01)
-    check_cpu_memory(config, geometry, "static")
+    check_host_memory(config, geometry, "static", "cpu")
     set_host(monkeypatch, needed - 0.01)
     with pytest.raises(ConfigError, match="lower --kv-cache-memory-bytes, choose"):
-        check_cpu_memory(config, geometry, "static")
+        check_host_memory(config, geometry, "static", "cpu")

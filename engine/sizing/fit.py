@@ -1,0 +1,92 @@
+"""Does it fit: what follows from the settings, the model's sizes, and what the host has, or one sentence why it cannot.
+
+Doors call `check_early` before they start a process; executors call `fit_model`, and the real one `fit_host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.config import EngineConfig
+from engine.kv.geometry import KVGeometry
+from engine.model.shapes import ModelShape, check_plan
+from engine.sizing.gpus import check_gpus, choose_way
+from engine.sizing.host_memory import check_host_memory
+from engine.sizing.model import known_shape, max_model_len
+from engine.sizing.pools import check_pools, num_device_blocks, num_host_blocks
+from engine.sizing.weights import WeightsWay, store_bytes
+
+
+@dataclass(frozen=True)
+class ModelFit:
+    """What follows from the settings and a model's sizes alone. Blocks are counted for each replica's pool."""
+
+    geometry: KVGeometry
+    max_model_len: int  # tokens
+    num_device_blocks: int | None  # None: what GPUs have left, once the weights are there
+    num_host_blocks: int
+
+    @property
+    def host_pool_bytes(self) -> int:
+        return self.num_host_blocks * self.geometry.host_block_bytes
+
+
+@dataclass(frozen=True)
+class HostFit:
+    """What follows from what the host has."""
+
+    weights: WeightsWay
+    store_bytes: int  # of the host's copy of the weights; 0: there is none
+
+
+def check_early(config: EngineConfig) -> None:
+    """Raise ConfigError if the model's sizes are known without a hub and rule the context, the layouts or the pools
+    out. Executors check again with what they then know: this only spares the operator the wait."""
+    shape = known_shape(config)
+    if shape is not None:
+        fit_model(config, shape, likely_device(config))
+
+
+def likely_device(config: EngineConfig) -> str:
+    """The device, before anybody has looked for GPUs: `cuda` where there may be some."""
+    if config.executor == "simulated":
+        return "simulated"
+    return "cpu" if config.device == "cpu" else "cuda"
+
+
+def fit_model(config: EngineConfig, shape: ModelShape, device: str) -> ModelFit:
+    """`device` is "cpu", "cuda" or "simulated". Raises ConfigError if layouts do not divide the model, or if sequences
+    of the longest kind do not fit the model's context or one of the pools."""
+    check_plan(config.plan, shape)
+    context = max_model_len(config, shape)
+    geometry = KVGeometry(shape, config.plan, config.block_size)
+    device_blocks, host_blocks = num_device_blocks(config, geometry, device), num_host_blocks(config, geometry)
+    check_pools(config, geometry, context, device_blocks, host_blocks)
+    return ModelFit(geometry, context, device_blocks, host_blocks)
+
+
+def fit_host(
+    config: EngineConfig, fit: ModelFit, device: str, free_device_bytes: Callable[[], Sequence[int]]
+) -> HostFit:
+    """How a host of CPUs ("cpu") or GPUs ("cuda") gets its weights. Raises ConfigError if it has not enough memory.
+
+    `free_device_bytes` measures what each rank's GPU, still empty, has free; it is called for GPUs only, and once.
+    """
+    geometry, context = fit.geometry, fit.max_model_len
+    way: WeightsWay
+    if device == "cuda":
+        free_bytes = free_device_bytes()
+        way = _way(config) or choose_way(config, geometry, context, free_bytes)
+        check_gpus(config, geometry, context, way, free_bytes)
+    else:
+        way = _way(config) or "resident"  # the one copy in host memory serves all layouts
+    check_host_memory(config, geometry, way, device)
+    return HostFit(way, store_bytes(geometry, way, device))
+
+
+def _way(config: EngineConfig) -> WeightsWay | None:
+    """As the settings say, None if they leave it open."""
+    if config.plan.is_static:
+        return "static"
+    return None if config.weights == "auto" else config.weights

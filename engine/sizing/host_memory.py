@@ -1,0 +1,51 @@
+"""What a plan takes of the host's memory, shared and the ranks' own: arithmetic, before any of it is taken. A host that
+runs out kills processes. What there is, `engine.kv.room` measures.
+"""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.kv.geometry import KVGeometry
+from engine.kv.room import check_memory, check_room
+from engine.sizing.pools import device_option, host_option, num_device_blocks, num_host_blocks
+from engine.sizing.weights import WeightsWay, device_weight_bytes, store_bytes
+from engine.wording import MIB, as_size
+
+WORKER_BYTES = 256 * MIB  # an idle worker has 50 MiB of its own (torch is shared); the rest is for a step's activations
+
+
+def check_host_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWay, device: str) -> None:
+    """Raise ConfigError unless the host, and the memory limit that this process is under, have room for the shared
+    memory, and on CPUs for all that the ranks take."""
+    if device == "cpu":
+        _check_cpu_memory(config, geometry, way)
+    sizes = {
+        "the weight store": store_bytes(geometry, way, device),
+        "the host KV pool": num_host_blocks(config, geometry) * geometry.host_block_bytes,
+    }
+    shared = [what for what, num_bytes in sizes.items() if num_bytes]
+    if shared:
+        check_room(sum(sizes.values()), " and ".join(shared))
+
+
+def _check_cpu_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWay) -> None:
+    needs = cpu_memory_bytes(config, geometry, way)
+    parts = ", ".join(f"{what} {as_size(num_bytes)}" for what, num_bytes in needs.items() if num_bytes)
+    flags = device_option(config) if config.plan.is_static else f"{device_option(config)} or {host_option(config)}"
+    check_memory(
+        sum(needs.values()),
+        f"plan {config.plan} on the CPU ({parts})",
+        f"lower {flags}, choose a smaller model, or run it on GPUs",
+    )
+
+
+def cpu_memory_bytes(config: EngineConfig, geometry: KVGeometry, way: WeightsWay) -> dict[str, int]:
+    """Bytes by what takes them, of all ranks together, where they compute on the host's CPUs."""
+    ranks, blocks = range(config.plan.world_size), num_device_blocks(config, geometry, "cpu")
+    assert blocks is not None
+    return {
+        "weights": store_bytes(geometry, way, "cpu") + sum(device_weight_bytes(geometry, way, "cpu")),
+        "device KV pools": sum(geometry.device_pool_bytes(rank, blocks) for rank in ranks),
+        "host KV pool": num_host_blocks(config, geometry) * geometry.host_block_bytes,
+        "workers": len(ranks) * WORKER_BYTES,
+    }

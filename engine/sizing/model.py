@@ -1,0 +1,54 @@
+"""The model's sizes, and the context that it is served with. The same for real and for simulated executors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.hub import local_folder
+from engine.model.shapes import ModelShape, read_shape
+from engine.weights.checkpoint import resolve_checkpoint
+
+# What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
+DEFAULT_SHAPE = ModelShape(
+    num_layers=32,
+    hidden=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn=14336,
+    vocab=49152,
+    max_position=8192,
+    tied=False,
+    dtype="bfloat16",
+)
+
+
+def known_shape(config: EngineConfig) -> ModelShape | None:
+    """The model's sizes if no hub is needed to know them, else None. Raises ConfigError if its folder does not do."""
+    source = config.shape_source
+    if not source:
+        return _default_shape(config) if config.executor == "simulated" else None
+    folder = local_folder(source)
+    return read_shape(folder, config.dtype) if folder else None
+
+
+def find_shape(config: EngineConfig) -> ModelShape:
+    """The model's sizes. Of a hub name, only small files are fetched. Raises ConfigError if there is no such model."""
+    shape = known_shape(config)
+    return shape or read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype)
+
+
+def _default_shape(config: EngineConfig) -> ModelShape:
+    return DEFAULT_SHAPE if config.dtype == "auto" else replace(DEFAULT_SHAPE, dtype=config.dtype)
+
+
+def max_model_len(config: EngineConfig, shape: ModelShape) -> int:
+    """Longest prompt plus output in tokens. Raises ConfigError if more is asked for than the model can."""
+    if config.max_model_len > shape.max_position:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is longer than the model's context of {shape.max_position} tokens: "
+            f"use at most {shape.max_position}"
+        )
+    return config.max_model_len or shape.max_position

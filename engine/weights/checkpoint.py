@@ -1,0 +1,30 @@
+"""Finding a checkpoint: a folder, or a hub name that is fetched. No torch; whoever reads it is `engine.weights.loader`.
+
+Used by `engine.sizing.model`, for the sizes alone, and by the executor, for the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.config import LoadFormat
+from engine.errors import ConfigError
+from engine.hub import find_model
+
+
+def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> Path:
+    """The local folder of a checkpoint: an existing folder, or a hub name, which is downloaded if it is not cached.
+
+    Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json).
+    """
+    if not model:
+        raise ConfigError("no model given: name a Llama checkpoint folder or a hub name")
+    weights = ["*.safetensors"] if load_format == "safetensors" else []
+    folder = find_model(model, ["*.json", "tokenizer*", "*.jinja", *weights], "weights" if weights else "config.json")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
+    if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"
+        )
+    return folder

@@ -1,0 +1,60 @@
+"""What counts as a checkpoint, on this host or on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from engine.errors import ConfigError
+from engine.weights.checkpoint import resolve_checkpoint
+from tests.tiny import write_tiny_checkpoint
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_checkpoint(tmp_path / "model", layers=1, kv_heads=2)
+
+
+def test_resolve_folder(folder: Path, tmp_path: Path) -> None:
+    assert resolve_checkpoint(str(folder)) == folder
+    (folder / FILE).unlink()
+    assert resolve_checkpoint(str(folder), "dummy") == folder
+    with pytest.raises(ConfigError, match="--load-format dummy"):
+        resolve_checkpoint(str(folder))
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        resolve_checkpoint(str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no folder"):
+        resolve_checkpoint(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="no model given"):
+        resolve_checkpoint("")
+
+
+def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_checkpoint("some/llama") == folder
+    assert resolve_checkpoint("some/llama", "dummy") == folder
+    assert [("*.safetensors" in patterns) for _, patterns in asked] == [True, False]
+    assert all(name == "some/llama" and "*.json" in patterns for name, patterns in asked)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route"), ValueError("bad name")])
+def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def download(name: str, allow_patterns: list[str]) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(
+        ConfigError, match=r"'some/llama' is no folder and its weights could not be fetched .*local folder"
+    ):
+        resolve_checkpoint("some/llama")
