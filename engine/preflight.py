@@ -12,6 +12,7 @@ from engine.kv.geometry import KVGeometry, check_pools
 from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.wording import GIB, as_size, at_least
 
+TOKEN_BYTES = 8  # int64
 CPU_POOL_BYTES = GIB  # the KV pool of a rank on the CPU, where none is asked for
 
 
@@ -58,3 +59,8 @@ def num_host_blocks(config: EngineConfig, geometry: KVGeometry) -> int:
             f"raise --host-kv-bytes to at least {at_least(geometry.host_block_bytes)}"
         )
     return blocks
+
+
+def message_bytes(config: EngineConfig, shape: ModelShape) -> tuple[int, int]:
+    """Of the largest step: its hidden states, and the tokens that it samples."""
+    return config.max_num_batched_tokens * shape.hidden * shape.dtype_bytes, config.max_num_seqs * TOKEN_BYTES

@@ -22,7 +22,8 @@ from engine.executor.ranks import Ranks
 from engine.kv.geometry import KVGeometry, check_pools
 from engine.kv.segment import Segment, check_room
 from engine.model.shapes import check_plan, read_shape
-from engine.preflight import max_model_len, num_host_blocks
+from engine.parallel.shared_memory import shared_bytes
+from engine.preflight import max_model_len, message_bytes, num_host_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.weights.choice import choose_mode
 from engine.weights.loader import resolve_checkpoint
@@ -108,6 +109,9 @@ class ProcessExecutor(Executor):
         if device == "cpu":
             check_cpu_memory(config, geometry, weights_mode)
         segments = self._make_segments(weight_bytes, host_blocks * geometry.host_block_bytes)
+        if device == "cpu" and plan.world_size > 1:
+            num_bytes = shared_bytes(plan.layouts, *message_bytes(config, shape))
+            segments["the links between ranks"] = Segment.create_sparse(num_bytes)
         try:
             specs = [
                 WorkerSpec(
@@ -122,6 +126,7 @@ class ProcessExecutor(Executor):
                     run_dir=self._ranks.run_dir,
                     weight_segment=segments["the weight store"],
                     kv_segment=segments["the host KV pool"],
+                    links_segment=segments.get("the links between ranks"),
                     poison_kv=os.environ.get("SEESAW_POISON_KV") == "1",
                     poison_weights=os.environ.get("SEESAW_POISON_WEIGHTS") == "1",
                 )

@@ -32,8 +32,10 @@ from engine.kv.segment import Segment, register
 from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
-from engine.parallel.groups import LayoutGroups, build_groups, join_world
-from engine.preflight import CPU_POOL_BYTES, num_device_blocks
+from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
+from engine.parallel.process_groups import ProcessLinks
+from engine.parallel.shared_memory import SharedLinks
+from engine.preflight import CPU_POOL_BYTES, message_bytes, num_device_blocks
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent, ignore_ctrl_c
 from engine.weights.arena import rank_arena
@@ -51,7 +53,7 @@ CUDA_RESERVE_BYTES = 2 * GIB  # CUDA graphs, fragmentation, and whatever appears
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker is told at its start. Segments are None where the plan is static."""
+    """All that a worker is told at its start. The first two segments are None where the plan is static."""
 
     rank: int
     config: EngineConfig
@@ -64,6 +66,7 @@ class WorkerSpec:
     run_dir: Path  # private to the engine: rendezvous and sockets
     weight_segment: Segment | None
     kv_segment: Segment | None
+    links_segment: Segment | None  # on the CPU, of `shared_bytes`
     poison_kv: bool = False  # tests fill memory with NaN before its first use
     poison_weights: bool = False
 
@@ -141,7 +144,7 @@ class Worker:
             commands.set(zmq.LINGER, 0)
             commands.bind(spec.commands_address)
             join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device)
-            self._groups = build_groups(spec.rank, self._plan.layouts, self._device)
+            self._groups = build_groups(spec.rank, self._plan.layouts, self._make_links(), self._device)
             self._ops = make_ops(self._device, spec.shape, spec.config.block_size)
             self._sums = [self._make_sums(groups) for groups in self._groups]
             self._weights = self._load()
@@ -239,6 +242,14 @@ class Worker:
             yield layout
         self._weights.switch(0)
         runner.change_layout(0)
+
+    def _make_links(self) -> Links:
+        spec = self._spec
+        if spec.links_segment is None:
+            return ProcessLinks(spec.rank)
+        memory = spec.links_segment.map()
+        spec.links_segment.close()
+        return SharedLinks(spec.rank, self._plan.layouts, *message_bytes(spec.config, spec.shape), memory)
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config

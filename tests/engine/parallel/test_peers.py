@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.parallel import peers
-from engine.parallel.groups import ShardGroup
+from engine.parallel.process_groups import ShardGroup
 
 Links = Collection[tuple[int, int]]
 
