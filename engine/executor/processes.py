@@ -109,10 +109,9 @@ class ProcessExecutor(Executor):
         if device == "cpu":
             check_cpu_memory(config, geometry, weights_mode)
         segments = self._make_segments(weight_bytes, host_blocks * geometry.host_block_bytes)
-        if device == "cpu" and plan.world_size > 1:
-            num_bytes = shared_bytes(plan.layouts, *message_bytes(config, shape))
-            segments["the links between ranks"] = Segment.create_sparse(num_bytes)
         try:
+            if device == "cpu" and (num_bytes := shared_bytes(plan.layouts, *message_bytes(config, shape))):
+                segments["the links between ranks"] = Segment.create_sparse(num_bytes)
             specs = [
                 WorkerSpec(
                     rank=rank,

@@ -66,7 +66,7 @@ class WorkerSpec:
     run_dir: Path  # private to the engine: rendezvous and sockets
     weight_segment: Segment | None
     kv_segment: Segment | None
-    links_segment: Segment | None  # on the CPU, of `shared_bytes`
+    links_segment: Segment | None  # on the CPU, where ranks have anything to tell each other
     poison_kv: bool = False  # tests fill memory with NaN before its first use
     poison_weights: bool = False
 
@@ -245,10 +245,12 @@ class Worker:
 
     def _make_links(self) -> Links:
         spec = self._spec
-        if spec.links_segment is None:
+        if self._device.type == "cuda":
             return ProcessLinks(spec.rank)
-        memory = spec.links_segment.map()
-        spec.links_segment.close()
+        memory = torch.empty(0, dtype=torch.uint8)
+        if spec.links_segment is not None:
+            memory = spec.links_segment.map()
+            spec.links_segment.close()
         return SharedLinks(spec.rank, self._plan.layouts, *message_bytes(spec.config, spec.shape), memory)
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
