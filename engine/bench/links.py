@@ -14,8 +14,9 @@ from torch.multiprocessing.spawn import spawn
 
 from engine.config import CustomAllReduce
 from engine.model.sums import Sums
-from engine.parallel.groups import ShardGroup, join_world
+from engine.parallel.groups import join_world
 from engine.parallel.peers import can_share
+from engine.parallel.process_groups import ShardGroup
 
 SUM_COLUMNS = 8192
 LINK_BYTES = [1 << power for power in (14, 17, 20, 23, 26, 28)]

@@ -21,7 +21,9 @@ from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
 from engine.executor.speed import speed_lines
 from engine.kv.segment import Segment
+from engine.parallel.shared_memory import shared_bytes
 from engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
+from engine.sizing.host_memory import message_bytes
 from engine.sizing.model import find_shape
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.weights.checkpoint import resolve_checkpoint
@@ -94,6 +96,8 @@ class ProcessExecutor(Executor):
         checkpoint = resolve_checkpoint(config.shape_source, config.load_format)
         segments = _make_segments(host.store_bytes, fit.host_pool_bytes)
         try:
+            if device == "cpu" and (num_bytes := shared_bytes(plan.layouts, *message_bytes(config, geometry.shape))):
+                segments["the links between ranks"] = Segment.create_sparse(num_bytes)
             specs = [
                 WorkerSpec(
                     rank=rank,
@@ -108,6 +112,7 @@ class ProcessExecutor(Executor):
                     run_dir=self._ranks.run_dir,
                     weight_segment=segments["the weight store"],
                     kv_segment=segments["the host KV pool"],
+                    links_segment=segments.get("the links between ranks"),
                     poison_kv=os.environ.get("SEESAW_POISON_KV") == "1",
                     poison_weights=os.environ.get("SEESAW_POISON_WEIGHTS") == "1",
                 )

@@ -1,10 +1,11 @@
-"""Shared host memory: one segment for the weight store and one for the KV pool, mapped by every rank.
+"""Shared host memory: a segment for the weight store, one for the KV pool, and one for what ranks on CPUs tell each
+other, mapped by every rank.
 
 The executor creates a segment and hands it to the workers as they start (it pickles as a file descriptor);
 workers `map` it. A segment is a tmpfs file that never has a name: no crash, at any moment, leaves anything
 behind in /dev/shm, and nobody has to unlink it. Its memory is the processes' that hold it open.
 
-All of it is allocated at creation. A tmpfs that runs out later kills whoever touches the page (SIGBUS), so
+The large ones are allocated at creation. A tmpfs that runs out later kills whoever touches the page (SIGBUS), so
 too little room must show here, as one sentence.
 """
 
@@ -27,7 +28,7 @@ REGISTER_PIECE_BYTES = 64 << 30  # cudaHostRegister fails on larger ranges on so
 
 
 class Segment:
-    """A shared, anonymous, fully allocated piece of memory. Pickles only while a child process is started."""
+    """A shared, anonymous piece of memory. Pickles only while a child process is started."""
 
     def __init__(self, fd: int, num_bytes: int) -> None:
         self.fd = fd
@@ -45,6 +46,13 @@ class Segment:
                     raise
                 raise too_small(num_bytes, what) from None
             return cls(os.dup(file.fileno()), num_bytes)
+
+    @classmethod
+    def create_sparse(cls, num_bytes: int) -> Segment:
+        """Zeros that take memory as they are written to, like a process's own: of the host, not of /dev/shm."""
+        fd = os.memfd_create("seesaw")
+        os.truncate(fd, num_bytes)
+        return cls(fd, num_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_parent, (DupFd(self.fd), self.num_bytes)

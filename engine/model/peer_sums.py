@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from engine.model.sums import Sums
-from engine.parallel.groups import ShardGroup
 from engine.parallel.peers import PeerBuffer
+from engine.parallel.process_groups import ShardGroup
 
 _MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
 

@@ -13,7 +13,8 @@ import torch
 from engine.config import CustomAllReduce
 from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
-from engine.parallel.groups import ShardGroup, TensorGroup
+from engine.parallel.groups import TensorGroup
+from engine.parallel.process_groups import ShardGroup
 
 
 class Sums(ABC):

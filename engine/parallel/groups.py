@@ -1,27 +1,24 @@
 """Communication between the ranks of one layout, as values. One process holds those of several layouts.
 
 All groups of all layouts are built and warmed once, at the start of a worker (`join_world`, `build_groups`),
-so that a transition creates nothing. Point-to-point sends never block: two gloo sends that face each other
-hang, from 1 kB on. Each kind of traffic has its own communicator, so one never waits behind another.
+so that a transition creates nothing. Sends never wait for their receiver. Each kind of traffic has its own link, so one
+never waits behind another. What carries it is `Links`: torch.distributed, or memory that the ranks share.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from engine.parallel.layout import Coord, Layout
-
-Group = Any  # a torch.distributed process group
 
 TIMEOUT_S = 600.0  # for a peer that does not come
 
@@ -54,96 +51,54 @@ class SingleShard(TensorGroup):
         return x
 
 
-class ShardGroup(TensorGroup):
-    """The shards of a stage, over torch.distributed. `ranks` are in shard order."""
-
-    def __init__(self, ranks: Sequence[int], shard: int, group: Group) -> None:
-        self.size = len(ranks)
-        self.shard = shard
-        self.ranks = tuple(ranks)
-        self.process_group = group
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(x, group=self.process_group)
-        return x
-
-    def gather_last(self, x: torch.Tensor) -> torch.Tensor | None:
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(self.size)] if self.shard == 0 else None
-        dist.gather(x, parts, dst=self.ranks[0], group=self.process_group)
-        return torch.cat(parts, dim=-1) if parts is not None else None
-
-
-class _Sends:
-    """Sends under way; keeps their tensors alive.
-
-    gloo learns that a send is done only in `wait`, so the oldest is waited for once `limit` newer ones are
-    under way. With at most pp + 1 steps in flight that send was received long ago; and were it not, its
-    receiver needs nothing newer from this rank to get to it, so the wait ends in any case.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._works: deque[tuple[torch.Tensor, list[dist.Work]]] = deque()
-
-    def add(self, tensor: torch.Tensor, to: Sequence[int], group: Group) -> None:
-        works = [work for rank in to if (work := dist.isend(tensor, rank, group=group)) is not None]
-        self._works.append((tensor, works))
-        while len(self._works) > self._limit:
-            self._wait_oldest()
-
-    def drain(self) -> None:
-        while self._works:
-            self._wait_oldest()
-
-    def _wait_oldest(self) -> None:
-        _, works = self._works.popleft()
-        for work in works:
-            work.wait()
-
-
-class Incoming:
-    """A tensor on its way to this rank.
-
-    gloo needs the receive posted before the sender waits. NCCL does not: it buffers at the receiver what is sent
-    early, and a receive is a kernel, which holds multiprocessors until its data comes. Matrix products that fill
-    the device then need two waves instead of one. So on CUDA the receive starts when its data is wanted.
-    """
-
-    def __init__(
-        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: Group
-    ) -> None:
-        self._source = source
-        self._group = group
-        self._tensor = torch.empty(shape, dtype=dtype, device=device)
-        self._work: dist.Work | None = None
-        if device.type == "cpu":
-            self._work = dist.irecv(self._tensor, source, group=group)
+class Pending(Protocol):
+    """A tensor on its way to this rank."""
 
     def wait(self) -> torch.Tensor:
         """The tensor, once it is here (on CUDA, for what is launched behind this call). Call it once, in order."""
-        if self._work is None:
-            dist.recv(self._tensor, self._source, group=self._group)
-        else:
-            self._work.wait()
-        return self._tensor
+
+
+class Link(ABC):
+    """Carries tensors from one rank to one or several others, in the order in which they are sent."""
+
+    @abstractmethod
+    def send(self, x: torch.Tensor) -> None:
+        """Send without waiting. The caller must not write `x` afterwards."""
+
+    @abstractmethod
+    def post(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Pending:
+        """Expect the next tensor; on a rank that receives."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait until all that was sent can do without this rank."""
+
+
+class Links(ABC):
+    """Makes what carries one rank's traffic.
+
+    Collective: all ranks ask for the same groups and links in the same order, also for those that they are not part of.
+    """
+
+    @abstractmethod
+    def shards(self, ranks: Sequence[int]) -> TensorGroup:
+        """The shards of a stage, in shard order. Of no use to other ranks."""
+
+    @abstractmethod
+    def pipe(self, stage: int, following: int, in_flight: int) -> Link | None:
+        """From a rank to that of the next stage, with the hidden states of so many steps under way. None for others."""
+
+    @abstractmethod
+    def feedback(self, sampler: int, others: Sequence[int], in_flight: int) -> Link | None:
+        """From a sampling rank to first-stage ranks, if any, with the tokens of so many steps under way."""
 
 
 class Pipe:
-    """Hidden states from this rank's previous stage and to its next one (same shard, same replica).
+    """Hidden states from this rank's previous stage and to its next one (same shard, same replica)."""
 
-    Each neighbour has a communicator of its own: NCCL runs the messages of one communicator in order, so a receive
-    would wait behind a send whose receiver is still busy.
-    """
-
-    def __init__(
-        self, previous: int | None, following: int | None, group_in: Group, group_out: Group, in_flight: int
-    ) -> None:
+    def __init__(self, previous: Link | None, following: Link | None) -> None:
         self._previous = previous
         self._following = following
-        self._group_in = group_in
-        self._group_out = group_out
-        self._sends = _Sends(in_flight)
 
     @property
     def is_first(self) -> bool:
@@ -153,26 +108,20 @@ class Pipe:
     def is_last(self) -> bool:
         return self._following is None
 
-    def post(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Incoming:
+    def post(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Pending:
         """Expect a tensor from the previous stage. Tensors arrive in the order in which they were sent."""
         assert self._previous is not None, "the first stage receives from nobody"
-        return Incoming(shape, dtype, device, self._previous, self._group_in)
+        return self._previous.post(shape, dtype, device)
 
     def send(self, x: torch.Tensor) -> None:
         """Send to the next stage without waiting. The caller must not write `x` afterwards."""
         assert self._following is not None, "the last stage sends to nobody"
-        self._sends.add(x.contiguous(), [self._following], self._group_out)
+        self._following.send(x)
 
     def drain(self) -> None:
-        """Wait until all that was sent has been received."""
-        self._sends.drain()
-
-
-class PendingTokens(Protocol):
-    """Sampled tokens on their way to a first-stage rank: `Incoming`, or a test's."""
-
-    def wait(self) -> torch.Tensor:
-        """The tokens, int64 [rows], once they are here."""
+        """Wait until all that was sent can do without this rank."""
+        if self._following is not None:
+            self._following.drain()
 
 
 class Feedback:
@@ -182,26 +131,26 @@ class Feedback:
     reads one of the tokens, so the sampling rank never finds nobody receiving.
     """
 
-    def __init__(self, rank: int, sampler: int, first_stage: Sequence[int], group: Group, in_flight: int) -> None:
-        self.is_sampler = rank == sampler
-        self.is_first_stage = rank in first_stage
-        self._sampler = sampler
-        self._to = [other for other in first_stage if other != sampler]
-        self._group = group
-        self._sends = _Sends(in_flight)
+    def __init__(self, is_sampler: bool, is_first_stage: bool, link: Link | None) -> None:
+        """`link`: None where nobody but the sampling rank needs the tokens."""
+        self.is_sampler = is_sampler
+        self.is_first_stage = is_first_stage
+        self._link = link
 
     def send(self, tokens: torch.Tensor) -> None:
         """From the sampling rank to every other rank that needs them: int64 [rows]. Does not wait."""
-        if self._to:
-            self._sends.add(tokens, self._to, self._group)
+        if self._link is not None:
+            self._link.send(tokens)
 
-    def post(self, rows: int, device: torch.device) -> PendingTokens:
+    def post(self, rows: int, device: torch.device) -> Pending:
         """Expect `rows` tokens of the step just dispatched; on a first-stage rank that does not sample."""
-        return Incoming((rows,), torch.int64, device, self._sampler, self._group)
+        assert self._link is not None, "the sampling rank has its tokens already"
+        return self._link.post((rows,), torch.int64, device)
 
     def drain(self) -> None:
-        """Wait until all that was sent has been received."""
-        self._sends.drain()
+        """Wait until all that was sent can do without this rank."""
+        if self._link is not None and self.is_sampler:
+            self._link.drain()
 
 
 @dataclass(frozen=True)
@@ -238,62 +187,46 @@ def join_world(
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def build_groups(
-    rank: int, layouts: Sequence[Layout], device: torch.device, timeout_s: float = TIMEOUT_S
-) -> list[LayoutGroups]:
-    """This rank's groups of every layout, warm. Collective: all ranks call it with the same layouts.
-
-    An operation that takes longer than `timeout_s` ends the process: gloo raises, torch's watchdog over NCCL aborts
-    (and does not see into CUDA graphs). Whoever started the workers should have given them up before.
-    """
-    groups = [_layout_groups(rank, layout, timedelta(seconds=timeout_s)) for layout in layouts]
+def build_groups(rank: int, layouts: Sequence[Layout], links: Links, device: torch.device) -> list[LayoutGroups]:
+    """This rank's groups of every layout, warm. Collective: all ranks call it with the same layouts."""
+    groups = [_layout_groups(rank, layout, links) for layout in layouts]
+    dist.barrier()  # what carries them is complete
     for layout_groups in groups:
         _warm(layout_groups, device)
     dist.barrier()
     return groups
 
 
-def _layout_groups(rank: int, layout: Layout, timeout: timedelta) -> LayoutGroups:
-    # new_group is collective: every rank makes every group of the layout, in one order.
-    coord = layout.coord(rank)
+def _layout_groups(rank: int, layout: Layout, links: Links) -> LayoutGroups:
+    # Every rank asks for everything of the layout, in one order.
     tensor: TensorGroup = SingleShard()
     for replica in range(layout.dp):
         for stage in range(layout.pp):
             ranks = layout.stage_ranks(replica, stage)
-            group = _new_group(ranks, timeout)
-            if rank in ranks and layout.tp > 1:
-                tensor = ShardGroup(ranks, coord.shard, group)
-    edges: dict[tuple[int, int], Group] = {}  # this rank's, from a stage to the next
+            shards = links.shards(ranks)
+            if rank in ranks:
+                tensor = shards
+    previous: Link | None = None
+    following: Link | None = None
     for replica in range(layout.dp):
         for shard in range(layout.tp):
             for stage in range(layout.pp - 1):
-                ends = layout.rank(replica, stage, shard), layout.rank(replica, stage + 1, shard)
-                group = _new_group(ends, timeout)
-                if rank in ends:
-                    edges[ends] = group
-    back: Group = None
+                sender, receiver = layout.rank(replica, stage, shard), layout.rank(replica, stage + 1, shard)
+                link = links.pipe(sender, receiver, layout.max_in_flight)
+                if rank == sender:
+                    following = link
+                if rank == receiver:
+                    previous = link
+    back: Link | None = None
     for replica in range(layout.dp):
-        ranks_of_feedback = sorted({layout.sampling_rank(replica), *layout.stage_ranks(replica, 0)})
-        group = _new_group(ranks_of_feedback, timeout)
-        if rank in ranks_of_feedback:
-            back = group
-    replica, stage, shard = coord
-    previous = layout.rank(replica, stage - 1, shard) if stage > 0 else None
-    following = layout.rank(replica, stage + 1, shard) if stage + 1 < layout.pp else None
-    pipe = Pipe(
-        previous=previous,
-        following=following,
-        group_in=None if previous is None else edges[previous, rank],
-        group_out=None if following is None else edges[rank, following],
-        in_flight=layout.max_in_flight,
-    )
-    sampler, first_stage = layout.sampling_rank(replica), layout.stage_ranks(replica, 0)
-    feedback = Feedback(rank, sampler, first_stage, back, layout.max_in_flight)
-    return LayoutGroups(layout, coord, tensor, pipe, feedback)
-
-
-def _new_group(ranks: Sequence[int], timeout: timedelta) -> Group:
-    return dist.new_group(list(ranks), timeout=timeout) if len(ranks) > 1 else None  # it does not take the world's
+        sampler, first_stage = layout.sampling_rank(replica), layout.stage_ranks(replica, 0)
+        others = [other for other in first_stage if other != sampler]
+        link = links.feedback(sampler, others, layout.max_in_flight)
+        if rank in (sampler, *others):
+            back = link
+    coord = layout.coord(rank)
+    feedback = Feedback(rank == layout.sampling_rank(coord.replica), coord.stage == 0, back)
+    return LayoutGroups(layout, coord, tensor, Pipe(previous, following), feedback)
 
 
 def _warm(groups: LayoutGroups, device: torch.device) -> None:

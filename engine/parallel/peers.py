@@ -17,7 +17,8 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 from engine.config import CustomAllReduce
 from engine.errors import ConfigError
-from engine.parallel.groups import ShardGroup, TensorGroup
+from engine.parallel.groups import TensorGroup
+from engine.parallel.process_groups import ShardGroup
 from engine.supervision import LONGEST_SOCKET_PATH
 
 os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"

@@ -7,10 +7,12 @@ from __future__ import annotations
 from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry
 from engine.kv.room import check_memory, check_room
+from engine.model.shapes import ModelShape
 from engine.sizing.pools import device_option, host_option, num_device_blocks, num_host_blocks
 from engine.sizing.weights import WeightsWay, device_weight_bytes, store_bytes
 from engine.wording import MIB, as_size
 
+TOKEN_BYTES = 8  # int64
 WORKER_BYTES = 256 * MIB  # an idle worker has 50 MiB of its own (torch is shared); the rest is for a step's activations
 
 
@@ -37,6 +39,11 @@ def _check_cpu_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWa
         f"plan {config.plan} on the CPU ({parts})",
         f"lower {flags}, choose a smaller model, or run it on GPUs",
     )
+
+
+def message_bytes(config: EngineConfig, shape: ModelShape) -> tuple[int, int]:
+    """Of the largest step: its hidden states, and the tokens that it samples."""
+    return config.max_num_batched_tokens * shape.hidden * shape.dtype_bytes, config.max_num_seqs * TOKEN_BYTES
 
 
 def cpu_memory_bytes(config: EngineConfig, geometry: KVGeometry, way: WeightsWay) -> dict[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.device.upload import upload
-from engine.parallel.groups import PendingTokens
+from engine.parallel.groups import Pending
 
 
 class TokenBuffer:
@@ -25,14 +25,14 @@ class TokenBuffer:
         self._limit = limit
         self._slots: Sequence[int] = ()
         self._index = upload(torch.zeros(0, dtype=torch.int64), device)  # of `_slots`
-        self._pending: deque[tuple[Sequence[int], PendingTokens]] = deque()
+        self._pending: deque[tuple[Sequence[int], Pending]] = deque()
 
     def write(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
         """The newest step's tokens, sampled on this very rank."""
         self.drain()
         self._store(slots, tokens)
 
-    def expect(self, slots: Sequence[int], tokens: PendingTokens) -> None:
+    def expect(self, slots: Sequence[int], tokens: Pending) -> None:
         """The newest step's tokens, still on their way."""
         self._pending.append((slots, tokens))
         while len(self._pending) > self._limit:

@@ -36,8 +36,11 @@ from engine.kv.segment import Segment, register
 from engine.model.ops.base import Ops, make_ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
-from engine.parallel.groups import LayoutGroups, build_groups, join_world
+from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
+from engine.parallel.process_groups import ProcessLinks
+from engine.parallel.shared_memory import SharedLinks
 from engine.sizing.gpus import gpu_blocks, in_flight_bytes
+from engine.sizing.host_memory import message_bytes
 from engine.sizing.pools import device_option
 from engine.sizing.weights import WeightsWay
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
@@ -57,7 +60,7 @@ MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker is told at its start. Segments are None where the plan is static."""
+    """All that a worker is told at its start. The first two segments are None where the plan is static."""
 
     rank: int
     config: EngineConfig
@@ -71,6 +74,7 @@ class WorkerSpec:
     run_dir: Path  # private to the engine: rendezvous and sockets
     weight_segment: Segment | None
     kv_segment: Segment | None
+    links_segment: Segment | None  # on the CPU, where ranks have anything to tell each other
     poison_kv: bool = False  # tests fill memory with NaN before its first use
     poison_weights: bool = False
 
@@ -153,7 +157,7 @@ class Worker:
             less = "lower --max-num-batched-tokens, or free what other processes hold of it"
             with memory_errors("communication", self._device, less):
                 join_world(spec.rank, self._plan.world_size, spec.run_dir / "rendezvous", self._device, timeout_s)
-                self._groups = build_groups(spec.rank, self._plan.layouts, self._device, timeout_s)
+                self._groups = build_groups(spec.rank, self._plan.layouts, self._make_links(), self._device)
                 self._sums = [self._make_sums(groups) for groups in self._groups]
             with memory_errors("weights", self._device, f"use {MORE_ROOM}"):
                 self._weights = self._load()
@@ -253,6 +257,16 @@ class Worker:
             seconds = seconds_of(partial(self._weights.switch, layout), self._device)
             runner.change_layout(layout)
             yield layout, seconds
+
+    def _make_links(self) -> Links:
+        spec = self._spec
+        if self._device.type == "cuda":
+            return ProcessLinks(spec.rank, spec.config.communication_timeout_s)
+        memory = torch.empty(0, dtype=torch.uint8)
+        if spec.links_segment is not None:
+            memory = spec.links_segment.map()
+            spec.links_segment.close()
+        return SharedLinks(spec.rank, self._plan.layouts, *message_bytes(spec.config, spec.shape), memory)
 
     def _make_sums(self, groups: LayoutGroups) -> Sums:
         config = self._spec.config

@@ -1,4 +1,4 @@
-"""Rule 1: in any layout, in any order of events, greedy output equals transformers'. Real processes, gloo, float32.
+"""Rule 1: in any layout, in any order of events, greedy output equals transformers'. Real processes, float32.
 
 Pools are so small that prompts surge in several rounds, sequences are swapped, preempted to the host and
 recomputed; both pools and every reloaded arena start as NaN.

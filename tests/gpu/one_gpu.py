@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from engine.executor.memory import free_device_bytes
-from engine.parallel import groups
+from engine.parallel import groups, process_groups
+from engine.parallel.groups import Pending
 from engine.worker import runner, worker
 from engine.worker.worker import WorkerSpec
 
@@ -38,9 +40,8 @@ def run_worker(spec: WorkerSpec) -> None:
     replacements: list[tuple[Any, str, Any]] = [
         (worker, "device_of", lambda spec: CUDA),
         (worker, "join_world", lambda rank, size, path, device, timeout_s: join(rank, size, path, CPU, timeout_s)),
-        (groups, "ShardGroup", _ShardGroup),
-        (groups, "Incoming", _Incoming),
-        (groups, "_Sends", _Sends),
+        (process_groups, "ShardGroup", _ShardGroup),
+        (process_groups, "ProcessLink", _ProcessLink),
         (runner.Runner, "capture", _capture),
     ]
     for owner, name, replacement in replacements:
@@ -57,7 +58,7 @@ def _capture(self: runner.Runner, max_rows: int) -> None:
         _capture_graphs(self, max_rows)
 
 
-class _ShardGroup(groups.ShardGroup):
+class _ShardGroup(process_groups.ShardGroup):
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x.copy_(super().all_reduce(x.cpu()))
 
@@ -66,16 +67,20 @@ class _ShardGroup(groups.ShardGroup):
         return None if gathered is None else gathered.to(x.device)
 
 
-class _Incoming(groups.Incoming):
-    def __init__(
-        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, source: int, group: groups.Group
-    ) -> None:
-        super().__init__(shape, dtype, CPU, source, group)
+class _ProcessLink(process_groups.ProcessLink):
+    def send(self, x: torch.Tensor) -> None:
+        super().send(x.cpu())
+
+    def post(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Pending:
+        return _Incoming(torch.empty(shape, dtype=dtype), self._sender, self._group)
+
+
+class _Incoming(Pending):
+    def __init__(self, x: torch.Tensor, sender: int, group: process_groups.Group) -> None:
+        self._x = x
+        self._work = dist.irecv(x, sender, group=group)  # before the sender waits: gloo does not buffer
 
     def wait(self) -> torch.Tensor:
-        return super().wait().to(CUDA)
-
-
-class _Sends(groups._Sends):
-    def add(self, tensor: torch.Tensor, to: Sequence[int], group: groups.Group) -> None:
-        super().add(tensor.cpu(), to, group)
+        assert self._work is not None
+        self._work.wait()
+        return self._x.to(CUDA)

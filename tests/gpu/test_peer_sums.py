@@ -33,8 +33,9 @@ def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> N
 
 def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
     from engine.model.peer_sums import PeerSums
-    from engine.parallel.groups import ShardGroup, join_world
+    from engine.parallel.groups import join_world
     from engine.parallel.peers import can_share
+    from engine.parallel.process_groups import ShardGroup
 
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)

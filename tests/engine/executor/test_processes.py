@@ -1,4 +1,4 @@
-"""Real workers over gloo: hand-written commands against transformers, and how processes die."""
+"""Real workers on the CPU: hand-written commands against transformers, and how processes die."""
 
 from __future__ import annotations
 

@@ -26,6 +26,15 @@ def test_mappings_share_memory_and_no_name_exists(tmp_path: Path, monkeypatch: p
     assert first.numel() == 4096 and int(second[7]) == 42 and int(second.sum()) == 42
 
 
+def test_a_sparse_one_takes_memory_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_SHM_DIR", str(tmp_path / "missing"))
+    made = Segment.create_sparse(1 << 40)
+    made.map()[-1] = 42
+    assert int(made.map()[-1]) == 42 and int(made.map()[0]) == 0
+    assert os.fstat(made.fd).st_blocks * 512 < 1 << 24
+    made.close()
+
+
 def _write(made: Segment) -> None:
     made.map()[3] = 9
 

@@ -1,4 +1,4 @@
-"""Groups of several layouts in one world of real gloo processes."""
+"""Groups of several layouts in one world of real processes, which share memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from engine.executor.ranks import fork_server
-from engine.parallel.groups import LayoutGroups, ShardGroup, SingleShard, build_groups, join_world
+from engine.kv.segment import Segment
+from engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
 from engine.parallel.layout import Layout
+from engine.parallel.process_groups import ProcessLinks, ShardGroup
+from engine.parallel.shared_memory import SharedLinks, shared_bytes
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.processes
@@ -18,7 +21,8 @@ pytestmark = pytest.mark.processes
 CPU = torch.device("cpu")
 LAYOUTS = [Layout.parse(text) for text in ("P4", "T4", "T2P2", "D2T2", "D2P2", "D4")]
 TIMEOUT_S = 777.0
-WIDTH = 64 * 1024  # 256 KiB a message: far beyond what a socket takes without a receiver
+WIDTH = 64 * 1024  # of a message, float32
+BYTES = 4 * WIDTH, 8 * 1000  # hidden states, tokens
 
 
 def test_a_single_shard_is_the_identity() -> None:
@@ -49,7 +53,9 @@ def test_a_peer_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path, mo
 
 def test_every_layout_in_one_world(tmp_path: Path) -> None:
     context = fork_server()
-    ranks = [context.Process(target=_rank, args=(rank, tmp_path / "rendezvous"), daemon=True) for rank in range(4)]
+    segment = Segment.create_sparse(shared_bytes(LAYOUTS, *BYTES))
+    args = tmp_path / "rendezvous", segment
+    ranks = [context.Process(target=_rank, args=(rank, *args), daemon=True) for rank in range(4)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -57,18 +63,24 @@ def test_every_layout_in_one_world(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [0, 0, 0, 0]
 
 
-def _rank(rank: int, rendezvous: Path) -> None:
+def _rank(rank: int, rendezvous: Path, segment: Segment) -> None:
     torch.set_num_threads(1)
     join_world(rank, 4, rendezvous, CPU, TIMEOUT_S)
-    for groups in build_groups(rank, LAYOUTS, CPU, TIMEOUT_S):
-        if isinstance(groups.tensor, ShardGroup):
-            backend = groups.tensor.process_group._get_backend(CPU)
-            assert backend.options._timeout.total_seconds() == TIMEOUT_S  # torch does not pass on the world's
+    _check_timeouts(rank)
+    links = SharedLinks(rank, LAYOUTS, *BYTES, segment.map())
+    for groups in build_groups(rank, LAYOUTS, links, CPU):
         _check_tensor_group(rank, groups)
         _check_pipe(rank, groups)
         _check_feedback(rank, groups)
         groups.drain()
     torch.distributed.destroy_process_group()
+
+
+def _check_timeouts(rank: int) -> None:
+    """Of a layout's groups, too: torch does not pass on the world's."""
+    shards = ProcessLinks(rank, TIMEOUT_S).shards(range(4))
+    assert isinstance(shards, ShardGroup)
+    assert shards.process_group._get_backend(CPU).options._timeout.total_seconds() == TIMEOUT_S
 
 
 def _check_tensor_group(rank: int, groups: LayoutGroups) -> None:
@@ -98,7 +110,7 @@ def _check_pipe(rank: int, groups: LayoutGroups) -> None:
 
 
 def _check_feedback(rank: int, groups: LayoutGroups) -> None:
-    """Feedback against the pipe's direction, with tokens of many steps under way, waited for out of order."""
+    """Feedback against the pipe's direction, with tokens of many steps under way."""
     layout, (replica, stage, _) = groups.layout, groups.coord
     sampler = layout.sampling_rank(replica)
     assert groups.feedback.is_sampler == (rank == sampler)
@@ -109,5 +121,5 @@ def _check_feedback(rank: int, groups: LayoutGroups) -> None:
             groups.feedback.send(torch.arange(1000) + 1000 * step + sampler)
     elif groups.feedback.is_first_stage:
         pending = [groups.feedback.post(1000, CPU) for _ in steps]
-        for step in reversed(steps):
+        for step in steps:
             assert pending[step].wait().tolist() == list(range(1000 * step + sampler, 1000 * step + sampler + 1000))

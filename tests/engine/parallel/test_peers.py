@@ -10,7 +10,7 @@ import torch
 
 from engine.config import CustomAllReduce
 from engine.parallel import peers
-from engine.parallel.groups import ShardGroup
+from engine.parallel.process_groups import ShardGroup
 
 Links = Collection[tuple[int, int]]
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import torch
 
-from engine.parallel.groups import PendingTokens
+from engine.parallel.groups import Pending
 from engine.worker.tokens import TokenBuffer
 
 CPU = torch.device("cpu")
 
 
-class Late(PendingTokens):
+class Late(Pending):
     """Tokens that arrive when waited for; notes the order."""
 
     def __init__(self, tokens: list[int], waited: list[int]) -> None:
