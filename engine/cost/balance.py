@@ -21,7 +21,6 @@ class StepCost:
 
     per_pair: float  # of a prompt's token, for each token that it attends to
     per_context: float  # of a decoding token, for each token whose K and V it reads
-    per_step: float  # of a step, whatever it holds
     mixed: float  # what a step that decodes is filled up to with prompts: more of them gain little, and slow it down
 
     @classmethod
@@ -30,11 +29,9 @@ class StepCost:
         token_s = stage.prefill.steepness
         if token_s <= 0:  # a step takes as long, whatever it holds
             return TOKENS_ONLY
-        per_step = max(0.0, stage.prefill.seconds[-1] / token_s - stage.prefill.counts[-1])
         return cls(
             per_pair=stage.pair_s / token_s,
             per_context=stage.context_s / token_s,
-            per_step=per_step,
             mixed=_efficient_tokens(stage.prefill, token_s),
         )
 
@@ -66,4 +63,4 @@ def _efficient_tokens(curve: Curve, token_s: float) -> float:
     return points[-1][0]
 
 
-TOKENS_ONLY = StepCost(per_pair=0.0, per_context=0.0, per_step=0.0, mixed=math.inf)
+TOKENS_ONLY = StepCost(per_pair=0.0, per_context=0.0, mixed=math.inf)

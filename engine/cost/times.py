@@ -129,6 +129,15 @@ class LayoutTimes:
         steps = max(1.0, prompts.prefill_tokens / step_tokens)
         return (steps + self.pp - 1) * self.busiest_s(prompts.times(1 / steps))
 
+    def best_step_tokens(self, tokens: float, least: int, most: int) -> int:
+        """In steps of how many tokens so many are prefilled soonest: smaller ones fill and drain a pipeline sooner,
+        larger ones are more efficient. Between `least` and `most`."""
+        if self.pp == 1 or least >= most:
+            return most
+        halvings = range(int(2 * math.log2(most / least)) + 1)
+        sizes = [int(most / 2 ** (halving / 2)) for halving in halvings]
+        return min(sizes, key=lambda size: self.prefill_s(StepLoad(prefill_tokens=max(1.0, tokens)), size))
+
     def round_s(self, load: StepLoad) -> float:
         """Seconds of a token for each decoding sequence, prompts beside them, in the best number of micro-batches."""
         return min(self._cycle_s(load, steps) for steps in range(1, self.pp + 1))

@@ -15,6 +15,8 @@ import errno
 import mmap
 import os
 import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -72,14 +74,33 @@ def _from_parent(descriptor: Any, num_bytes: int) -> Segment:
     return Segment(descriptor.detach(), num_bytes)
 
 
-def register(memory: torch.Tensor) -> None:
-    """Pin a mapped segment for this process's CUDA device, so that copies run at full speed beside kernels."""
+def register(memory: torch.Tensor, cuts: Sequence[int]) -> None:
+    """Pin a mapped segment for this process's CUDA device, so that copies run at full speed beside kernels.
+
+    `cuts`, ascending, are offsets that no single copy reaches across: CUDA refuses one over two registered pieces.
+    """
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    for start in range(0, memory.numel(), REGISTER_PIECE_BYTES):
-        piece = memory[start : start + REGISTER_PIECE_BYTES]
+    for start, stop in pieces(memory.numel(), cuts):
+        piece = memory[start:stop]
         result = cudart.cudaHostRegister(piece.data_ptr(), piece.numel(), 0)
         if int(result) != 0:
             raise ConfigError(
                 f"CUDA refuses to pin {as_size(piece.numel())} of shared host memory (error {int(result)}): "
                 "raise the memlock limit (ulimit -l unlimited; docker: --ulimit memlock=-1)"
             )
+
+
+def pieces(num_bytes: int, cuts: Sequence[int], most_bytes: int = REGISTER_PIECE_BYTES) -> Iterator[tuple[int, int]]:
+    """Cut so many bytes into pieces of at most `most_bytes`, as far as there are cuts between; pages stay whole."""
+    start = 0
+    while num_bytes - start > most_bytes:
+        within = bisect_right(cuts, start + most_bytes)
+        before = (cuts[i] for i in range(within - 1, -1, -1) if cuts[i] % mmap.PAGESIZE == 0)
+        stop = next(before, 0)
+        if stop <= start:  # none so near: the next one there is
+            behind = (cuts[i] for i in range(within, len(cuts)) if cuts[i] % mmap.PAGESIZE == 0)
+            stop = min(next(behind, num_bytes), num_bytes)
+        yield start, stop
+        start = stop
+    if start < num_bytes:
+        yield start, num_bytes

@@ -18,6 +18,8 @@ _LEAST_GAIN = 0.02
 # Of the time that is left, what a change of where sequences decode must save: it stands or falls with the last few and
 # longest of them, of which least is known.
 _LEAST_MOVE_GAIN = 0.15
+# Of a step's time, what another layout must save to be missed at all: a change has costs that are not counted.
+_LEAST_MISSED = 0.05
 # Of the waiting tokens that the host could ever take at once, the share that it must be able to take now: a surge's
 # price does not depend on its size.
 _LEAST_SURGE = 0.7
@@ -92,7 +94,7 @@ class CostPolicy(Policy):
         riding = min(prefilled * alone_s / elapsed_s, float(self._limits.max_num_batched_tokens))
         here_s = outlook.round_s(current, rows, riding)
         for layout in self._missed_s:
-            saved = 1.0 - outlook.round_s(layout, rows, riding) / here_s
+            saved = 1.0 - outlook.round_s(layout, rows, riding) / here_s - _LEAST_MISSED
             self._missed_s[layout] = max(0.0, self._missed_s[layout] + elapsed_s * saved)
 
     def _surge_that_pays(self, situation: Situation, outlook: Outlook) -> Mode | None:

@@ -16,6 +16,7 @@ from engine.cost.times import StepLoad
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode, Situation
 
+_LEAST_CHUNK = 256  # tokens of prompts in a pipeline's step that has any
 _FEW = 64  # sequences that may be looked at one by one
 _MEAN_OF_A_HALF = 0.5 / math.log(2)  # of a number that falls to its half at a constant rate, over what it was
 
@@ -75,7 +76,7 @@ class Outlook:
         tokens = limits.max_num_batched_tokens - rows
         if pp > 1:
             costs = limits.costs[layout]
-            tokens = min(tokens, max(256.0, costs.mixed - costs.decode(rows, decode.context)))
+            tokens = min(tokens, max(_LEAST_CHUNK, costs.mixed - costs.decode(rows, decode.context)))
         tokens = max(1.0, tokens)
         steps = prompt_tokens / dp / tokens
         return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
@@ -90,8 +91,9 @@ class Outlook:
     def surge_s(self, layout: Layout, prompt_tokens: float) -> float:
         """Seconds of nothing but so many tokens of prompts in a layout."""
         prompts = self._prompts(prompt_tokens / layout.dp)
-        step = self._step_tokens(layout, prompts.prefill_tokens)
-        return self._times.of(layout).prefill_s(prompts, step)
+        times = self._times.of(layout)
+        step = times.best_step_tokens(prompts.prefill_tokens, _LEAST_CHUNK, self._limits.max_num_batched_tokens)
+        return times.prefill_s(prompts, step)
 
     def beside_s(self, layout: Layout, prompt_tokens: float, free_tokens: float) -> float:
         """Seconds by which so many tokens of prompts lengthen the steps of all that can decode in a layout.
@@ -126,9 +128,3 @@ class Outlook:
             self._limits.max_num_seqs * layout.dp,
             max(1.0, self._device_tokens / mean_tokens),
         )
-
-    def _step_tokens(self, layout: Layout, tokens: float) -> float:
-        """A pipeline fills and drains sooner with smaller steps."""
-        if layout.pp == 1:
-            return self._limits.max_num_batched_tokens
-        return max(256.0, min(self._limits.max_num_batched_tokens, tokens / (4 * layout.pp)))

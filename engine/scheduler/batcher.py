@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from engine.cost.balance import TOKENS_ONLY, StepCost
@@ -42,6 +41,8 @@ class Batcher:
         self._times = {layout: lifecycle.times.of(layout) for layout in lifecycle.plan.layouts}
         # Without a pipeline there is nothing to balance.
         self._costs = {x: StepCost.of(times) if x.pp > 1 else TOKENS_ONLY for x, times in self._times.items()}
+        self._chunk_of: tuple[Layout, int] | None = None  # what was asked last
+        self._chunk = 0
 
     def fill(self, mode: Mode, admits: bool) -> None:
         """Send every step that can be sent now. `admits`: waiting prompts may start in this mode."""
@@ -56,18 +57,17 @@ class Batcher:
                     progress |= self._step(replica, mode, chunk, admits)
 
     def _chunk_tokens(self, layout: Layout) -> int:
-        """What a micro-batch of nothing but prompts may cost.
-
-        While a pipeline fills and drains, every stage waits for pp - 1 micro-batches, and every micro-batch costs
-        something by itself. For `t` tokens in micro-batches of `c` that is `(pp - 1) * c + per_step * t / c` tokens'
-        time, least at the `c` below.
-        """
+        """What a micro-batch of nothing but prompts may cost, by how many tokens of them there are."""
+        if layout.pp == 1:
+            return self._config.max_num_batched_tokens
         tokens = self._queues.waiting_tokens
         tokens += sum(seq.prefill_end - seq.dispatched for seq in self._queues.walk(SeqState.PREFILL))
-        best = -(-tokens // layout.dp)
-        if layout.pp > 1:
-            best = int(math.sqrt(best * self._costs[layout].per_step / (layout.pp - 1)))
-        return min(max(best, MIN_CHUNK_TOKENS), self._config.max_num_batched_tokens)
+        kilotokens = -(-tokens // layout.dp) // 1024
+        if (layout, kilotokens) != self._chunk_of:  # as on the turn before, mostly
+            most = self._config.max_num_batched_tokens
+            self._chunk_of = layout, kilotokens
+            self._chunk = self._times[layout].best_step_tokens(1024 * kilotokens + 512, MIN_CHUNK_TOKENS, most)
+        return self._chunk
 
     def _step(self, replica: Replica, mode: Mode, chunk: int, admits: bool) -> bool:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""

@@ -111,6 +111,11 @@ class Placement:
         return iter(self._offsets[0])
 
     @property
+    def starts(self) -> list[int]:
+        """Where each tensor begins, in bytes, ascending."""
+        return list(self._offsets[0].values())
+
+    @property
     def total_bytes(self) -> int:
         return self._offsets[1]
 

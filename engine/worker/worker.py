@@ -212,9 +212,9 @@ class Worker:
             return weights
         memory = spec.weight_segment.map()
         spec.weight_segment.close()
-        if self._device.type == "cuda":
-            register(memory)
         store = WeightStore(spec.shape, plan, memory)
+        if self._device.type == "cuda":
+            register(memory, store.arena.starts)
         store.fill(source, spec.rank)
         dist.barrier()  # from here on the store is only read
         if spec.weights_mode == "resident":
@@ -286,7 +286,7 @@ class Worker:
             memory = spec.kv_segment.map()
             spec.kv_segment.close()
             if self._device.type == "cuda":
-                register(memory)
+                register(memory, range(0, memory.numel(), geometry.host_block_bytes))
             host = HostPool(geometry, spec.num_host_blocks, memory)
             copier = make_copier(geometry, spec.rank, pool, host)
         self._runner = self._make_runner(pool)

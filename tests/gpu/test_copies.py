@@ -26,7 +26,7 @@ def test_a_swap_out_and_a_swap_in_re_shard_the_kv() -> None:
     shape = tiny_shape(layers=5, kv_heads=4, head_dim=64, dtype="bfloat16")
     geometry = KVGeometry(shape, plan, block_size=16)
     memory = Segment.create(9 * geometry.host_block_bytes, "the test's pool").map()
-    register(memory)
+    register(memory, range(0, memory.numel(), geometry.host_block_bytes))
     host = HostPool(geometry, 9, memory)
     pools = [DevicePool(geometry, rank, 6, CUDA) for rank in range(2)]
     whole = torch.randn(3, 5, 4, 2, 16, 64, device=CUDA).bfloat16()

@@ -29,12 +29,6 @@ def test_a_decoding_row_costs_its_context() -> None:
     assert COST.decode(3, 1000) == pytest.approx(3 + 1000 * 2e-3 / 0.1)
 
 
-def test_what_a_step_costs_by_itself_is_what_its_tokens_leave() -> None:
-    line = Curve((1.0, 1000.0), (0.6, 100.5))  # half a second and 0.1 a token
-    assert StepCost.of(LayoutTimes([replaced(line)])).per_step == pytest.approx(5.0)
-    assert COST.per_step == 0.0  # here a large step has hidden it
-
-
 def test_a_mixed_step_is_filled_until_more_tokens_gain_little() -> None:
     line = Curve((1.0, 10.0, 20.0, 40.0, 1000.0), (0.6, 1.5, 2.5, 4.5, 100.5))
     assert StepCost.of(LayoutTimes([replaced(line)])).mixed == pytest.approx(20.0)  # 2.0 of 2.5 s are its tokens'

@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 from engine.executor.ranks import fork_server
 from engine.kv import room
 from engine.kv.room import check_room
-from engine.kv.segment import Segment
+from engine.kv.segment import Segment, pieces
 from tests.patience import PATIENCE_S
 
 
@@ -107,3 +107,26 @@ def test_the_hosts_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_read", lambda path: {"/proc/meminfo": "MemAvailable: 1 kB\n"}.get(str(path), ""))
     with pytest.raises(ConfigError, match="this host leaves"):
         check_room(1025, "the weight store")
+
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.parametrize("unit", [PAGE, 3 * PAGE, PAGE // 2 * 3, 256])
+def test_pieces_end_where_no_copy_reaches_across(unit: int) -> None:
+    """CUDA refuses a copy out of two registered pieces: of a host pool of 80 GiB, for instance, one block's."""
+    num_bytes, most = 40 * 3 * PAGE + unit, 7 * PAGE
+    cuts = range(0, num_bytes, unit)
+    found = list(pieces(num_bytes, cuts, most))
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])] and found[-1][1] == num_bytes
+    assert all(start in cuts and start % PAGE == 0 and stop - start <= most for start, stop in found)
+    assert len(found) <= 2 * num_bytes // most + 1
+
+
+def test_a_piece_is_larger_where_nothing_can_be_cut() -> None:
+    assert list(pieces(100 * PAGE, [0, PAGE, 90 * PAGE + 1, 95 * PAGE], 10 * PAGE)) == [
+        (0, PAGE),
+        (PAGE, 95 * PAGE),
+        (95 * PAGE, 100 * PAGE),
+    ]
+    assert list(pieces(5, [], 2)) == [(0, 5)] and list(pieces(0, [0], 2)) == []
