@@ -15,6 +15,7 @@ import msgspec
 
 # A step's weight in the running correction: some fifty steps forget an old one.
 _CORRECTION = 0.04
+_NEARLY = 0.02  # as soon
 _LEAST_FACTOR, _MOST_FACTOR = 0.1, 10.0
 
 
@@ -130,13 +131,17 @@ class LayoutTimes:
         return (steps + self.pp - 1) * self.busiest_s(prompts.times(1 / steps))
 
     def best_step_tokens(self, tokens: float, least: int, most: int) -> int:
-        """In steps of how many tokens so many are prefilled soonest: smaller ones fill and drain a pipeline sooner,
-        larger ones are more efficient. Between `least` and `most`."""
+        """In steps of how many tokens so many are prefilled soonest, between `least` and `most`: smaller ones fill and
+        drain a pipeline sooner, larger ones are more efficient. Real steps cost more than a stage alone shows (copies,
+        messages, launches), so of those that are nearly as soon the largest is taken."""
         if self.pp == 1 or least >= most:
             return most
         halvings = range(int(2 * math.log2(most / least)) + 1)
         sizes = [int(most / 2 ** (halving / 2)) for halving in halvings]
-        return min(sizes, key=lambda size: self.prefill_s(StepLoad(prefill_tokens=max(1.0, tokens)), size))
+        prompts = StepLoad(prefill_tokens=max(1.0, tokens))
+        seconds = [self.prefill_s(prompts, size) for size in sizes]
+        soon_s = min(seconds) * (1 + _NEARLY)
+        return next(size for size, takes_s in zip(sizes, seconds, strict=True) if takes_s <= soon_s)
 
     def round_s(self, load: StepLoad) -> float:
         """Seconds of a token for each decoding sequence, prompts beside them, in the best number of micro-batches."""

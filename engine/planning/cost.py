@@ -20,6 +20,7 @@ _LEAST_GAIN = 0.02
 _LEAST_MOVE_GAIN = 0.15
 # Of a step's time, what another layout must save to be missed at all: a change has costs that are not counted.
 _LEAST_MISSED = 0.05
+_LEAST_MISSED_S = 1.0  # and for so long, together: however little a change costs, its chances are not known sooner
 # Of the waiting tokens that the host could ever take at once, the share that it must be able to take now: a surge's
 # price does not depend on its size.
 _LEAST_SURGE = 0.7
@@ -126,7 +127,8 @@ class CostPolicy(Policy):
                 continue
             move_s = outlook.move_s(mode, steady)
             seconds = outlook.decode_s(layout) + move_s if is_tail else math.inf
-            was_missed = self._missed_s[layout] > 2 * move_s  # enough to change on no prospect but more of the same
+            # Enough to change on no prospect but more of the same.
+            was_missed = self._missed_s[layout] > 2 * move_s + _LEAST_MISSED_S
             if (was_missed or seconds < best_s) and situation.can_move(steady):
                 best, best_s = steady, min(seconds, best_s)
         return best
