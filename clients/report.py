@@ -119,7 +119,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         }
         heading = f"Offline: {run['model'] or run['device']}, {run['workload']}"
         if run["device"] == "simulated":
-            heading += ", simulated on round rates"
+            heading += ", simulated"
         yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"

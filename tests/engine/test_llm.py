@@ -71,5 +71,5 @@ def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
         LLM("", executor="simulated", num_device_blocks=10, skip_tokenizer=True)
     with pytest.raises(ConfigError, match="raise --num-host-blocks to at least 512"):
         LLM("", prefill="P2", decode="T2", executor="simulated", num_host_blocks=10, skip_tokenizer=True)
-    with pytest.raises(ConfigError, match="policy must be one of paper"):
+    with pytest.raises(ConfigError, match="policy must be one of cost, paper"):
         LLM("", policy="greedy", executor="simulated", skip_tokenizer=True)

@@ -22,6 +22,7 @@ def test_a_config_against_static_layouts(tmp_path: Path, capsys: pytest.CaptureF
     config, output, trace = tmp_path / "config.json", tmp_path / "result.json", tmp_path / "trace.json"
     config.write_text(json.dumps({"prefill": "P2", "decode": "T2", "max_num_seqs": 8}))
     arguments = ["--num-requests", "30", "--against", "T2,P2", "--max-num-seqs", "16"]
+    arguments += ["--policy", "paper", "--surge-min-tokens", "0"]
     assert run(str(config), *arguments, "--output-json", str(output), "--trace", str(trace)) == 0
 
     report = json.loads(output.read_text())

@@ -106,7 +106,8 @@ def test_decode_micro_batches_are_alike() -> None:
     executor, _ = run([(16, 400)] * 60 + [(1500, 400)] * 60)
     decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
     rounds = [decodes[turn : turn + 4] for turn in range(200, 1000, 4)]
-    assert all(sum(len(forward.chunks) for forward in each) == 120 for each in rounds)
+    # A row may change places with the next round's.
+    assert all(abs(sum(len(forward.chunks) for forward in each) - 120) <= 1 for each in rounds)
     costs = [[cost(forward) for forward in each] for each in rounds]
     # What is left is the last row that a step takes beyond its share.
     assert max(max(each) / min(each) for each in costs) < 1.25

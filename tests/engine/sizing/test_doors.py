@@ -36,7 +36,7 @@ FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "layers": ({"prefill": "P99"}, "use P32 or less"),
     "device blocks": ({"num_device_blocks": 10}, "at most 160 or raise --num-device-blocks to at least 512"),
     "device bytes": ({"kv_cache_memory_bytes": GIB // 2}, "raise --kv-cache-memory-bytes to at least 1GiB"),
-    "two sequences": ({**TWO, "num_device_blocks": 512}, "at most 4096 or raise --num-device-blocks to at least 1024"),
+    "two layouts": ({**TWO, "num_device_blocks": 511}, "at most 8176 or raise --num-device-blocks to at least 512"),
     "no device block": ({"kv_cache_memory_bytes": 100}, "needs 512: raise --kv-cache-memory-bytes to at least 1GiB"),
     "host blocks": ({**TWO, "num_host_blocks": 10}, "at most 160 or raise --num-host-blocks to at least 512"),
     "host bytes": ({**TWO, "host_kv_bytes": GIB // 2}, "raise --host-kv-bytes to at least 1GiB"),

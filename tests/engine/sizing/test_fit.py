@@ -30,7 +30,7 @@ def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytes
     [
         ({"host_kv_bytes": 256 << 20}, "raise --host-kv-bytes to at least 1GiB"),
         ({"num_host_blocks": 100}, "raise --num-host-blocks to at least 512"),
-        ({"num_device_blocks": 100}, "raise --num-device-blocks to at least 1024"),
+        ({"num_device_blocks": 100}, "raise --num-device-blocks to at least 512"),
     ],
 )
 def test_pools_that_hold_no_longest_sequence(options: dict[str, int], flag: str) -> None:
