@@ -28,7 +28,7 @@ from engine.sizing.model import find_shape
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.weights.checkpoint import resolve_checkpoint
 from engine.wording import count
-from engine.worker.worker import WorkerSpec
+from engine.worker.spec import WorkerSpec
 
 
 class ProcessExecutor(Executor):

@@ -24,7 +24,8 @@ import zmq
 from engine.errors import ConfigError, EngineDeadError, SeesawError
 from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
 from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
-from engine.worker.worker import WorkerSpec, run_worker
+from engine.worker.spec import WorkerSpec
+from engine.worker.worker import run_worker
 
 DEATHS = "inproc://deaths"
 GRACE_S = 3.0  # for workers to end by themselves

@@ -12,16 +12,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import torch
 import torch.distributed as dist
 import zmq
 
-from engine.config import EngineConfig
 from engine.cost.rank_times import RankTimes
 from engine.device.moments import seconds_of
 from engine.device.out_of_memory import memory_errors
@@ -32,9 +29,8 @@ from engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
-from engine.kv.segment import Segment, register
+from engine.kv.segment import register
 from engine.model.ops.base import Ops, make_ops
-from engine.model.shapes import ModelShape
 from engine.model.sums import Sums, make_sums
 from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
 from engine.parallel.process_groups import ProcessLinks
@@ -42,7 +38,6 @@ from engine.parallel.shared_memory import SharedLinks
 from engine.sizing.gpus import gpu_blocks, in_flight_bytes
 from engine.sizing.host_memory import message_bytes
 from engine.sizing.pools import device_option
-from engine.sizing.weights import WeightsWay
 from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent, ignore_ctrl_c
 from engine.weights.arena import rank_arena
@@ -54,37 +49,9 @@ from engine.worker.outbox import Outbox
 from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
 from engine.worker.runner import Completion, Runner
+from engine.worker.spec import WorkerSpec, device_of
 
 MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """All that a worker is told at its start. The first two segments are None where the plan is static."""
-
-    rank: int
-    config: EngineConfig
-    shape: ModelShape
-    checkpoint: Path
-    max_model_len: int
-    num_device_blocks: int | None  # None: as many as fit
-    num_host_blocks: int
-    device: str  # "cpu" or "cuda"
-    weights_mode: WeightsWay
-    run_dir: Path  # private to the engine: rendezvous and sockets
-    weight_segment: Segment | None
-    kv_segment: Segment | None
-    links_segment: Segment | None  # on the CPU, where ranks have anything to tell each other
-    poison_kv: bool = False  # tests fill memory with NaN before its first use
-    poison_weights: bool = False
-
-    @property
-    def commands_address(self) -> str:
-        return f"ipc://{self.run_dir}/commands-{self.rank}"
-
-    @property
-    def reports_address(self) -> str:
-        return f"ipc://{self.run_dir}/reports"
 
 
 def rehearsed_sizes(max_num_batched_tokens: int) -> list[int]:
@@ -93,10 +60,6 @@ def rehearsed_sizes(max_num_batched_tokens: int) -> list[int]:
     None has more than a step may have: the shards' sums have room for no more.
     """
     return sorted({max_num_batched_tokens, min(64, max_num_batched_tokens), 1}, reverse=True)
-
-
-def device_of(spec: WorkerSpec) -> torch.device:
-    return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")
 
 
 def run_worker(spec: WorkerSpec) -> None:

@@ -9,7 +9,8 @@ import torch
 from engine.kv.copies import BlockCopier
 from engine.steps import Swap
 from engine.worker import worker
-from engine.worker.worker import WorkerSpec, run_worker
+from engine.worker.spec import WorkerSpec
+from engine.worker.worker import run_worker
 
 Damage = Callable[[torch.Tensor], None]
 

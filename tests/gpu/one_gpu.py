@@ -18,7 +18,7 @@ from engine.executor.memory import free_device_bytes
 from engine.parallel import groups, process_groups
 from engine.parallel.groups import Pending
 from engine.worker import runner, worker
-from engine.worker.worker import WorkerSpec
+from engine.worker.spec import WorkerSpec
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 

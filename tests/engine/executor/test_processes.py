@@ -367,7 +367,7 @@ def test_what_the_device_cannot_do_is_a_config_error(checkpoint: Path) -> None:
     [
         ({"max_model_len": 513}, "longer than the model's context of 512"),
         ({"prefill": "P8"}, "has 8 stages but the model has 5 layers"),
-        ({"num_device_blocks": 10}, "raise --num-device-blocks to at least 48"),
+        ({"num_device_blocks": 10}, "raise --num-device-blocks to at least 24"),
         ({"num_host_blocks": 10}, "raise --num-host-blocks to at least 24"),
         ({"num_host_blocks": 0, "host_kv_bytes": 100}, "does not hold one KV block"),
     ],
