@@ -101,7 +101,8 @@ class CostPolicy(Policy):
     def _surge_that_pays(self, situation: Situation, outlook: Outlook) -> Mode | None:
         """The surge that saves most, of those that leave sequences where they decode now."""
         mode = situation.mode
-        tokens = self._surge_tokens(situation)
+        # While somebody is on the host, prompts are not prefilled here either: a later surge is as good, and larger.
+        tokens = self._surge_tokens(situation) if not situation.hosted else 0.0
         if not tokens:
             return None
         beside_s = outlook.beside_s(mode.layout, tokens, situation.device_free_tokens)
