@@ -46,29 +46,33 @@ class Batch:
 
     def add_decode(self, seq: Sequence) -> None:
         """Dispatch the next token of a sequence whose known tokens are all dispatched but the last."""
+        context = seq.dispatched
         self.decodes += 1
-        self._context += seq.dispatched
-        self.cost += 1 + self.costs.per_context * seq.dispatched
-        self._add(seq, 1)
+        self._context += context
+        self.cost += 1 + self.costs.per_context * context
+        self._announce(seq)
+        self._chunks.append(seq.dispatch_newest(self.turn))
+        self.num_tokens += 1
+        self.sequences.append(seq)
+        self.sampled.append(seq)
 
     def add_chunk(self, seq: Sequence, count: int) -> None:
-        """Dispatch the next `count` tokens of a prompt."""
+        """Dispatch the next `count` tokens of a prompt, whose device blocks reach that far."""
         self._pairs += count * (seq.dispatched + count / 2)
         self.cost += self.costs.chunk(seq.dispatched, count)
-        self._add(seq, count)
-
-    def _add(self, seq: Sequence, count: int) -> None:
-        """The sequence's device blocks must reach that far."""
-        if not seq.slot_sent and seq.announce_slot():
-            self._inits.append(SlotInit(seq.slot, seq.row))
-        if seq.table_sent < len(seq.device_blocks):
-            self._tables.append(TableUpdate(seq.slot, *seq.announce_blocks()))
+        self._announce(seq)
         chunk = seq.dispatch(count, self.turn)
         self._chunks.append(chunk)
         self.num_tokens += count
         self.sequences.append(seq)
         if chunk.sample:
             self.sampled.append(seq)
+
+    def _announce(self, seq: Sequence) -> None:
+        if not seq.slot_sent and seq.announce_slot():
+            self._inits.append(SlotInit(seq.slot, seq.row))
+        if seq.table_sent < len(seq.device_blocks):
+            self._tables.append(TableUpdate(seq.slot, *seq.announce_blocks()))
 
     def build(self, id: int) -> Forward:
         return Forward(id, self._layout, self._replica, self._chunks, self._tables, self._inits)

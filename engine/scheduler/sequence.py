@@ -169,6 +169,16 @@ class Sequence:
             self.pending += 1
         return Chunk(self.slot, start, tokens, sample)
 
+    def dispatch_newest(self, turn: int) -> Chunk:
+        """As `dispatch(1, turn)` where only the newest token is left to dispatch, as in every step that decodes."""
+        start = self.dispatched
+        token = ~self.slot if self.pending else self.tokens[-1]
+        self.dispatched = start + 1
+        self.steps_in_flight += 1
+        self.turn = turn
+        self.pending += 1
+        return Chunk(self.slot, start, [token], True)
+
     def announce_slot(self) -> bool:
         """Whether the ranks must be told of its slot now; they are, from then on."""
         sent, self.slot_sent = self.slot_sent, True
