@@ -83,6 +83,7 @@ class Stats(msgspec.Struct, frozen=True):
     phase_seconds: dict[str, float] = {}  # by phase, the transition out of it included
     phase_prompt_tokens: dict[str, int] = {}  # by the phase in which the prompt's prefill ended
     phase_generation_tokens: dict[str, int] = {}
+    idle_seconds: dict[str, float] = {}  # in which a device computed nothing while there was work, by cause
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
     decodes: int = 0  # sequences that decoded in a step, summed over all steps
 

@@ -21,6 +21,7 @@ PHASES = ("prefill", "decode", "tail")
 STEPS = ("prefill", "decode", "mixed")
 DIRECTIONS = ("out", "in")
 PARTS = ("drain", "evacuate", "weights")
+IDLE_CAUSES = ("drain", "weights", "swap_in", "pipeline", "host")
 
 # vLLM's buckets, in seconds.
 TTFT_BUCKETS = (
@@ -116,6 +117,12 @@ class EngineCollector(Collector):
         )
         yield _counter("swap_seconds", "Time the copies took.", _from_zero(s.swap_seconds, DIRECTIONS), "direction")
         yield _counter("phase_seconds", "Time spent in each phase.", _from_zero(s.phase_seconds, PHASES), "phase")
+        yield _counter(
+            "idle_seconds",
+            "Time in which a device computed nothing while there was work, by cause; averaged over the replicas.",
+            _from_zero(s.idle_seconds, IDLE_CAUSES),
+            "cause",
+        )
         yield _counter("steps", "Forward steps, by what they computed.", _from_zero(s.steps, STEPS), "kind")
 
 
