@@ -13,8 +13,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from engine.errors import ConfigError
-from engine.messages import Stats
+from engine.messages import Speeds, Stats
 from engine.parallel.layout import Layout, Plan
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,11 @@ class Trace:
         self._name_tracks(max(layout.dp for layout in plan.layouts), now)
 
     # --- what happens
+
+    def measured(self, speeds: Speeds, now: float) -> None:
+        """The times that the engine starts with."""
+        marker = {"ph": "i", "s": "g", "name": "measured", **PHASES._asdict(), "ts": self._micros(now)}
+        self._add(marker | {"args": msgspec.to_builtins(speeds, str_keys=True)}, now)
 
     def enter(self, phase: str, layout: Layout, now: float) -> None:
         """A phase begins; it lasts until a transition starts."""

@@ -54,7 +54,8 @@ class IdleTime:
         for index, watch in enumerate(self._watches):
             self._idle_until(index, now, watch.cause or WEIGHTS)
             self._count(index)
-        self._watches = [_Watch(now) for _ in range(replicas)]
+        cause = None if self._watches else NO_WORK  # an engine starts without requests
+        self._watches = [_Watch(now, cause) for _ in range(replicas)]
 
     def woke(self, now: float) -> None:
         """There was no request, and there is one."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 
 from engine.config import EngineConfig
+from engine.cost.speeds import speeds
 from engine.errors import IntegrityError, QueueFullError, RequestError
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
-from engine.messages import Add, Output, Stats
+from engine.messages import Add, Output, Speeds, Stats
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
 from engine.sampling import MAX_SEED, RowSampling
@@ -228,6 +229,10 @@ class Scheduler:
         """For the error of a loop that can neither send nor wait for anything."""
         lines = [repr(seq) for state in SeqState for seq in self._lifecycle.queues.list(state)[:4]]
         return f"in phase {self._transitions.mode.phase} nothing can be scheduled for: " + ", ".join(lines)
+
+    def speeds(self) -> Speeds:
+        """What the policy expects of each layout, and of a change. Worked out anew: not for every sample of a trace."""
+        return speeds(self._config.plan, self._lifecycle.times, self._config.max_num_seqs)
 
     def stats(self, now: float) -> Stats:
         """A snapshot for metrics."""
