@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.bench.offline import SystemResult
 
+LEAST_SHARE = 5e-4  # of idle time, to be named
 SIMULATED = "simulated: nothing was measured but the schedule"
 
 
@@ -65,11 +66,11 @@ def _distances(result: SystemResult) -> Iterable[tuple[str, str]]:
 def _idle(result: SystemResult) -> str:
     """Which share of the run nothing was computed, and why; the largest first."""
     total_s, idle_s = result.figures.total_s, result.stats.idle_seconds
-    shares = sorted(((seconds / total_s, cause) for cause, seconds in idle_s.items()), reverse=True)
-    if not total_s or not shares:
+    if not total_s or not idle_s:
         return "never"
-    parts = ", ".join(f"{cause} {share:.1%}" for share, cause in shares)
-    return f"{sum(idle_s.values()) / total_s:.1%} of the run: {parts}"
+    shares = sorted(((seconds / total_s, cause) for cause, seconds in idle_s.items()), reverse=True)
+    parts = ", ".join(f"{cause} {share:.1%}" for share, cause in shares if share >= LEAST_SHARE)
+    return f"{sum(idle_s.values()) / total_s:.1%} of the run" + (f": {parts}" if parts else "")
 
 
 def compare(results: Sequence[SystemResult], workload: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_every_second_of_one_layout_is_accounted_for(turn_s: float) -> None:
     assert executor.busy_s + sum(stats.idle_seconds.values()) + sum(pauses_s) == pytest.approx(total_s)
     assert stats.idle_seconds.keys() <= {HOST}
     # A loop slower than a step keeps the device waiting, and a faster one, which is a step ahead, only at the ends.
-    assert (stats.idle_seconds.get(HOST, 0.0) > 0.2 * total_s) is (turn_s > 5e-3)
+    assert (stats.idle_seconds.get(HOST, 0.0) > 0.2 * executor.busy_s) is (turn_s > 5e-3)
 
 
 def test_a_pipeline_waits_to_be_filled() -> None:
@@ -100,6 +101,21 @@ def test_slow_copies_are_what_is_waited_for() -> None:
     slow, total_s = served(config, Watched(config, swap_in_bytes_per_s=1e5))
     assert fast.idle_seconds.get(SWAP_IN, 0.0) < 0.01
     assert slow.idle_seconds[SWAP_IN] > 0.3 * total_s
+
+
+def test_what_was_measured_is_told_and_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    config = make_config("P2", "T2", num_device_blocks=100, num_host_blocks=100, trace=str(path))
+    executor = Watched(config)
+    executor.capacity = dataclasses.replace(executor.capacity, times=measured(config, transition_s=1.0))  # takes 0.5 s
+    stats, _ = served(config, executor)
+    [event] = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "measured"]
+    assert stats.speeds is not None
+    assert stats.speeds.layouts.keys() == event["args"]["layouts"].keys() == {"P2", "T2"}
+    assert event["args"]["transition_seconds"] == 1.0 and 0.5 < stats.speeds.transition_seconds < 0.8
+    speed = stats.speeds.layouts["T2"]
+    assert list(speed.decode_seconds) == [1, 8] and speed.decode_seconds[1] == pytest.approx(2.02e-3, rel=0.01)
+    assert speed.prefill_tokens_per_second > 1e4
 
 
 def test_a_report_that_was_seen_late_is_no_idle_time() -> None:
