@@ -123,7 +123,12 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"
-        yield f"timeline-{number}", heading, _transition_table(timeline), plots.timeline(timeline, heading)
+        yield (
+            f"timeline-{number}",
+            heading,
+            _transition_table(timeline) + _idle_table(timeline),
+            plots.timeline(timeline, heading),
+        )
 
 
 def _with_data_set(name: str, result: Mapping[str, Any]) -> str:
@@ -170,6 +175,15 @@ def _transition_table(timeline: Timeline) -> str:
         for change in timeline.transitions
     ]
     return _table(["transition", "total (s)", *(f"{part[:-2]} (s)" for part in parts)], rows) if rows else ""
+
+
+def _idle_table(timeline: Timeline) -> str:
+    """Why replicas computed nothing while there was work; their seconds are added up."""
+    by_cause: dict[str, list[float]] = {}
+    for span in timeline.idle:
+        by_cause.setdefault(span.name, []).append(span.duration_s)
+    rows = [[cause, sum(seconds), len(seconds), max(seconds)] for cause, seconds in by_cause.items()]
+    return _table(["idle for", "total (s)", "times", "longest (s)"], rows) if rows else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -47,6 +47,7 @@ class Timeline:
     transitions: list[Span]
     steps: list[Span]
     swaps: list[Span]
+    idle: list[Span]  # of all replicas; named by cause
     counters: dict[str, dict[str, Series]]
     duration_s: float
 
@@ -84,6 +85,7 @@ def read_trace(path: Path) -> Timeline:
         transitions=spans["transition"],
         steps=spans["step"],
         swaps=spans["swap"],
+        idle=spans["idle"],
         counters={name: dict(series) for name, series in counters.items()},
         duration_s=end_s,
     )

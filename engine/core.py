@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from engine.config import EngineConfig
 from engine.errors import IntegrityError
 from engine.executor.base import Executor
@@ -25,6 +27,8 @@ class Core:
         self._trace = Trace(Path(config.trace), config.plan, now) if config.trace else None
         self._scheduler = Scheduler(config, executor.capacity, now, policy, self._trace)
         self._was_idle = True
+        if self._trace is not None:
+            self._trace.measured(self._scheduler.speeds(), now)
 
     def add(self, request: Add) -> None:
         """Queue a request. Raises RequestError or QueueFullError; nothing has changed then."""
@@ -78,7 +82,8 @@ class Core:
         return self._scheduler.is_idle
 
     def stats(self) -> Stats:
-        return self._scheduler.stats(self._executor.now())
+        stats = self._scheduler.stats(self._executor.now())
+        return msgspec.structs.replace(stats, speeds=self._scheduler.speeds())
 
     def close(self) -> None:
         """End the trace. Idempotent; the executor is its owner's to close."""

@@ -61,6 +61,20 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     stop_token: int | None = None  # the token id that stopped it, if one did
 
 
+class LayoutSpeed(msgspec.Struct, frozen=True):
+    """What a layout is expected to do by its measured times, all of its replicas together. 0: not known."""
+
+    prefill_tokens_per_second: float
+    decode_seconds: dict[int, float]  # of a token for each of so many sequences in every replica
+
+
+class Speeds(msgspec.Struct, frozen=True):
+    """The times that decisions stand on: measured at the start, corrected by all that happened since."""
+
+    layouts: dict[str, LayoutSpeed]
+    transition_seconds: float  # of the weights alone
+
+
 class Stats(msgspec.Struct, frozen=True):
     """A snapshot for metrics. Counters are totals since start."""
 
@@ -83,8 +97,10 @@ class Stats(msgspec.Struct, frozen=True):
     phase_seconds: dict[str, float] = {}  # by phase, the transition out of it included
     phase_prompt_tokens: dict[str, int] = {}  # by the phase in which the prompt's prefill ended
     phase_generation_tokens: dict[str, int] = {}
+    idle_seconds: dict[str, float] = {}  # in which a device computed nothing while there was work, by cause
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
     decodes: int = 0  # sequences that decoded in a step, summed over all steps
+    speeds: Speeds | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -13,8 +13,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from engine.errors import ConfigError
-from engine.messages import Stats
+from engine.messages import Speeds, Stats
 from engine.parallel.layout import Layout, Plan
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 SAMPLE_INTERVAL_S = 0.01
 FLUSH_INTERVAL_S = 1.0
 FLUSH_EVENTS = 512
+LEAST_IDLE_S = 1e-4  # shorter ones are only counted, in `Stats`
 
 HEAD, TAIL = b'{"traceEvents": [\n', b"\n]}\n"
 
@@ -34,7 +37,7 @@ class Track(NamedTuple):
 
 
 PHASES, TRANSITIONS = Track(0, 0), Track(0, 1)
-STEPS, SWAPS = 1, 2  # pids: one row for each replica; swaps one for each direction
+STEPS, SWAPS, IDLE = 1, 2, 3  # pids: one row for each replica; swaps one for each direction
 
 
 class Trace:
@@ -58,6 +61,11 @@ class Trace:
 
     # --- what happens
 
+    def measured(self, speeds: Speeds, now: float) -> None:
+        """The times that the engine starts with."""
+        marker = {"ph": "i", "s": "g", "name": "measured", **PHASES._asdict(), "ts": self._micros(now)}
+        self._add(marker | {"args": msgspec.to_builtins(speeds, str_keys=True)}, now)
+
     def enter(self, phase: str, layout: Layout, now: float) -> None:
         """A phase begins; it lasts until a transition starts."""
         self._phase = (phase, layout, now)
@@ -78,6 +86,11 @@ class Trace:
         """A copy completed on all ranks; it kept the slowest busy for `busy_s`."""
         name, row = ("swap out", 0) if to_host else ("swap in", 1)
         self._work(Track(SWAPS, 2 * replica + row), "swap", name, sent_s, busy_s, now, args)
+
+    def idle(self, cause: str, replica: int, started_s: float, ended_s: float) -> None:
+        """A replica computed nothing, though there was work."""
+        if ended_s - started_s >= LEAST_IDLE_S:
+            self._add(self._span(Track(IDLE, replica), "idle", cause, started_s, ended_s, {}), ended_s)
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for another sample."""
@@ -130,9 +143,10 @@ class Trace:
         names = {PHASES: "phase", TRANSITIONS: "transition"}
         for replica in range(replicas):
             names[Track(STEPS, replica)] = f"replica {replica}"
+            names[Track(IDLE, replica)] = f"replica {replica} idle"
             names[Track(SWAPS, 2 * replica)] = f"replica {replica} out"
             names[Track(SWAPS, 2 * replica + 1)] = f"replica {replica} in"
-        for pid, name in ((PHASES.pid, "engine"), (STEPS, "steps"), (SWAPS, "swaps")):
+        for pid, name in ((PHASES.pid, "engine"), (STEPS, "steps"), (SWAPS, "swaps"), (IDLE, "idle")):
             self._add({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}, now)
         for track, name in names.items():
             self._add({"ph": "M", "name": "thread_name", **track._asdict(), "args": {"name": name}}, now)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.messages import EngineInfo, FinishReason, Stats
+from engine.messages import EngineInfo, FinishReason, Speeds, Stats
 
 PREFIX = "seesaw:"
 
@@ -21,6 +21,7 @@ PHASES = ("prefill", "decode", "tail")
 STEPS = ("prefill", "decode", "mixed")
 DIRECTIONS = ("out", "in")
 PARTS = ("drain", "evacuate", "weights")
+IDLE_CAUSES = ("drain", "weights", "swap_in", "pipeline", "host")
 
 # vLLM's buckets, in seconds.
 TTFT_BUCKETS = (
@@ -86,6 +87,7 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         s = self._stats()
+        yield from _speeds(s.speeds or Speeds({}, 0.0))
         used, total = s.device_blocks_used, s.device_blocks_total
         yield _gauge("num_requests_running", "Sequences decoding or being prefilled.", s.requests_running)
         yield _gauge("num_requests_waiting", "Sequences whose prefill has not started.", s.requests_waiting)
@@ -116,14 +118,43 @@ class EngineCollector(Collector):
         )
         yield _counter("swap_seconds", "Time the copies took.", _from_zero(s.swap_seconds, DIRECTIONS), "direction")
         yield _counter("phase_seconds", "Time spent in each phase.", _from_zero(s.phase_seconds, PHASES), "phase")
+        yield _counter(
+            "idle_seconds",
+            "Time in which a device computed nothing while there was work, by cause; averaged over the replicas.",
+            _from_zero(s.idle_seconds, IDLE_CAUSES),
+            "cause",
+        )
         yield _counter("steps", "Forward steps, by what they computed.", _from_zero(s.steps, STEPS), "kind")
+
+
+def _speeds(speeds: Speeds) -> Iterator[Metric]:
+    """What was measured, in the numbers that the policy stands on."""
+    layouts = speeds.layouts
+    yield _gauge(
+        "layout_prefill_tokens_per_second",
+        "Prompt tokens that a layout is expected to prefill, by its times measured so far.",
+        {layout: speed.prefill_tokens_per_second for layout, speed in layouts.items()},
+        "layout",
+    )
+    decode = GaugeMetricFamily(
+        PREFIX + "layout_decode_seconds",
+        "Expected time of a token for each of so many sequences in every replica of a layout.",
+        labels=["layout", "sequences"],
+    )
+    for layout, speed in layouts.items():
+        for sequences, seconds in speed.decode_seconds.items():
+            decode.add_metric([layout, str(sequences)], seconds)
+    yield decode
+    yield _gauge(
+        "expected_transition_seconds", "Expected time of a change of layout's weights.", speeds.transition_seconds
+    )
 
 
 def _from_zero(counts: dict[str, int] | dict[str, float], known: Iterable[str]) -> dict[str, float]:
     return dict.fromkeys(known, 0.0) | counts
 
 
-def _gauge(name: str, help: str, value: float | dict[str, int], label: str = "") -> Metric:
+def _gauge(name: str, help: str, value: float | dict[str, int] | dict[str, float], label: str = "") -> Metric:
     return _fill(GaugeMetricFamily(PREFIX + name, help, labels=[label] if label else None), value)
 
 

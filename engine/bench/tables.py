@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.bench.offline import SystemResult
 
+LEAST_SHARE = 5e-4  # of idle time, to be named
 SIMULATED = "simulated: nothing was measured but the schedule"
 
 
@@ -34,6 +35,7 @@ def describe(result: SystemResult, workload: str = "") -> str:
         lines.append(("transitions", f"{changes}; {parts} (part of the phases; a drain is their last steps)"))
         moved = ", ".join(f"{direction} {num_bytes / 1e9:.3f} GB" for direction, num_bytes in stats.swap_bytes.items())
         lines.append(("swaps", moved or "none"))
+    lines.append(("idle", _idle(result)))
     steps = ", ".join(f"{n} {kind}" for kind, n in stats.steps.items())
     lines.append(("steps", f"{steps}; {result.mean_decode_batch:.1f} sequences in one that decodes"))
     lines.append(
@@ -59,6 +61,16 @@ def _distances(result: SystemResult) -> Iterable[tuple[str, str]]:
         text = f"{bound.total_s:.2f} s, {bound.requests_per_second:.3f} /s: {total_s / bound.total_s:.2f} x; "
         text += f"work {bound.work_s:.2f} s and links {bound.links_s:.2f} s, longest output {bound.longest_s:.2f} s"
         yield "bound", text
+
+
+def _idle(result: SystemResult) -> str:
+    """Which share of the run nothing was computed, and why; the largest first."""
+    total_s, idle_s = result.figures.total_s, result.stats.idle_seconds
+    if not total_s or not idle_s:
+        return "never"
+    shares = sorted(((seconds / total_s, cause) for cause, seconds in idle_s.items()), reverse=True)
+    parts = ", ".join(f"{cause} {share:.1%}" for share, cause in shares if share >= LEAST_SHARE)
+    return f"{sum(idle_s.values()) / total_s:.1%} of the run" + (f": {parts}" if parts else "")
 
 
 def compare(results: Sequence[SystemResult], workload: str = "") -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-from engine.cost.times import LayoutTimes, Measured, StepLoad
-from engine.parallel.layout import Plan
+from engine.cost.speeds import layout_speed, prefill_step_tokens
+from engine.cost.times import LayoutTimes, Measured
+from engine.parallel.layout import Layout, Plan
 from engine.wording import count
 
 
 def speed_lines(plan: Plan, times: Measured, max_num_seqs: int) -> list[str]:
     """A line for each layout, and one for what a change between them takes."""
     lines = [
-        f"{layout} measured: {_prefill(LayoutTimes(stages), layout.dp)}; {_decode(LayoutTimes(stages), max_num_seqs)}"
+        _line(layout, LayoutTimes(stages), max_num_seqs)
         for layout, stages in zip(plan.layouts, times.layouts, strict=True)
     ]
     if not plan.is_static:
@@ -23,18 +24,12 @@ def speed_lines(plan: Plan, times: Measured, max_num_seqs: int) -> list[str]:
     return lines
 
 
-def _prefill(times: LayoutTimes, replicas: int) -> str:
-    # The largest step that all stages have timed; the busiest one sets the pace.
-    tokens = min(stage.prefill.counts[-1] for stage in times.stages)
-    seconds = times.busiest_s(StepLoad(prefill_tokens=tokens))
-    rate = replicas * tokens / seconds if seconds > 0 else math.inf
-    return f"prefill {rate:,.0f} tokens/s in steps of {tokens:,.0f}"
-
-
-def _decode(times: LayoutTimes, max_num_seqs: int) -> str:
-    batches = sorted({1, max_num_seqs})
-    return "a decoded token " + ", ".join(
-        f"{1000 * times.round_s(StepLoad(decodes=batch)):.3g} ms for {count(batch, 'sequence')}" for batch in batches
+def _line(layout: Layout, times: LayoutTimes, max_num_seqs: int) -> str:
+    speed = layout_speed(layout, times, max_num_seqs)
+    decode = ", ".join(f"{1000 * s:.3g} ms for {count(n, 'sequence')}" for n, s in speed.decode_seconds.items())
+    return (
+        f"{layout} measured: prefill {speed.prefill_tokens_per_second or math.inf:,.0f} tokens/s in steps of "
+        f"{prefill_step_tokens(times):,.0f}; a decoded token {decode}"
     )
 
 

@@ -16,6 +16,7 @@ from engine.kv.geometry import KVGeometry
 from engine.scheduler.block_manager import BlockManager, Replica
 from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
+from engine.scheduler.idle import IdleTime
 from engine.scheduler.queues import Queues
 from engine.scheduler.sequence import SeqState, Sequence
 from engine.steps import Command, Forward, Swap, Transition, num_slots
@@ -33,6 +34,7 @@ class Lifecycle:
         self.counters = Counters(now)
         self.times = EngineTimes(self.plan, capacity.times)
         self.trace = trace
+        self.idle = IdleTime(trace)
         self.in_flight: dict[int, InFlight] = {}
         self.swaps_in_flight = 0
         self.working_since_s: float | None = None  # when the current mode sent its first step
@@ -64,6 +66,8 @@ class Lifecycle:
         """`sampled` are those whose chunk ends in a token; `load` is what the step holds."""
         if self.working_since_s is None:
             self.working_since_s = self.now
+        if self.blocks.replicas[forward.replica].forwards_in_flight == 1:
+            self.idle.sent(forward.replica, self.now)
         ranks = self.plan.layouts[forward.layout].ranks_per_replica
         self._send(forward, InFlight(forward, ranks, self.now, sequences, sampled, kind, load))
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 
 from engine.config import EngineConfig
+from engine.cost.speeds import speeds
 from engine.errors import IntegrityError, QueueFullError, RequestError
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
-from engine.messages import Add, Output, Stats
+from engine.messages import Add, Output, Speeds, Stats
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
 from engine.sampling import MAX_SEED, RowSampling
 from engine.scheduler.batcher import Batcher
+from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
+from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.sequence import SeqState, Sequence
 from engine.scheduler.situation import MOVING
@@ -78,6 +81,8 @@ class Scheduler:
             )
             sequences.append(seq)
             self._lifecycle.queues.add(seq)
+        if not self._requests:
+            self._lifecycle.idle.woke(now)
         self._requests[request.id] = sequences
 
     def _check(self, request: Add) -> None:
@@ -138,7 +143,23 @@ class Scheduler:
             batcher.fill(mode, transitions.admits())
             if mode.is_surge:
                 batcher.swap_in(mode)
+        for replica in self._lifecycle.blocks.replicas:
+            if not replica.forwards_in_flight:
+                self._lifecycle.idle.waits(replica.index, self._why_idle(replica), now)
         return self._lifecycle.take_commands()
+
+    def _why_idle(self, replica: Replica) -> str:
+        """Why nothing could be sent to a replica that has nothing in flight."""
+        if not self._requests:
+            return NO_WORK
+        lifecycle, pause = self._lifecycle, self._transitions.pause
+        if pause is not None:
+            return pause
+        if replica.incoming:
+            return SWAP_IN
+        if replica.residents or lifecycle.queues.count(SeqState.WAITING, SeqState.HOSTED):
+            return SWAP_IN if lifecycle.swaps_in_flight else HOST
+        return NO_WORK  # what there is, other replicas compute
 
     def update(self, report: Report, now: float) -> None:
         """Take in one rank's report of a command."""
@@ -155,6 +176,7 @@ class Scheduler:
             case Forward(replica=replica, layout=layout):
                 lifecycle.blocks.replicas[replica].forwards_in_flight -= 1
                 lifecycle.times.of(lifecycle.plan.layouts[layout]).observe(flight.load, flight.seconds)
+                self._account(replica, flight)
                 for seq in flight.sequences:
                     seq.step_completed()
                     if seq.state is not SeqState.RUNNING:
@@ -168,6 +190,14 @@ class Scheduler:
                     lifecycle.settle(seq)
             case Transition():
                 self._transitions.transitioned(flight)
+
+    def _account(self, replica: int, flight: InFlight) -> None:
+        """A replica's time up to the completion of a step."""
+        assert isinstance(flight.command, Forward)
+        layout = self._lifecycle.plan.layouts[flight.command.layout]
+        cause = self._transitions.pause or (PIPELINE if layout.pp > 1 else HOST)
+        more = self._lifecycle.blocks.replicas[replica].forwards_in_flight > 0
+        self._lifecycle.idle.completed(replica, flight.seconds, self._lifecycle.now, cause, more)
 
     def _take_tokens(self, flight: InFlight, tokens: list[int]) -> None:
         counters, phase = self._lifecycle.counters, self._transitions.mode.phase
@@ -200,6 +230,10 @@ class Scheduler:
         lines = [repr(seq) for state in SeqState for seq in self._lifecycle.queues.list(state)[:4]]
         return f"in phase {self._transitions.mode.phase} nothing can be scheduled for: " + ", ".join(lines)
 
+    def speeds(self) -> Speeds:
+        """What the policy expects of each layout, and of a change. Worked out anew: not for every sample of a trace."""
+        return speeds(self._config.plan, self._lifecycle.times, self._config.max_num_seqs)
+
     def stats(self, now: float) -> Stats:
         """A snapshot for metrics."""
         count, blocks = self._lifecycle.queues.count, self._lifecycle.blocks
@@ -207,6 +241,7 @@ class Scheduler:
             self._transitions.mode.phase,
             now,
             layout=str(self._transitions.mode.layout),
+            idle_seconds=self._lifecycle.idle.seconds(),
             requests_running=count(SeqState.PREFILL, SeqState.RUNNING, SeqState.LEAVING),
             requests_waiting=count(SeqState.WAITING),
             requests_hosted=count(*MOVING),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.planning.policy import Mode, Policy
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.flight import InFlight
+from engine.scheduler.idle import DRAIN, WEIGHTS
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import make_room
 from engine.scheduler.sequence import SeqState
@@ -48,12 +49,20 @@ class Transitions:
         self.mode = policy.first_mode()
         self._situation = SchedulerSituation(lifecycle, self.mode)
         lifecycle.blocks.enter(self.mode.layout)
+        lifecycle.idle.entered(self.mode.layout.dp, lifecycle.now)
         if lifecycle.trace is not None:
             lifecycle.trace.enter(self.mode.phase, self.mode.layout, lifecycle.now)
 
     @property
     def changing(self) -> bool:
         return self._change is not None
+
+    @property
+    def pause(self) -> str | None:
+        """What keeps all replicas from new steps, as a cause of idle time; None if no change is under way."""
+        if self._change is None:
+            return None
+        return DRAIN if self._change.drained_s is None else WEIGHTS
 
     def advance(self) -> bool:
         """Start or carry on a change; True while one is under way (no steps may be sent)."""
@@ -137,6 +146,7 @@ class Transitions:
         self._situation.entered(mode)
         self.mode = mode
         lifecycle.blocks.enter(mode.layout)
+        lifecycle.idle.entered(mode.layout.dp, lifecycle.now)
 
     def admits(self) -> bool:
         """Whether waiting prompts may start in the current mode. Those whose KV waits on the host go before them, but

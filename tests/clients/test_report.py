@@ -29,6 +29,7 @@ EVENTS = [
     span("swap", "swap out", 0.5, 0.5, bytes=1 << 20, blocks=4),
     span("phase", "prefill", 0.0, 1.0, layout="P2"),
     span("transition", "P2->T2", 1.0, 0.25, drain_s=0.2, evacuate_s=0.0, weights_s=0.05),
+    span("idle", "weights", 1.0, 0.25),
     {"ph": "C", "name": "host_blocks", "pid": 0, "ts": 6e6, "args": {"used": 4}},
     {"ph": "C", "name": "device_blocks", "pid": 0, "ts": 6e6, "args": {"used": 1}},
     span("step", "decode", 1.25, 0.75, tokens=2, sequences=2, layout="T2"),
@@ -111,6 +112,7 @@ def test_a_timeline(files: list[Path]) -> None:
     assert timeline.counters["sequences"]["waiting"].values == [2.0]
     assert timeline.counters["host_blocks"]["used"].times_s == [1.0]
     assert timeline.duration_s == 2.0
+    assert "<td>weights</td><td>0.25</td><td>1</td><td>0.25</td>" in report._idle_table(timeline)
 
 
 def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDeadError
-from engine.messages import Stats
+from engine.messages import LayoutSpeed, Speeds, Stats
 from server import app
 from server.config import ServerConfig
 from tests.patience import PATIENCE_S
@@ -93,6 +93,8 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pyt
         swap_seconds={"out": 0.25},
         phase_seconds={"prefill": 9.0},
         steps={"mixed": 6},
+        idle_seconds={"swap_in": 0.75},
+        speeds=Speeds({"T2": LayoutSpeed(17_000.0, {1: 0.01, 256: 0.03})}, 0.625),
     )
     got = await samples(site)
     expected = {
@@ -115,6 +117,11 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pyt
         "swap_seconds_total,out": 0.25,
         "phase_seconds_total,prefill": 9,
         "steps_total,mixed": 6,
+        "idle_seconds_total,swap_in": 0.75,
+        "idle_seconds_total,host": 0,
+        "layout_prefill_tokens_per_second,T2": 17_000,
+        "layout_decode_seconds,T2,256": 0.03,
+        "expected_transition_seconds": 0.625,
     }
     assert {name: got[f"seesaw:{name}"] for name in expected} == expected
 

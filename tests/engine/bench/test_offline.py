@@ -73,6 +73,8 @@ def test_phases_add_up_to_the_run(result: SystemResult) -> None:
     assert sum(saved["transitions"].values()) >= 3
     assert sum(saved["transition_seconds"].values()) < saved["total_s"]
     assert saved["swap_bytes"]["in"] > 0
+    assert 0 < saved["idle_seconds"]["weights"] <= sum(saved["idle_seconds"].values()) < saved["total_s"]
+    assert "% of the run: " in describe(result)
 
 
 def test_hidden_lengths_give_the_same_tokens_to_a_scheduler_that_cannot_know_them(result: SystemResult) -> None:
