@@ -1,0 +1,125 @@
+"""The policy by cost, on situations and times made up so that the right answer is plain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.cost.engine_times import EngineTimes
+from engine.cost.times import Measured
+from engine.planning.cost import CostPolicy
+from engine.planning.policy import Mode, Phase
+from tests.engine.planning.situations import P2, PLAN, T2, Fake, stage, times
+
+CONFIG = EngineConfig(prefill="P2", decode="T2", max_num_seqs=256, max_num_batched_tokens=4096, max_stall_s=60.0)
+STEADY, SURGE = Mode.steady(T2), Mode.surge(P2, T2)
+
+
+def decide(situation: Fake, measured: EngineTimes) -> Mode:
+    return CostPolicy(PLAN, measured, CONFIG).next_mode(situation)
+
+
+def backlog(tokens: int, **changes: object) -> Fake:
+    return replace(Fake(waiting=tokens // 200, waiting_tokens=tokens), **changes)  # type: ignore[arg-type]
+
+
+def test_it_starts_where_it_decodes() -> None:
+    assert CostPolicy(PLAN, times(1e-4, 2e-4), CONFIG).first_mode() == STEADY
+    assert decide(Fake(), times(1e-4, 2e-4)) == STEADY
+
+
+@pytest.mark.parametrize(("tokens", "mode"), [(10_000, STEADY), (19_000, STEADY), (30_000, SURGE), (200_000, SURGE)])
+def test_a_surge_must_save_more_than_two_transitions(tokens: int, mode: Mode) -> None:
+    """A token saves 0.1 ms in P2, so that 20,000 pay for two transitions of a second."""
+    assert decide(backlog(tokens), times(1e-4, 2e-4)) == mode
+
+
+def test_there_is_none_where_prompts_are_no_faster_elsewhere() -> None:
+    for p2_token_s in (2e-4, 3e-4, 1.98e-4):
+        assert decide(backlog(900_000), times(p2_token_s, 2e-4)) == STEADY
+
+
+def test_free_transitions_make_short_surges_pay() -> None:
+    assert decide(backlog(10_000), times(1e-4, 2e-4, transition_s=0.0)) == SURGE
+
+
+def test_what_those_who_stand_still_would_get_done_counts() -> None:
+    """Beside eighty rows, whose step takes as long as reading all weights, prompts cost little more here."""
+    slow_steps = times(1e-4, 1.3e-4, p2_decode_s=0.05, t2_decode_s=0.1, transition_s=0.3)
+    busy = backlog(60_000, running=80, context=80 * 300, device_free_tokens=0)
+    assert decide(backlog(60_000), slow_steps) == SURGE
+    assert decide(busy, slow_steps) == STEADY
+
+
+def test_the_host_must_have_room_for_most_of_what_waits() -> None:
+    assert decide(backlog(100_000, host_free_tokens=60_000), times(1e-4, 2e-4)) == STEADY
+    assert decide(backlog(100_000, host_free_tokens=80_000), times(1e-4, 2e-4)) == SURGE
+    small = backlog(100_000, host_tokens=50_000, host_free_tokens=40_000)  # most of what it can ever hold
+    assert decide(small, times(1e-4, 2e-4)) == SURGE
+    assert decide(backlog(100_000, may_surge=False), times(1e-4, 2e-4)) == STEADY
+
+
+def test_a_surge_waits_until_the_last_one_is_worked_off() -> None:
+    assert decide(backlog(100_000, hosted=1), times(1e-4, 2e-4)) == STEADY
+
+
+def surging(tokens: int = 0, **changes: object) -> Fake:
+    return backlog(tokens, **({"mode": SURGE, "running": 10, "context": 1000} | changes))
+
+
+def test_a_surge_goes_on_while_it_is_the_better_place_for_the_rest() -> None:
+    measured = times(1e-4, 2e-4)
+    assert decide(surging(50_000), measured) == SURGE
+    assert decide(surging(prefilling=3), measured) == SURGE
+    assert decide(surging(), measured) == STEADY
+    assert decide(surging(50_000, may_surge=False), measured) == STEADY  # the host is full
+    # So few tokens pass two stages one after another in no less time than they add to a step here.
+    assert decide(surging(200), times(1e-4, 1.5e-4, p2_decode_s=0.1, t2_decode_s=0.1)) == STEADY
+
+
+def test_nobody_stands_still_for_longer_than_allowed() -> None:
+    late = surging(500_000, since_s=61.0, prefilling=2)
+    assert decide(late, times(1e-4, 2e-4)) == STEADY
+    assert decide(replace(late, running=0), times(1e-4, 2e-4)) == SURGE  # there is nobody
+
+
+def test_the_last_few_go_where_they_end_much_sooner() -> None:
+    few = Fake(mode=Mode.steady(P2), running=3, context=900)
+    assert decide(few, times(1e-4, 1e-4, p2_decode_s=0.03, t2_decode_s=0.02)) == STEADY
+    assert decide(replace(few, may_move=False), times(1e-4, 1e-4, 0.03, 0.02)) == Mode.steady(P2)
+    assert decide(replace(few, left=10.0), times(1e-4, 1e-4, 0.03, 0.02)) == Mode.steady(P2)  # over before it pays
+    assert decide(replace(few, waiting=1, waiting_tokens=9), times(1e-4, 1e-4, 0.03, 0.02)) == Mode.steady(P2)
+
+
+def test_a_tail_layout_is_called_so() -> None:
+    config = replace(CONFIG, tail="P2", prefill="T2")
+    policy = CostPolicy(config.plan, EngineTimes(config.plan, times_of_two()), config)
+    few = Fake(running=2, context=100, left=500.0)
+    assert policy.next_mode(few) == Mode(Phase.TAIL, P2, P2)
+
+
+def times_of_two() -> Measured:
+    """Of T2 with a tail in P2, which is five times as fast with few sequences."""
+    return Measured(((stage(1e-4, 0.1),), (stage(1e-4, 0.01),) * 2), transition_s=0.1)
+
+
+def looks(measured: EngineTimes, seconds: float) -> list[Mode]:
+    """A steady load, looked at every tenth of a second."""
+    policy, seen, mode = CostPolicy(PLAN, measured, CONFIG), [], STEADY
+    for look in range(int(seconds * 10)):
+        situation = Fake(mode=mode, now_s=look / 10, running=50, context=50 * 300, waiting=1, waiting_tokens=5)
+        mode = policy.next_mode(situation)
+        seen.append(mode)
+    return seen
+
+
+def test_a_place_that_is_missed_for_long_is_moved_to() -> None:
+    """Half the time saved: after 2 s and what two changes cost, 3 s have been missed."""
+    modes = looks(times(1e-4, 1e-4, p2_decode_s=0.01, t2_decode_s=0.05), 30.0)
+    assert modes[20] == STEADY and modes[-1] == Mode.steady(P2)
+
+
+def test_a_passing_advantage_moves_nobody() -> None:
+    assert set(looks(times(1e-4, 1e-4, p2_decode_s=0.0245, t2_decode_s=0.05), 60.0)) == {STEADY}
