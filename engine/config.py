@@ -106,7 +106,10 @@ class EngineConfig:
         8, "paper's policy: with nothing waiting and at most so many sequences left, use the tail layout"
     )
     max_stall_s: float = _option(60.0, "longest time that running sequences stand still for a prefill phase")
-    max_wait_s: float = _option(60.0, "longest time that a prompt waits for the decode phase to end by itself")
+    max_wait_s: float = _option(
+        60.0,
+        "a waiting prompt goes before sequences on the host, or ends a decode phase, when none has begun for so long",
+    )
 
     seed: int = _option(0, "seed of requests that bring none, and of dummy weights", most=(1 << 31) - 1)
     trace: str = _option("", "file for a timeline in Chrome's trace format, which Perfetto opens (default: none)")

@@ -137,7 +137,7 @@ class Situation(ABC):
 
     @abstractmethod
     def held_up_s(self) -> float:
-        """How much of that the first waiting prompt has been kept waiting."""
+        """For how much of that a prompt has waited and none has begun."""
 
 
 class Policy(ABC):

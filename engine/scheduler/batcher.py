@@ -203,6 +203,7 @@ class Batcher:
                     make_room(self._lifecycle, replica, needed, keep_host_blocks=needed)
                 return None
             self._lifecycle.start_prefilling(seq)
+            self._lifecycle.admitted_s = self._lifecycle.now
             return seq
         return None
 

@@ -38,6 +38,7 @@ class Lifecycle:
         self.in_flight: dict[int, InFlight] = {}
         self.swaps_in_flight = 0
         self.working_since_s: float | None = None  # when the current mode sent its first step
+        self.admitted_s = now  # when the last waiting sequence began
         self.now = now
         self._ids = itertools.count(1)
         self._outbox: list[Command] = []

@@ -137,11 +137,12 @@ class Scheduler:
         self._lifecycle.now = now
         transitions, batcher = self._transitions, self._batcher
         if not transitions.advance():
-            mode = transitions.mode
-            if not mode.is_surge:
+            mode, admits = transitions.mode, transitions.admits()
+            prompts_first = mode.is_surge or (admits and transitions.keeps_waiting())
+            if not prompts_first:
                 batcher.swap_in(mode)  # before new prompts take the room
-            batcher.fill(mode, transitions.admits())
-            if mode.is_surge:
+            batcher.fill(mode, admits)
+            if prompts_first:
                 batcher.swap_in(mode)
         for replica in self._lifecycle.blocks.replicas:
             if not replica.forwards_in_flight:

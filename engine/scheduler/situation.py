@@ -135,7 +135,8 @@ class SchedulerSituation(Situation):
 
     def held_up_s(self) -> float:
         first = self._lifecycle.queues.first(SeqState.WAITING)
-        return self._lifecycle.now - max(self._since_s(), first.arrived_s) if first else 0.0
+        since_s = max(self._since_s(), self._lifecycle.admitted_s)
+        return self._lifecycle.now - max(since_s, first.arrived_s) if first else 0.0
 
     def _since_s(self) -> float:
         since_s = self._lifecycle.working_since_s

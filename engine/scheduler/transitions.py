@@ -149,13 +149,17 @@ class Transitions:
         lifecycle.idle.entered(mode.layout.dp, lifecycle.now)
 
     def admits(self) -> bool:
-        """Whether waiting prompts may start in the current mode. Those whose KV waits on the host go before them, but
-        not for longer than `max_wait_s`."""
+        """Whether waiting prompts may start in the current mode. Those whose KV waits on the host go before
+        them, unless no prompt has begun for too long."""
         if self.mode.is_surge:
             return True
         queues = self._lifecycle.queues
         if not queues.count(SeqState.WAITING):
             return False  # nobody to ask the policy about, as on most turns
-        if queues.count(SeqState.HOSTED) and self._situation.held_up_s() <= self._lifecycle.config.max_wait_s:
+        if queues.count(SeqState.HOSTED) and not self.keeps_waiting():
             return False
         return self._policy.admits(self._situation)
+
+    def keeps_waiting(self) -> bool:
+        """Whether a prompt waits and none has begun for longer than `max_wait_s`: one may, whoever else wants room."""
+        return self._situation.held_up_s() > self._lifecycle.config.max_wait_s
