@@ -82,10 +82,16 @@ class Outlook:
         return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
 
     def move_s(self, mode: Mode, target: Mode) -> float:
-        """Seconds to get from one mode to another, residents' KV included where its rectangles change."""
+        """Seconds to get from one mode to another, residents' KV included where it cannot stay on the devices.
+
+        In a surge on other replicas it is on the host.
+        """
         seconds = self._times.transition_s if mode.layout != target.layout else 0.0
-        if mode.home != target.home:
-            seconds += self._times.swap_s(self._kv_bytes, True) + self._times.swap_s(self._kv_bytes, False)
+        moves, empties = mode.home != target.home, mode.layout.dp != target.layout.dp
+        if moves or (empties and target.is_surge):
+            seconds += self._times.swap_s(self._kv_bytes, True)
+        if moves or (empties and mode.is_surge):
+            seconds += self._times.swap_s(self._kv_bytes, False)
         return seconds
 
     def surge_s(self, layout: Layout, prompt_tokens: float) -> float:
