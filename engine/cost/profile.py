@@ -48,15 +48,18 @@ class HostProfile:
             step_s=float(limits.get("step_s", 0.0)),
             **{name: float(limits[name]) for name in copies if name in limits},
         )
-        # What is divided by, and what is interpolated between.
+        # What is divided by, what is interpolated between, and what is added; NaN is nothing of these.
         rates = [
             profile.matmul_flops_per_s,
             profile.memory_bytes_per_s,
             *(float(limits.get(name, 1)) for name in copies),
         ]
-        sizes = [max(by_bytes) for by_bytes in profile.link_s.values()]
-        if not all(math.isfinite(value) and value > 0 for value in (*rates, *sizes)) or profile.step_s < 0:
+        sizes = [size for by_bytes in profile.link_s.values() for size in by_bytes]
+        seconds = [profile.step_s, *(seconds for by_bytes in profile.link_s.values() for seconds in by_bytes.values())]
+        if not all(math.isfinite(value) and value > 0 for value in (*rates, *sizes)):
             raise ValueError("rates and sizes must be positive")
+        if not all(math.isfinite(value) and value >= 0 for value in seconds) or not all(profile.link_s.values()):
+            raise ValueError("seconds must not be negative, and a link has some")
         return profile
 
     def message_s(self, kind: str, num_bytes: float) -> float:
@@ -76,5 +79,5 @@ def read_profile(path: Path) -> HostProfile:
         return HostProfile.from_json(json.loads(path.read_text()))
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): make it with `seesaw bench limits`") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         raise ConfigError(f"{path} does not come from `seesaw bench limits --output-json`: give that file") from None

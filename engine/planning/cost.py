@@ -44,7 +44,8 @@ class CostPolicy(Policy):
         self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, costs)
         self._steady = {layout: Mode.steady(layout, _phase(plan, layout)) for layout in plan.layouts}
         self._first = self._steady[plan.first]
-        self._looked_s = -1.0
+        self._looked_s = -math.inf
+        self._counts = False  # whether all since the last look was steady work
         self._seen = (0, 0, 0)
         self._missed_s = dict.fromkeys(plan.layouts, 0.0)  # by layout: what it would have saved since the last change
         self._prefilled_tokens = 0
@@ -58,6 +59,7 @@ class CostPolicy(Policy):
     def next_mode(self, situation: Situation) -> Mode:
         mode = situation.mode
         if mode.is_surge:
+            self._counts = False
             return self._after_surge(situation)
         if not self._is_due(situation):
             return mode
@@ -71,8 +73,9 @@ class CostPolicy(Policy):
 
     def _is_due(self, situation: Situation) -> bool:
         """Whether there is work, and something has changed since the last look, or some time has passed."""
-        seen = (situation.waiting, situation.running, situation.hosted)
+        seen = (situation.waiting, situation.running + situation.prefilling, situation.hosted)
         if not any(seen):
+            self._counts = False
             return False
         grown = seen[0] > 1.1 * self._seen[0] + 1
         if not grown and 0 <= situation.now_s - self._looked_s < _LOOK_EVERY_S:
@@ -81,19 +84,18 @@ class CostPolicy(Policy):
         return True
 
     def _add_up(self, situation: Situation, outlook: Outlook) -> None:
-        """What other layouts would have saved since the last look."""
-        elapsed_s = min(situation.now_s - self._looked_s, 2 * _LOOK_EVERY_S)
+        """What other layouts would have saved since the last look, at what was done meanwhile."""
+        elapsed_s = situation.now_s - self._looked_s if self._counts else 0.0
         prefilled = situation.prefilled_tokens - self._prefilled_tokens
-        self._looked_s, self._prefilled_tokens = situation.now_s, situation.prefilled_tokens
-        rows = situation.running
-        if not rows or elapsed_s <= 0:
+        self._looked_s, self._prefilled_tokens, self._counts = situation.now_s, situation.prefilled_tokens, True
+        rows, current = situation.running, situation.mode.layout
+        if elapsed_s <= 0 or not (rows or prefilled):
             return
-        current = situation.mode.layout
-        alone_s = outlook.round_s(current, rows, 0.0)
-        if alone_s <= 0:
-            return
+        alone_s = outlook.round_s(current, rows, 0.0) if rows else elapsed_s
         riding = min(prefilled * alone_s / elapsed_s, float(self._limits.max_num_batched_tokens))
         here_s = outlook.round_s(current, rows, riding)
+        if here_s <= 0:
+            return
         for layout in self._missed_s:
             saved = 1.0 - outlook.round_s(layout, rows, riding) / here_s - _LEAST_MISSED
             self._missed_s[layout] = max(0.0, self._missed_s[layout] + elapsed_s * saved)
@@ -127,7 +129,8 @@ class CostPolicy(Policy):
             if layout == mode.layout:
                 continue
             move_s = outlook.move_s(mode, steady)
-            seconds = outlook.decode_s(layout) + move_s if is_tail else math.inf
+            # Who comes next may be better served here: the way back counts, too.
+            seconds = outlook.decode_s(layout) + 2 * move_s if is_tail else math.inf
             # Enough to change on no prospect but more of the same.
             was_missed = self._missed_s[layout] > 2 * move_s + _LEAST_MISSED_S
             if (was_missed or seconds < best_s) and situation.can_move(steady):

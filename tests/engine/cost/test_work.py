@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from engine.cost.profile import HostProfile
+from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import Work, decode_work, exchange_s, exchanges, step_work
+from engine.errors import ConfigError
 from engine.parallel.layout import Layout
 from tests.tiny import tiny_shape
 
@@ -83,3 +86,19 @@ def test_ceilings_come_from_what_limits_saves() -> None:
     assert HostProfile.from_json(saved) == HostProfile(7e14, 3e12, {"send": {1024: 1e-5}})
     with pytest.raises(KeyError):
         HostProfile.from_json({"memory_bytes_per_s": 1.0})
+    nan, inf = float("nan"), float("inf")
+    for wrong in ({"step_s": nan}, {"step_s": inf}, {"step_s": -1.0}, {"memory_bytes_per_s": nan}):
+        with pytest.raises(ValueError, match="must"):
+            HostProfile.from_json(saved | wrong)
+    for link in ({"1024": nan}, {"1024": -1e-5}, {"0": 1e-5}, {}):
+        with pytest.raises(ValueError, match="must"):
+            HostProfile.from_json(saved | {"links": {"send": link}})
+
+
+def test_a_file_that_is_no_profile_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "host.json"
+    huge = '{"matmul_flops_per_s": 1' + "0" * 400 + ', "memory_bytes_per_s": 1}'
+    for text in ("[" * 100_000, huge, "", "[]", "{}"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="does not come from"):
+            read_profile(path)

@@ -123,3 +123,18 @@ def test_a_place_that_is_missed_for_long_is_moved_to() -> None:
 
 def test_a_passing_advantage_moves_nobody() -> None:
     assert set(looks(times(1e-4, 1e-4, p2_decode_s=0.0245, t2_decode_s=0.05), 60.0)) == {STEADY}
+
+
+def test_prompts_alone_can_be_missed_elsewhere_too() -> None:
+    """One request at a time, in and out at once: nobody decodes when it is looked, and nothing ever waits."""
+    policy, mode = CostPolicy(PLAN, times(1e-5, 1e-3), CONFIG), STEADY
+    for look in range(200):
+        mode = policy.next_mode(Fake(mode=mode, now_s=look / 10, prefilling=1, prefilled_tokens=100 * look))
+    assert mode == Mode.steady(P2)
+
+
+def test_time_without_work_is_not_missed() -> None:
+    policy = CostPolicy(PLAN, times(1e-4, 1e-4, p2_decode_s=0.01, t2_decode_s=0.05), CONFIG)
+    for look in range(100):
+        assert policy.next_mode(Fake(now_s=100.0 * look)) == STEADY
+        assert policy.next_mode(Fake(now_s=100.0 * look + 99, running=5, context=500, waiting=1)) == STEADY
