@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiment of the paper's artifact in one line: the same requests in a plan of layouts and in static ones.
 #   scripts/run_benchmark.sh                     SmolLM2-135M-Instruct on this CPU, ShareGPT, P2->T2 against T2 and P2;
-#                                                all prompts are prefilled in P2, however few, in steps of 512 tokens
+#                                                in steps of 512 tokens
 #   scripts/run_benchmark.sh CONFIG [FLAG ...]   any config, as in configs/llama2-7b-2xl4.json --against T2,P2
 # The arguments go to `seesaw bench offline`, which explains them with --help, and fetches ShareGPT if no data is named.
 set -euo pipefail

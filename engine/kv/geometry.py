@@ -51,11 +51,5 @@ class KVGeometry:
     def max_device_block_bytes(self) -> int:
         return max(self.device_block_bytes(rank) for rank in range(self.plan.world_size))
 
-    def padding_fraction(self, layout: Layout) -> float:
-        """Share of the device pools' bytes that no rectangle of this layout uses."""
-        stride = sum(self.device_block_bytes(rank) for rank in range(self.plan.world_size))
-        used = sum(extent.size for extent in self.extents(layout)) * self.cell_bytes
-        return 1.0 - used / stride
-
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
