@@ -71,7 +71,8 @@ class SystemResult:
             waiting = sum(record.prompt_tokens for record in self.requests)
             why = f"{waiting} tokens waited, and --surge-min-tokens asks for more"
         else:
-            why = "by measured times no change of layout would have paid (--policy paper --surge-min-tokens 0 changes all the same)"
+            why = "by measured times no change of layout would have paid "
+            why += "(--policy paper --surge-min-tokens 0 changes all the same)"
         return f"no prompt was prefilled in {self.info.prefill}: {why}"
 
     @property
