@@ -142,7 +142,8 @@ class Scheduler:
             if not prompts_first:
                 batcher.swap_in(mode)  # before new prompts take the room
             batcher.fill(mode, admits)
-            if prompts_first:
+            # A prompt that should go first, and still does not fit, gets the room that comes free.
+            if mode.is_surge or (prompts_first and not transitions.keeps_waiting()):
                 batcher.swap_in(mode)
         for replica in self._lifecycle.blocks.replicas:
             if not replica.forwards_in_flight:

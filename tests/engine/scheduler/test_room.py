@@ -158,3 +158,24 @@ def test_a_prompt_that_waits_too_long_goes_before_those_on_the_host() -> None:
                     finished.append(output.id)
         assert len(finished) == 9
     assert first_tokens[0.02] < 0.6 * first_tokens[1e6]
+
+
+def test_a_long_prompt_that_waits_too_long_gets_the_room_that_short_ones_leave() -> None:
+    """Those on the host are short and end one by one: each would fit where the last one was, the prompt never."""
+    config = engine(num_device_blocks=40, max_wait_s=0.02)[0]._scheduler._config
+    executor = SymbolicExecutor(config, measured(config))
+    core = Core(config, executor, SurgeOnce(config.plan))
+    for i in range(100):
+        add(core, f"r{i}", prompt=8, output=4 + i % 13)
+    while core.stats().requests_hosted + core.stats().requests_running < 100 or core.stats().phase != "decode":
+        core.turn()
+    arrived_s = executor.now()
+    add(core, "late", prompt=60, output=2)
+    while not any(output.id == "late" for output in core.turn()):
+        pass
+    first_token_s = executor.now() - arrived_s
+    assert core.stats().requests_hosted > 50
+    while not core.is_idle:
+        core.turn()
+    assert first_token_s < 0.25 * (executor.now() - arrived_s)
+    assert core.stats().generation_tokens == sum(4 + i % 13 for i in range(100)) + 2
