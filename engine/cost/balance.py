@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from engine.cost.times import Curve, LayoutTimes
+from engine.cost.times import Curve, LayoutTimes, pairs_of
 
+MIN_CHUNK_TOKENS = 256  # of prompts, in a pipeline's step that has any
 _EFFICIENCY = 0.8  # of a large step, that a mixed one should reach
 
 
@@ -41,7 +42,7 @@ class StepCost:
 
     def chunk(self, start: int, tokens: int) -> float:
         """Of a prompt's `tokens` from position `start` on."""
-        return tokens + self.per_pair * tokens * (start + tokens / 2)
+        return tokens + self.per_pair * pairs_of(start, tokens)
 
     def tokens_within(self, start: int, budget: float) -> int:
         """The longest chunk from position `start` on that costs no more than `budget`, but at least a token."""

@@ -19,18 +19,23 @@ _NEARLY = 0.02  # as soon
 _LEAST_FACTOR, _MOST_FACTOR = 0.1, 10.0
 
 
+def pairs_of(start: float, tokens: float) -> float:
+    """Of a query and a position that it attends to, in a prompt's `tokens` from position `start` on."""
+    return tokens * (start + tokens / 2)
+
+
 class StepLoad(NamedTuple):
     """What one forward step holds, in one replica."""
 
     prefill_tokens: float = 0.0
-    pairs: float = 0.0  # of a prompt's token and a position that it attends to
+    pairs: float = 0.0  # of a prompt's token and a position that it attends to (`pairs_of`)
     decodes: float = 0.0  # sequences that decode one token
     context: float = 0.0  # tokens of theirs whose K and V are read
 
     @classmethod
     def chunk(cls, start: float, tokens: float) -> StepLoad:
         """Of a prompt's `tokens` from position `start` on."""
-        return cls(tokens, tokens * (start + tokens / 2))
+        return cls(tokens, pairs_of(start, tokens))
 
     def __add__(self, other: StepLoad) -> StepLoad:  # type: ignore[override]
         return StepLoad(*(a + b for a, b in zip(self, other, strict=True)))

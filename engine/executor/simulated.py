@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.cost.estimate import estimate
 from engine.cost.profile import HostProfile, read_profile
-from engine.cost.times import Measured, StepLoad
+from engine.cost.times import Measured, StepLoad, pairs_of
 from engine.executor.base import Capacity, Executor
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout
@@ -222,5 +222,5 @@ def load_of(forward: Forward) -> StepLoad:
             context += chunk.start
         else:
             tokens += count
-            pairs += count * (chunk.start + count / 2)
+            pairs += pairs_of(chunk.start, count)
     return StepLoad(tokens, pairs, decodes, context)

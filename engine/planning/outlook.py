@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.cost.balance import StepCost
+from engine.cost.balance import MIN_CHUNK_TOKENS, StepCost
 from engine.cost.engine_times import EngineTimes
 from engine.cost.times import StepLoad
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode, Situation
 
-_LEAST_CHUNK = 256  # tokens of prompts in a pipeline's step that has any
 _FEW = 64  # sequences that may be looked at one by one
 _MEAN_OF_A_HALF = 0.5 / math.log(2)  # of a number that falls to its half at a constant rate, over what it was
 
@@ -44,7 +43,6 @@ class Outlook:
         few = situation.running <= _FEW
         self._outputs = self._decoding * min(expected, situation.mean_left_tokens() if few else expected)
         self._resident_context = situation.context_tokens()
-        self._free_tokens = situation.device_free_tokens
         self._device_tokens = situation.device_tokens
         self._kv_bytes = situation.kv_bytes(self._resident_context)
         if situation.running:
@@ -76,7 +74,7 @@ class Outlook:
         tokens = limits.max_num_batched_tokens - rows
         if pp > 1:
             costs = limits.costs[layout]
-            tokens = min(tokens, max(_LEAST_CHUNK, costs.mixed - costs.decode(rows, decode.context)))
+            tokens = min(tokens, max(MIN_CHUNK_TOKENS, costs.mixed - costs.decode(rows, decode.context)))
         tokens = max(1.0, tokens)
         steps = prompt_tokens / dp / tokens
         return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
@@ -98,7 +96,7 @@ class Outlook:
         """Seconds of nothing but so many tokens of prompts in a layout."""
         prompts = self._prompts(prompt_tokens / layout.dp)
         times = self._times.of(layout)
-        step = times.best_step_tokens(prompts.prefill_tokens, _LEAST_CHUNK, self._limits.max_num_batched_tokens)
+        step = times.best_step_tokens(prompts.prefill_tokens, MIN_CHUNK_TOKENS, self._limits.max_num_batched_tokens)
         return times.prefill_s(prompts, step)
 
     def beside_s(self, layout: Layout, prompt_tokens: float, free_tokens: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cost.balance import StepCost
-from engine.cost.times import StepLoad
+from engine.cost.times import StepLoad, pairs_of
 from engine.scheduler.sequence import Sequence
 from engine.steps import Chunk, Forward, SlotInit, TableUpdate
 
@@ -58,7 +58,7 @@ class Batch:
 
     def add_chunk(self, seq: Sequence, count: int) -> None:
         """Dispatch the next `count` tokens of a prompt, whose device blocks reach that far."""
-        self._pairs += count * (seq.dispatched + count / 2)
+        self._pairs += pairs_of(seq.dispatched, count)
         self.cost += self.costs.chunk(seq.dispatched, count)
         self._announce(seq)
         chunk = seq.dispatch(count, self.turn)

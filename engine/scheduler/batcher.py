@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cost.balance import TOKENS_ONLY, StepCost
+from engine.cost.balance import MIN_CHUNK_TOKENS, TOKENS_ONLY, StepCost
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode
 from engine.scheduler.batch import Batch
@@ -15,7 +15,6 @@ from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
 
 # A step may run and the next one, whose input is its output, wait behind it.
 MAX_PENDING_TOKENS = 2
-MIN_CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class Batcher:
             for seq in self._queues.list(SeqState.HOSTED):
                 if seq.in_prefill:
                     self._swap_in(seq, mode.layout, surge=True)
-            if mode.home.dp != mode.layout.dp or self._takes_more(mode):
+            if mode.home.dp != mode.layout.dp or self._takes_more():
                 return
         elif layout is not None and layout.dp != mode.layout.dp:
             return
@@ -230,7 +229,7 @@ class Batcher:
             if not self._swap_in(seq, mode.home, surge=False):
                 return
 
-    def _takes_more(self, mode: Mode) -> bool:
+    def _takes_more(self) -> bool:
         """Whether a surge is going to begin with one more prompt."""
         first = self._queues.first(SeqState.WAITING)
         return first is not None and self._blocks.blocks_for(len(first.tokens)) <= self._blocks.host.free

@@ -72,7 +72,6 @@ class BlockManager:
         num_slots: int,
         next_id: Callable[[], int],
     ) -> None:
-        self._geometry = geometry
         self._block_size = geometry.block_size
         self.blocks_for = geometry.blocks_for
         self._num_device_blocks = num_device_blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from engine.kv.geometry import KVGeometry
 from engine.planning.policy import Mode, Situation
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import leavers
@@ -19,8 +18,7 @@ class SchedulerSituation(Situation):
     def __init__(self, lifecycle: Lifecycle, mode: Mode) -> None:
         self._lifecycle = lifecycle
         self._block_size = lifecycle.config.block_size
-        geometry = KVGeometry(lifecycle.capacity.shape, lifecycle.plan, self._block_size)
-        self._token_bytes = geometry.host_block_bytes / self._block_size
+        self._token_bytes = lifecycle.capacity.shape.kv_bytes_per_token()
         self._prefilled_at_entry = 0
         self._fruitless: int | None = None  # how many had ended when a surge had to stop before it computed anything
         self.mode = mode
