@@ -12,10 +12,16 @@ scheduler keeps, so that no rank ever has to wait for another rank's copies:
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from engine.cost.rank_times import RankTimes
 from engine.sampling import RowSampling
+
+IntArray = npt.NDArray[np.int32]
 
 
 def num_slots(max_num_seqs: int) -> int:
@@ -39,11 +45,10 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence's part of a forward: tokens at positions `start ... start + len(tokens) - 1`.
+    """One prompt's part of a forward: the ids of its tokens at positions `start ... start + len(tokens) - 1`.
 
-    A token >= 0 is an id. A token < 0 is `~slot`: the last token sampled for that slot, which may still
-    be in flight. If `sample`, the logits of the last position are sampled, the token goes to the slot's
-    row of the token buffer (on every first-stage rank) and back to the engine.
+    If `sample`, the logits of the last position are sampled, the token goes to the slot's row of the token buffer (on
+    every first-stage rank) and back to the engine.
     """
 
     slot: int
@@ -52,10 +57,38 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     sample: bool
 
 
-class Forward(msgspec.Struct, frozen=True, tag="forward"):
-    """Run the model over some chunks in one replica of a layout: prefill, decode or both mixed.
+class Decodes(msgspec.Struct, frozen=True, array_like=True):
+    """A forward's sequences that decode: one token of each, and each is sampled. By column, since there may be a
+    thousand in every step: int32 arrays as bytes.
 
-    `inits` then `tables` are applied before the chunks. Chunks are of distinct slots.
+    A token >= 0 is an id. A token < 0 is `~slot`: the last one sampled for that slot, which may still be in flight.
+    """
+
+    slots: bytes = b""
+    positions: bytes = b""
+    tokens: bytes = b""
+
+    @classmethod
+    def of(cls, slots: Any, positions: Any, tokens: Any) -> Decodes:
+        """Of three sequences or arrays of integers."""
+        return cls(*(np.asarray(column, dtype=np.int32).tobytes() for column in (slots, positions, tokens)))
+
+    def columns(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Slots, positions and tokens, int32 `[len(self)]` each; read-only."""
+        slots, positions, tokens = (np.frombuffer(x, np.int32) for x in (self.slots, self.positions, self.tokens))
+        return slots, positions, tokens
+
+    def __len__(self) -> int:
+        return len(self.slots) // 4
+
+
+NOBODY = Decodes()
+
+
+class Forward(msgspec.Struct, frozen=True, tag="forward"):
+    """Run the model in one replica of a layout: over sequences that decode, then over chunks of prompts.
+
+    `inits` then `tables` are applied before. No slot comes twice. Tokens are reported in the same order.
     """
 
     id: int
@@ -64,10 +97,15 @@ class Forward(msgspec.Struct, frozen=True, tag="forward"):
     chunks: list[Chunk]
     tables: list[TableUpdate]
     inits: list[SlotInit]
+    decodes: Decodes = NOBODY
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(chunk.tokens) for chunk in self.chunks)
+        return len(self.decodes) + sum(len(chunk.tokens) for chunk in self.chunks)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.decodes) + len(self.chunks)
 
 
 class Swap(msgspec.Struct, frozen=True, tag="swap"):

@@ -13,6 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.config import EngineConfig
 from engine.cost.estimate import estimate
 from engine.cost.profile import HostProfile, read_profile
@@ -22,7 +25,9 @@ from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout
 from engine.sizing.fit import ModelFit, fit_model
 from engine.sizing.model import find_shape
-from engine.steps import Command, Forward, Report, Swap, Transition
+from engine.steps import Command, Forward, Report, Swap, Transition, num_slots
+
+Seconds = npt.NDArray[np.float64]
 
 # Round figures, for whoever names no host. It is none that there is.
 NO_HOST = HostProfile(
@@ -77,7 +82,9 @@ class SimulatedExecutor(Executor):
         self._events: list[tuple[float, int, Callable[[], list[Report]]]] = []
         self._stage_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
         self._copies_free_s: defaultdict[tuple[int, bool], float] = defaultdict(float)
-        self._sampled_s: dict[tuple[int, int], float] = {}  # when a slot's last token is there
+        slots = num_slots(config.max_num_seqs)
+        # When a slot's last token is there, by replica.
+        self._sampled_s: defaultdict[int, Seconds] = defaultdict(lambda: np.zeros(slots))
 
     def _make_capacity(self, fit: ModelFit, times: Measured) -> Capacity:
         assert fit.num_device_blocks is not None  # no pool waits for a measurement here
@@ -141,7 +148,9 @@ class SimulatedExecutor(Executor):
     def run_forward(self, forward: Forward) -> list[int]:
         """The forward completes; one token for each sampled chunk."""
         vocab = self.capacity.shape.vocab
-        return [(7 + 31 * (c.start + len(c.tokens))) % vocab for c in forward.chunks if c.sample]
+        _, positions, _ = forward.decodes.columns()
+        ends = [*(positions + 1).tolist(), *(c.start + len(c.tokens) for c in forward.chunks if c.sample)]
+        return [(7 + 31 * end) % vocab for end in ends]
 
     def run_swap(self, swap: Swap) -> None:
         """The copy completes."""
@@ -158,13 +167,15 @@ class SimulatedExecutor(Executor):
         """When the forward ends, and how long it keeps each stage busy."""
         load = load_of(forward)
         busy_s = [self._seconds(stage.step_s(load)) for stage in self._times.layouts[forward.layout]]
-        inputs = [self._sampled_s[forward.replica, ~c.tokens[-1]] for c in forward.chunks if c.tokens[-1] < 0]
-        time_s = max([self.now(), *inputs])
+        sampled_s = self._sampled_s[forward.replica]
+        slots, _, tokens = forward.decodes.columns()
+        time_s = max(self.now(), float(sampled_s[slots[tokens < 0]].max(initial=0.0)))
         for stage, stage_s in enumerate(busy_s):
             start_s = max(time_s, self._stage_free_s[forward.replica, stage])
             time_s = start_s + stage_s
             self._stage_free_s[forward.replica, stage] = time_s
-        self._sampled_s.update({(forward.replica, c.slot): time_s for c in forward.chunks if c.sample})
+        sampled_s[slots] = time_s
+        sampled_s[[c.slot for c in forward.chunks if c.sample]] = time_s
         return time_s, busy_s
 
     def _run_copies(self, swap: Swap) -> tuple[float, float]:
@@ -213,8 +224,8 @@ class SimulatedExecutor(Executor):
 
 def load_of(forward: Forward) -> StepLoad:
     """What a step holds. A single token behind the first counts as decoding, whatever it is."""
-    decodes = context = tokens = 0
-    pairs = 0.0
+    decodes, context = len(forward.decodes), int(forward.decodes.columns()[1].sum())
+    tokens, pairs = 0, 0.0
     for chunk in forward.chunks:
         count = len(chunk.tokens)
         if count == 1 and chunk.start:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine.cost.balance import StepCost
 from engine.cost.times import StepLoad, pairs_of
+from engine.scheduler.block_manager import Replica
+from engine.scheduler.rotation import Dispatched
+from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import Sequence
-from engine.steps import Chunk, Forward, SlotInit, TableUpdate
+from engine.steps import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
+
+_NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
 
 
 class Batch:
-    """The Forward under construction for one replica. `sampled` are the sequences whose chunk ends in a token.
+    """The Forward under construction for one replica.
 
-    `turn` is when it runs (see `Batcher`), `cost` what it takes each stage, in tokens.
+    `turn` is when it runs (see `Batcher`), `cost` what it takes each stage, in tokens. `prefills` have a chunk in it,
+    `sampled` are those of them whose chunk ends in a token.
     """
 
-    def __init__(self, layout: int, replica: int, turn: int, costs: StepCost) -> None:
+    def __init__(self, layout: int, replica: Replica, turn: int, costs: StepCost) -> None:
         self._layout = layout
         self._replica = replica
+        self._dispatched: Dispatched | None = None  # who decodes
         self.costs = costs
         self.turn = turn
         self._chunks: list[Chunk] = []
@@ -27,16 +36,20 @@ class Batch:
         self.decodes = 0
         self._context = 0  # of those that decode
         self._pairs = 0.0  # of prompts' tokens and what they attend to
-        self.sequences: list[Sequence] = []
+        self.prefills: list[Sequence] = []
         self.sampled: list[Sequence] = []
 
     def __bool__(self) -> bool:
-        return bool(self._chunks)
+        return self.num_tokens > 0
+
+    @property
+    def num_sequences(self) -> int:
+        return self.decodes + len(self.prefills)
 
     @property
     def kind(self) -> str:
         """`prefill`, `decode` or `mixed`, by what its chunks are."""
-        if self.decodes == len(self._chunks):
+        if not self._chunks:
             return "decode"
         return "mixed" if self.decodes else "prefill"
 
@@ -44,17 +57,20 @@ class Batch:
     def load(self) -> StepLoad:
         return StepLoad(self.num_tokens - self.decodes, self._pairs, self.decodes, self._context)
 
-    def add_decode(self, seq: Sequence) -> None:
-        """Dispatch the next token of a sequence whose known tokens are all dispatched but the last."""
-        context = seq.dispatched
-        self.decodes += 1
-        self._context += context
-        self.cost += 1 + self.costs.per_context * context
-        self._announce(seq)
-        self._chunks.append(seq.dispatch_newest(self.turn))
-        self.num_tokens += 1
-        self.sequences.append(seq)
-        self.sampled.append(seq)
+    def add_decodes(self, slots: Ints) -> None:
+        """Dispatch the next token of the sequences in these slots, which decode; those whose last it is do no more."""
+        assert self._dispatched is None
+        rotation = self._replica.rotation
+        for seq in rotation.of(slots[rotation.rows.has_news[slots]]):
+            self._announce(seq)
+            rotation.rows.has_news[seq.slot] = False
+        self._dispatched = dispatched = rotation.dispatch(slots, self.turn)
+        for seq in dispatched.spent:
+            self._replica.remove(seq)
+        self.decodes = len(slots)
+        self.num_tokens += len(slots)
+        self._context = int(dispatched.positions.sum())
+        self.cost += self.costs.decode(self.decodes, self._context)
 
     def add_chunk(self, seq: Sequence, count: int) -> None:
         """Dispatch the next `count` tokens of a prompt, whose device blocks reach that far."""
@@ -64,7 +80,7 @@ class Batch:
         chunk = seq.dispatch(count, self.turn)
         self._chunks.append(chunk)
         self.num_tokens += count
-        self.sequences.append(seq)
+        self.prefills.append(seq)
         if chunk.sample:
             self.sampled.append(seq)
 
@@ -74,5 +90,19 @@ class Batch:
         if seq.table_sent < len(seq.device_blocks):
             self._tables.append(TableUpdate(seq.slot, *seq.announce_blocks()))
 
+    @property
+    def slots(self) -> Ints:
+        """Of those that decode."""
+        return _NO_SLOTS if self._dispatched is None else self._dispatched.slots
+
     def build(self, id: int) -> Forward:
-        return Forward(id, self._layout, self._replica, self._chunks, self._tables, self._inits)
+        """The command; from now on all that it names know of it."""
+        decodes = NOBODY
+        named = list(self.prefills)
+        if (sent := self._dispatched) is not None:
+            decodes = Decodes.of(sent.slots, sent.positions, sent.tokens)
+            self._replica.rotation.rows.step[sent.slots] = id
+            named += sent.spent
+        for seq in named:
+            seq.sent(id)
+        return Forward(id, self._layout, self._replica.index, self._chunks, self._tables, self._inits, decodes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.cost.balance import MIN_CHUNK_TOKENS, TOKENS_ONLY, StepCost
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode
@@ -11,10 +13,9 @@ from engine.scheduler.batch import Batch
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import make_room
+from engine.scheduler.rotation import MAX_PENDING_TOKENS
+from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
-
-# A step may run and the next one, whose input is its output, wait behind it.
-MAX_PENDING_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Batcher:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
         layout = mode.layout
         costs = self._costs[layout]
-        batch = Batch(self._lifecycle.plan.index(layout), replica.index, replica.turn + 1, costs)
+        batch = Batch(self._lifecycle.plan.index(layout), replica, replica.turn + 1, costs)
         leavers: dict[Sequence, None] = {}
         share = None if mode.is_surge else self._share(replica, layout)
         if share is not None:
@@ -99,13 +100,13 @@ class Batcher:
         kind, load = batch.kind, batch.load
         self._lifecycle.counters.stepped(kind, load)
         forward = batch.build(self._lifecycle.next_id())
-        self._lifecycle.send_forward(forward, batch.sequences, batch.sampled, kind, load)
+        self._lifecycle.send_forward(forward, batch.slots, batch.sampled, kind, load)
 
     # --- decode
 
     def _share(self, replica: Replica, layout: Layout) -> Share:
         """How the running sequences are split into micro-batches."""
-        rows, context = len(replica.rotation), replica.context_tokens
+        rows, context = len(replica.rotation), replica.rotation.context_tokens
         steps = self._times[layout].micro_batches(rows, context) if layout.pp > 1 else 1
         return Share(steps, self._costs[layout].decode(rows, context) / steps)
 
@@ -113,34 +114,33 @@ class Batcher:
         self, batch: Batch, replica: Replica, layout: Layout, share: Share, leavers: dict[Sequence, None]
     ) -> None:
         """One token each for a share of the running sequences, those that waited longest first."""
-        turn, pp, rotation = batch.turn, layout.pp, replica.rotation
-        if turn < replica.next_decode_turn(share.steps, pp):
+        if batch.turn < replica.next_decode_turn(share.steps, layout.pp):
             return
-        room = self._rows_left(batch)
-        takes_all = share.steps == 1 and len(rotation) <= room  # then their order does not matter
-        for seq in list(rotation):
-            if batch.cost >= share.cost or room <= 0:
-                break
-            if seq.pending >= MAX_PENDING_TOKENS or (pp > 1 and turn < seq.next_turn(pp)) or seq in leavers:
-                continue
-            if not self._blocks.grow(seq):
-                self._make_one_leave(replica, leavers)
-                continue
-            batch.add_decode(seq)
-            room -= 1
-            replica.context_tokens += 1
-            if seq.is_exhausted:
-                replica.remove(seq)
-            elif not takes_all:
-                del rotation[seq]
-                rotation[seq] = None  # at the end of the line
+        rotation = replica.rotation
+        slots = rotation.due(batch.turn, layout.pp)
+        before = np.cumsum(1 + batch.costs.per_context * rotation.rows.dispatched[slots])[:-1]
+        slots = slots[: min(1 + int(before.searchsorted(share.cost)), self._rows_left(batch))]
+        slots = self._grow(replica, slots, leavers)
+        if len(slots):
+            batch.add_decodes(slots)
+
+    def _grow(self, replica: Replica, slots: Ints, leavers: dict[Sequence, None]) -> Ints:
+        """Those of these slots that have a block for their next token, and stay."""
+        full = [seq for seq in replica.rotation.of(replica.rotation.full(slots)) if seq not in leavers]
+        free = replica.pool.free
+        for seq in full[:free]:
+            self._blocks.grow(seq)
+        stuck = full[free:]
+        if stuck:
+            self._make_one_leave(replica, leavers)
+        absent = [seq.slot for seq in (*stuck, *leavers)]
+        return slots[~np.isin(slots, absent)] if absent else slots
 
     @staticmethod
     def _next_turn(replica: Replica, layout: Layout, share: Share) -> int:
         """The first turn in which a sequence can decode."""
-        ready = (seq.next_turn(layout.pp) for seq in replica.rotation if seq.pending < MAX_PENDING_TOKENS)
-        first = max(min(ready, default=0), replica.next_decode_turn(share.steps, layout.pp))
-        return max(first, replica.turn + 1)
+        ready = replica.rotation.first_turn(layout.pp)
+        return max(ready, replica.next_decode_turn(share.steps, layout.pp), replica.turn + 1)
 
     def _make_one_leave(self, replica: Replica, leavers: dict[Sequence, None]) -> None:
         """Take the youngest sequence off a full device, unless somebody's blocks are coming free already."""
@@ -172,7 +172,7 @@ class Batcher:
     def _rows_left(self, batch: Batch) -> int:
         """Sequences that still fit: the workers have memory for `max_num_seqs` rows of logits, also of tiny prompts."""
         config = self._config
-        return min(config.max_num_batched_tokens - batch.num_tokens, config.max_num_seqs - len(batch.sequences))
+        return min(config.max_num_batched_tokens - batch.num_tokens, config.max_num_seqs - batch.num_sequences)
 
     def _add_chunk(self, batch: Batch, seq: Sequence, mode: Mode, budget: float, leavers: dict[Sequence, None]) -> None:
         start = seq.dispatched

@@ -14,6 +14,7 @@ from engine.errors import IntegrityError
 from engine.kv.blocks import BlockPool
 from engine.kv.geometry import KVGeometry
 from engine.parallel.layout import Layout
+from engine.scheduler.rotation import Rotation
 from engine.scheduler.sequence import Sequence
 from engine.steps import Swap
 
@@ -30,10 +31,11 @@ class Replica:
     index: int
     pool: BlockPool
     free_slots: list[int]
-    rotation: dict[Sequence, None] = field(default_factory=dict)  # who has tokens left to decode, next one first
-    context_tokens: int = 0  # of those, together
+    rotation: Rotation  # who has tokens left to decode
     prefilling: dict[Sequence, None] = field(default_factory=dict)
     forwards_in_flight: int = 0
+    completed_step: int = 0  # the id of the last forward that ran: they complete in order
+    unsettled: dict[Sequence, None] = field(default_factory=dict)  # who waits for steps that name it to complete
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
     turn: int = 0  # of its last step
     decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))  # of those that decode
@@ -47,16 +49,10 @@ class Replica:
         """Sequences that decode here, or will."""
         return len(self.rotation) + len(self.prefilling) + len(self.incoming)
 
-    def rotate_in(self, seq: Sequence) -> None:
-        """It decodes here from now on."""
-        self.rotation[seq] = None
-        self.context_tokens += seq.dispatched
-
     def remove(self, seq: Sequence) -> None:
         """It is in none of the lines from now on."""
         if seq in self.rotation:
-            del self.rotation[seq]
-            self.context_tokens -= seq.dispatched
+            self.rotation.leave(seq)
         self.prefilling.pop(seq, None)
         self.incoming.pop(seq, None)
 
@@ -88,7 +84,12 @@ class BlockManager:
             if replica.pool.used or len(replica.free_slots) != self._num_slots:
                 raise IntegrityError(f"replica {replica.index} still holds blocks while the replicas change")
         self.replicas = [
-            Replica(i, BlockPool(self._num_device_blocks, "device"), list(range(self._num_slots - 1, -1, -1)))
+            Replica(
+                i,
+                BlockPool(self._num_device_blocks, "device"),
+                list(range(self._num_slots - 1, -1, -1)),
+                Rotation(self._num_slots, self._block_size),
+            )
             for i in range(layout.dp)
         ]
 
@@ -136,15 +137,11 @@ class BlockManager:
         seq.begin_prefill(len(shared) * self._block_size)
         return True
 
-    def grow(self, seq: Sequence) -> bool:
-        """Make sure there is a block for the sequence's next position."""
-        if seq.dispatched < len(seq.device_blocks) * self._block_size:
-            return True
-        pool = self.replicas[seq.replica].pool
-        if not pool.free:
-            return False
-        seq.grow(pool.allocate(1))
-        return True
+    def grow(self, seq: Sequence) -> None:
+        """Give a decoding sequence another block, of which there is one."""
+        replica = self.replicas[seq.replica]
+        seq.grow(replica.pool.allocate(1))
+        replica.rotation.changed_blocks(seq)
 
     def publish(self, seq: Sequence, first_token: int) -> None:
         """Full prompt blocks that a dispatched step fills from `first_token` on may be shared from now on:
@@ -248,5 +245,5 @@ class BlockManager:
             slots = sorted(replica.free_slots + [s.slot for s in here])
             if slots != list(range(self._num_slots)):
                 raise IntegrityError(f"slots of replica {replica.index} do not add up: {slots}")
-            if replica.context_tokens != sum(s.dispatched for s in replica.rotation):
+            if replica.rotation.context_tokens != sum(s.dispatched for s in replica.rotation):
                 raise IntegrityError(f"the context of replica {replica.index} does not add up")

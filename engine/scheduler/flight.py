@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from engine.cost.times import StepLoad
+from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import Sequence
 from engine.steps import Forward, Report, Swap, Transition
+
+_NOBODY: Ints = np.zeros(0, dtype=np.int64)
 
 
 @dataclass
 class InFlight:
     """A command is complete once every rank that got it has reported.
 
-    `sequences` are those it names, `sampled` those whose chunk ends in a token, in the order of the tokens. `kind` says
-    what a forward computes: `prefill`, `decode` or `mixed`.
+    Of a forward, those that decode are sampled, by slot, then `sequences`, whose chunk ends in a token. Of a swap,
+    `sequences` is whose KV it is. `kind` says what a forward computes: `prefill`, `decode` or `mixed`.
     """
 
     command: Forward | Swap | Transition
     waiting_for: int  # ranks
     sent_s: float
     sequences: list[Sequence] = field(default_factory=list)
-    sampled: list[Sequence] = field(default_factory=list)
+    slots: Ints = field(default_factory=lambda: _NOBODY)
     kind: str = ""
     load: StepLoad = StepLoad()  # of a forward
     seconds: float = 0.0  # of the slowest rank

@@ -11,6 +11,7 @@ import itertools
 from engine.config import EngineConfig
 from engine.cost.engine_times import EngineTimes
 from engine.cost.times import StepLoad
+from engine.errors import IntegrityError
 from engine.executor.base import Capacity
 from engine.kv.geometry import KVGeometry
 from engine.scheduler.block_manager import BlockManager, Replica
@@ -18,6 +19,7 @@ from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
 from engine.scheduler.queues import Queues
+from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import SeqState, Sequence
 from engine.steps import Command, Forward, Swap, Transition, num_slots
 from engine.trace import Trace
@@ -56,21 +58,14 @@ class Lifecycle:
 
     # --- commands
 
-    def send_forward(
-        self,
-        forward: Forward,
-        sequences: list[Sequence],
-        sampled: list[Sequence],
-        kind: str,
-        load: StepLoad,
-    ) -> None:
-        """`sampled` are those whose chunk ends in a token; `load` is what the step holds."""
+    def send_forward(self, forward: Forward, slots: Ints, sampled: list[Sequence], kind: str, load: StepLoad) -> None:
+        """`slots` decode, `sampled` are those whose chunk ends in a token; `load` is what the step holds."""
         if self.working_since_s is None:
             self.working_since_s = self.now
         if self.blocks.replicas[forward.replica].forwards_in_flight == 1:
             self.idle.sent(forward.replica, self.now)
         ranks = self.plan.layouts[forward.layout].ranks_per_replica
-        self._send(forward, InFlight(forward, ranks, self.now, sequences, sampled, kind, load))
+        self._send(forward, InFlight(forward, ranks, self.now, sampled, slots, kind, load))
 
     def send_transition(self, transition: Transition) -> None:
         self._send(transition, InFlight(transition, self.plan.world_size, self.now))
@@ -97,8 +92,8 @@ class Lifecycle:
         if self.trace is None:
             return
         match flight.command:
-            case Forward(replica=replica, layout=layout, num_tokens=tokens):
-                sequences, where = len(flight.sequences), str(self.plan.layouts[layout])
+            case Forward(replica=replica, layout=layout, num_tokens=tokens, num_sequences=sequences):
+                where = str(self.plan.layouts[layout])
                 times = (flight.sent_s, flight.seconds, self.now)
                 self.trace.step(flight.kind, replica, *times, tokens=tokens, sequences=sequences, layout=where)
             case Swap(replica=replica, to_host=to_host, device_blocks=blocks):
@@ -127,6 +122,8 @@ class Lifecycle:
     def finish(self, seq: Sequence) -> None:
         """No more is wanted of a sequence; what it holds is freed once nothing in flight names it."""
         self.leave_line(seq)
+        if seq.slot >= 0:
+            self.replica_of(seq).rotation.close(seq.slot)
         self.queues.move(seq, SeqState.FINISHED)
         self.settle(seq)
 
@@ -139,15 +136,28 @@ class Lifecycle:
         self.leave_line(seq)
         self.queues.move(seq, SeqState.RUNNING)
         if not seq.is_exhausted:
-            self.replica_of(seq).rotate_in(seq)
+            self.replica_of(seq).rotation.join(seq)
 
     def start_prefilling(self, seq: Sequence) -> None:
         self.queues.move(seq, SeqState.PREFILL)
         self.replica_of(seq).prefilling[seq] = None
 
+    def step_completed(self, replica: Replica, step: int) -> None:
+        """A forward has run on all ranks of a replica."""
+        if step <= replica.completed_step:
+            raise IntegrityError(f"step {step} of replica {replica.index} completed after {replica.completed_step}")
+        replica.forwards_in_flight -= 1
+        replica.completed_step = step
+        for seq in [seq for seq in replica.unsettled if seq.step <= step]:
+            del replica.unsettled[seq]
+            self.settle(seq)
+
     def settle(self, seq: Sequence) -> None:
-        """Once no step and no copy names a sequence, what it was waiting for has happened."""
-        if not seq.is_idle:
+        """Once no step and no copy in flight names a sequence, what it was waiting for has happened."""
+        if seq.swap_in_flight:
+            return
+        if seq.replica >= 0 and seq.step > self.replica_of(seq).completed_step:
+            self.replica_of(seq).unsettled[seq] = None
             return
         match seq.state:
             case SeqState.FINISHED:

@@ -22,7 +22,7 @@ from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
 from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.sequence import SeqState, Sequence
+from engine.scheduler.sequence import SeqState, Sequence, take_tokens
 from engine.scheduler.situation import MOVING
 from engine.scheduler.transitions import Transitions
 from engine.steps import Command, Forward, Report, Swap, Transition
@@ -45,6 +45,7 @@ class Scheduler:
         self._eos = frozenset(capacity.shape.eos_token_ids)
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
+        self._stops: set[int] = set()  # all tokens that may end one of these, or one before
         self._outputs: list[Output] = []
         self._lifecycle = Lifecycle(config, capacity, now, trace)
         self._batcher = Batcher(self._lifecycle)
@@ -83,6 +84,8 @@ class Scheduler:
             self._lifecycle.queues.add(seq)
         if not self._requests:
             self._lifecycle.idle.woke(now)
+            self._stops.clear()
+        self._stops |= stops
         self._requests[request.id] = sequences
 
     def _check(self, request: Add) -> None:
@@ -168,21 +171,17 @@ class Scheduler:
         lifecycle = self._lifecycle
         lifecycle.now = now
         flight = lifecycle.in_flight[report.id]
-        if report.tokens:
-            self._take_tokens(flight, report.tokens)
+        if report.tokens and isinstance(flight.command, Forward):
+            self._take_tokens(flight, lifecycle.blocks.replicas[flight.command.replica], report.tokens)
         if not flight.reported(report):
             return
         del lifecycle.in_flight[report.id]
         lifecycle.trace_flight(flight)
         match flight.command:
-            case Forward(replica=replica, layout=layout):
-                lifecycle.blocks.replicas[replica].forwards_in_flight -= 1
+            case Forward(replica=replica, layout=layout, id=step):
                 lifecycle.times.of(lifecycle.plan.layouts[layout]).observe(flight.load, flight.seconds)
+                lifecycle.step_completed(lifecycle.blocks.replicas[replica], step)
                 self._account(replica, flight)
-                for seq in flight.sequences:
-                    seq.step_completed()
-                    if seq.state is not SeqState.RUNNING:
-                        lifecycle.settle(seq)
             case Swap(to_host=to_host):
                 lifecycle.counters.swapped(to_host, flight.bytes, flight.seconds)
                 lifecycle.times.observe_swap(flight.bytes, flight.seconds, to_host)
@@ -201,23 +200,36 @@ class Scheduler:
         more = self._lifecycle.blocks.replicas[replica].forwards_in_flight > 0
         self._lifecycle.idle.completed(replica, flight.seconds, self._lifecycle.now, cause, more)
 
-    def _take_tokens(self, flight: InFlight, tokens: list[int]) -> None:
+    def _take_tokens(self, flight: InFlight, replica: Replica, tokens: list[int]) -> None:
+        """Tokens of a step, which was sent before all ends were known: those of sequences that are over are dropped."""
         counters, phase = self._lifecycle.counters, self._transitions.mode.phase
-        prompt_tokens = taken = 0
-        for seq, token in zip(flight.sampled, tokens, strict=True):
-            if not seq.is_live:
-                seq.drop_token()  # of a step sent before its end was known
-                continue
-            if len(seq.tokens) == seq.prompt_len and seq.index == 0:
-                prompt_tokens += seq.prompt_len
-            taken += 1
-            reason, stop_token = seq.take_token(token)
-            self._outputs.append(Output(seq.request_id, seq.index, [token], reason, stop_token))
+        slots, news = flight.slots, tokens[: len(flight.slots)]
+        live, last = replica.rotation.take(slots, news)
+        if not live.all():
+            slots, last, news = slots[live], last[live], list(itertools.compress(news, live.tolist()))
+        sequences = replica.rotation.of(slots)
+        may_end = last.nonzero()[0].tolist()
+        if not self._stops.isdisjoint(news):
+            may_end = sorted({*may_end, *(i for i, token in enumerate(news) if token in self._stops)})
+        for seq, token in zip(flight.sequences, tokens[len(flight.slots) :], strict=True):
+            if seq.is_live:
+                if len(seq.tokens) == seq.prompt_len and seq.index == 0:
+                    counters.prompt_tokens[phase] += seq.prompt_len
+                replica.rotation.take_first(seq.slot, len(seq.tokens) + 1, token)
+                may_end.append(len(sequences))
+                sequences.append(seq)
+                news.append(token)
+        take_tokens(sequences, news)
+        outputs = [Output(seq.request_id, seq.index, [token]) for seq, token in zip(sequences, news, strict=True)]
+        for i in may_end:
+            seq = sequences[i]
+            reason, stop_token = seq.end()
             if reason is not None:
+                outputs[i] = Output(seq.request_id, seq.index, [news[i]], reason, stop_token)
                 counters.finished += 1
                 self._finish(seq)
-        counters.prompt_tokens[phase] += prompt_tokens
-        counters.generation_tokens[phase] += taken
+        self._outputs += outputs
+        counters.generation_tokens[phase] += len(outputs)
 
     # --- for the operator
 

@@ -7,6 +7,7 @@ from enum import Enum
 
 from engine.messages import FinishReason
 from engine.sampling import RowSampling, SamplingParams
+from engine.scheduler.rows import Rows
 from engine.steps import Chunk
 
 
@@ -38,13 +39,17 @@ class Sequence:
     `tokens` are known to the host; `pending` more are sampled by steps in flight. `dispatched` positions have
     KV (or will, once those steps ran). While the sequence lives, `dispatched < length`: the last token, known
     or not, is the next step's input.
+
+    While it decodes, what changes with each token is a row of its replica's (`Rotation` writes those of all at once).
     """
 
     __slots__ = (
+        "_dispatched",
+        "_step",
+        "_turn",
         "arrival",
         "arrived_s",
         "device_blocks",
-        "dispatched",
         "host_blocks",
         "index",
         "keys",
@@ -52,22 +57,20 @@ class Sequence:
         "leader",
         "max_length",
         "params",
-        "pending",
         "prefill_end",
         "prompt_len",
         "replica",
         "request_id",
         "reserved_blocks",
         "row",
+        "rows",
         "slot",
         "slot_sent",
         "state",
-        "steps_in_flight",
         "stops",
         "swap_in_flight",
         "table_sent",
         "tokens",
-        "turn",
     )
 
     def __init__(
@@ -93,11 +96,11 @@ class Sequence:
         self.max_length = len(prompt) + max_tokens
         self.params, self.stops, self.row, self.keys, self.leader = params, stops, row, keys, leader
         self.state = SeqState.WAITING
-        self.pending = 0
-        self.dispatched = 0
+        self._dispatched = 0
         self.prefill_end = 0  # tokens known when it (re)entered PREFILL; below it, dispatching is prefill
-        self.steps_in_flight = 0
-        self.turn = 0  # of its replica, in its last step
+        self._step = 0  # the id of the last step that names it
+        self._turn = 0  # of its replica, in that step
+        self.rows: Rows | None = None  # those of its replica, while it decodes
         self.swap_in_flight = False
         self.replica = self.layout = self.slot = NOWHERE  # `layout`: whose rectangles its device blocks hold
         self.device_blocks: list[int] = []
@@ -109,9 +112,35 @@ class Sequence:
     # --- what follows from the fields
 
     @property
+    def dispatched(self) -> int:
+        """Tokens that have KV, or will once the steps in flight ran."""
+        return self._dispatched if self.rows is None else int(self.rows.dispatched[self.slot])
+
+    @property
+    def step(self) -> int:
+        """The id of the last step that names it, since it has its slot."""
+        return self._step if self.rows is None else int(self.rows.step[self.slot])
+
+    @property
+    def turn(self) -> int:
+        """The turn of its replica in which that step is."""
+        return self._turn if self.rows is None else int(self.rows.turn[self.slot])
+
+    @property
     def length(self) -> int:
         """Tokens there are, those in flight included."""
-        return len(self.tokens) + self.pending
+        return max(len(self.tokens), self.dispatched + 1)
+
+    @property
+    def pending(self) -> int:
+        """Tokens in flight."""
+        return self.length - len(self.tokens)
+
+    @property
+    def end_length(self) -> int:
+        """With so many tokens it is over, whatever they are."""
+        ends_after = self.params.ends_after
+        return min(self.max_length, self.prompt_len + ends_after) if ends_after else self.max_length
 
     @property
     def generated(self) -> int:
@@ -126,7 +155,7 @@ class Sequence:
     @property
     def is_exhausted(self) -> bool:
         """All of its tokens are sampled; some may still be in flight."""
-        return len(self.tokens) + self.pending >= self.max_length
+        return self.length >= self.max_length
 
     @property
     def in_prefill(self) -> bool:
@@ -136,15 +165,6 @@ class Sequence:
     def is_live(self) -> bool:
         return self.state is not SeqState.FINISHED
 
-    @property
-    def is_idle(self) -> bool:
-        """No step and no copy in flight names it."""
-        return not (self.steps_in_flight or self.swap_in_flight)
-
-    def next_turn(self, pp: int) -> int:
-        """The replica's first turn in which its last token is there."""
-        return self.turn + pp if self.pending else 0
-
     # --- what happens to it
 
     def move(self, state: SeqState) -> None:
@@ -152,32 +172,23 @@ class Sequence:
         self.state = state
 
     def dispatch(self, count: int, turn: int) -> Chunk:
-        """The next `count` tokens go out in a step of that turn."""
-        start = self.dispatched
-        stop = start + count
-        tokens = self.tokens[start:stop]
-        length = len(self.tokens) + self.pending
-        if stop > len(self.tokens):
-            # Only the newest token can still be in flight, and the slot's row holds just that one.
-            assert stop == length and self.pending > 0
-            tokens.append(~self.slot)
-        sample = stop == length
-        self.dispatched = stop
-        self.steps_in_flight += 1
-        self.turn = turn
-        if sample:
-            self.pending += 1
-        return Chunk(self.slot, start, tokens, sample)
+        """The next `count` tokens of its prompt go out in a step of that turn."""
+        start, stop = self._dispatched, self._dispatched + count
+        self._dispatched, self._turn = stop, turn
+        return Chunk(self.slot, start, self.tokens[start:stop], stop == len(self.tokens))
 
-    def dispatch_newest(self, turn: int) -> Chunk:
-        """As `dispatch(1, turn)` where only the newest token is left to dispatch, as in every step that decodes."""
-        start = self.dispatched
-        token = ~self.slot if self.pending else self.tokens[-1]
-        self.dispatched = start + 1
-        self.steps_in_flight += 1
-        self.turn = turn
-        self.pending += 1
-        return Chunk(self.slot, start, [token], True)
+    def sent(self, step: int) -> None:
+        """A step that names it went out."""
+        self._step = step
+
+    def enter(self, rows: Rows) -> None:
+        """It decodes from now on, and its replica's rows say how far it is. Called by `Rotation` only."""
+        self.rows = rows
+
+    def leave_rows(self) -> None:
+        """It decodes no more. Called by `Rotation` only."""
+        self._dispatched, self._turn, self._step = self.dispatched, self.turn, self.step
+        self.rows = None
 
     def announce_slot(self) -> bool:
         """Whether the ranks must be told of its slot now; they are, from then on."""
@@ -189,32 +200,21 @@ class Sequence:
         first, self.table_sent = self.table_sent, len(self.device_blocks)
         return first, self.device_blocks[first:]
 
-    def step_completed(self) -> None:
-        self.steps_in_flight -= 1
-
-    def take_token(self, token: int) -> tuple[FinishReason | None, int | None]:
-        """A token that was in flight is known. Returns why it is the last, if it is, and the token that stopped it."""
-        self.pending -= 1
-        self.tokens.append(token)
-        if token in self.stops:
-            return FinishReason.STOP, token
-        count = len(self.tokens)
-        if count >= self.max_length or count - self.prompt_len == self.params.ends_after:
-            return FinishReason.LENGTH, None
-        return None, None
-
-    def drop_token(self) -> None:
-        """A token that was in flight came after the end."""
-        self.pending -= 1
+    def end(self) -> tuple[FinishReason | None, int | None]:
+        """Why the newest token is its last, if it is, and the token that stopped it."""
+        if self.tokens[-1] in self.stops:
+            return FinishReason.STOP, self.tokens[-1]
+        return (FinishReason.LENGTH if len(self.tokens) >= self.end_length else None), None
 
     def occupy(self, replica: int, layout: int, slot: int, blocks: list[int]) -> None:
         """It is on a device from now on."""
         self.replica, self.layout, self.slot, self.device_blocks = replica, layout, slot, blocks
         self.table_sent, self.slot_sent = 0, False
+        self._step = 0
 
     def begin_prefill(self, dispatched: int) -> None:
         """All tokens it has are to be computed, but for the first `dispatched`, whose blocks it shares."""
-        self.dispatched, self.prefill_end = dispatched, len(self.tokens)
+        self._dispatched, self.prefill_end = dispatched, len(self.tokens)
 
     def grow(self, blocks: list[int]) -> None:
         self.device_blocks += blocks
@@ -227,7 +227,7 @@ class Sequence:
 
     def restart(self) -> None:
         """Its KV is gone; it starts over from the tokens that are known."""
-        self.dispatched = self.prefill_end = 0
+        self._dispatched = self.prefill_end = 0
 
     def reserve_host(self, blocks: list[int]) -> None:
         self.reserved_blocks = blocks
@@ -258,5 +258,11 @@ class Sequence:
     def __repr__(self) -> str:
         return (
             f"<{self.request_id}/{self.index} {self.state.value} {self.dispatched}/{self.length} "
-            f"layout={self.layout} replica={self.replica} in_flight={self.steps_in_flight}>"
+            f"layout={self.layout} replica={self.replica} step={self.step}>"
         )
+
+
+def take_tokens(sequences: list[Sequence], tokens: list[int]) -> None:
+    """Tokens that were in flight are known, one of each sequence; whether it is over, `Sequence.end` says."""
+    for seq, token in zip(sequences, tokens, strict=True):
+        seq.tokens.append(token)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from engine.planning.policy import Mode, Situation
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import leavers
-from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+from engine.scheduler.sequence import SeqState, Sequence
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 _SEEN_OUTPUTS = 8  # before so many ended, their mean says little
@@ -94,11 +96,12 @@ class SchedulerSituation(Situation):
     # --- what takes a walk
 
     def context_tokens(self) -> int:
-        return sum(replica.context_tokens for replica in self._lifecycle.blocks.replicas)
+        return sum(replica.rotation.context_tokens for replica in self._lifecycle.blocks.replicas)
 
     def mean_left_tokens(self) -> float:
-        left = [seq.left for seq in self._lifecycle.queues.walk(SeqState.RUNNING)]
-        return sum(left) / len(left) if left else 0.0
+        running = self._lifecycle.queues.count(SeqState.RUNNING)
+        left = sum(replica.rotation.left_tokens() for replica in self._lifecycle.blocks.replicas)
+        return left / running if running else 0.0
 
     def can_surge(self, mode: Mode) -> bool:
         blocks, queues = self._lifecycle.blocks, self._lifecycle.queues
@@ -106,24 +109,28 @@ class SchedulerSituation(Situation):
         if first is None or (self._fruitless is not None and self._fruitless == self._lifecycle.counters.finished):
             return False
         needed = blocks.blocks_for(len(first.tokens))
-        leaving = [] if mode == self.mode else evacuees(self._lifecycle, mode)
-        host_free = blocks.host.free - self._host_blocks(leaving)
-        if needed > host_free:
+        leaving = [] if mode == self.mode else list(evacuees(self._lifecycle, mode))
+        if not self._has_room(leaving, needed):
             return False
         if mode.layout.dp != mode.home.dp or mode.layout.dp != len(blocks.replicas):
             return True  # the devices are empty then
-        return any(
-            self._host_blocks(set(leavers(self._lifecycle, replica, needed)) - set(leaving)) + needed <= host_free
-            for replica in blocks.replicas
-        )
+        joining = (set(leavers(self._lifecycle, replica, needed)) - set(leaving) for replica in blocks.replicas)
+        return any(self._has_room([*leaving, *others], needed) for others in joining)
 
     def can_move(self, mode: Mode) -> bool:
-        return self._host_blocks(evacuees(self._lifecycle, mode)) <= self._lifecycle.blocks.host.free
+        return self._has_room(evacuees(self._lifecycle, mode))
 
-    def _host_blocks(self, sequences: list[Sequence] | set[Sequence]) -> int:
-        """That these would take at most, with what they compute until they leave."""
-        blocks_for = self._lifecycle.blocks.blocks_for
-        return sum(blocks_for(seq.dispatched + 1) - len(seq.reserved_blocks) for seq in sequences)
+    def _has_room(self, sequences: Iterable[Sequence], blocks: int = 0) -> bool:
+        """Whether the host can take these, with what they compute until they leave, and so many blocks beside."""
+        blocks_for, free = self._lifecycle.blocks.blocks_for, self._lifecycle.blocks.host.free
+        if blocks > free:
+            return False
+        for seq in sequences:
+            blocks += blocks_for(seq.dispatched + 1) - len(seq.reserved_blocks)
+            # Half of a prompt may take less than is reserved for it; whoever decodes does not.
+            if blocks > free and not seq.in_prefill:
+                return False
+        return blocks <= free
 
     # --- times
 
@@ -141,12 +148,10 @@ class SchedulerSituation(Situation):
         return self._lifecycle.now if since_s is None else since_s
 
 
-def evacuees(lifecycle: Lifecycle, mode: Mode) -> list[Sequence]:
-    """Sequences on a device whose KV is not where a mode needs it."""
+def evacuees(lifecycle: Lifecycle, mode: Mode) -> Iterator[Sequence]:
+    """Sequences on a device whose KV is not where a mode needs it, those first whose prompts are half done."""
     layouts = lifecycle.plan.layouts
-    return [
-        seq
-        for seq in lifecycle.queues.list(*ON_DEVICE)
-        if layouts[seq.layout] != (mode.layout if seq.in_prefill else mode.home)
-        or layouts[seq.layout].dp != mode.layout.dp
-    ]
+    for seq in lifecycle.queues.list(SeqState.PREFILL, SeqState.RUNNING):
+        layout = layouts[seq.layout]
+        if layout != (mode.layout if seq.in_prefill else mode.home) or layout.dp != mode.layout.dp:
+            yield seq

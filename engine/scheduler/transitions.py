@@ -94,7 +94,7 @@ class Transitions:
 
     def _evacuate(self, target: Mode) -> None:
         lifecycle = self._lifecycle
-        for seq in evacuees(lifecycle, target):
+        for seq in list(evacuees(lifecycle, target)):
             lifecycle.preempt(seq)
         if not target.is_surge:
             # Ahead of the weights: the ranks copy beside them.

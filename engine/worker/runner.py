@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 
@@ -23,10 +22,10 @@ from engine.model.ops.base import BatchInputs, GraphOps, Ops
 from engine.model.sums import Sums
 from engine.parallel.groups import LayoutGroups
 from engine.sampling import RowSampling
-from engine.steps import Chunk, Forward
+from engine.steps import Forward
 from engine.weights.modes import Weights
 from engine.worker.graphs import DecodeGraphs
-from engine.worker.slots import SlotTable
+from engine.worker.slots import Rows, SlotTable
 from engine.worker.tokens import TokenBuffer
 
 
@@ -149,20 +148,18 @@ class Runner:
     def execute(self, forward: Forward) -> Completion:
         if forward.layout != self.layout:
             raise ValueError(f"step {forward.id} is for layout {forward.layout}, this rank is in {self.layout}")
-        groups, chunks = self._groups[self.layout], forward.chunks
+        groups = self._groups[self.layout]
         incoming = None
         if not groups.pipe.is_first:
             incoming = groups.pipe.post((forward.num_tokens, self._shape.hidden), self._dtype, self._device)
         self._slots.update(forward)
-        batch = self._slots.batch(chunks)
-        graphs = self._graphs_for(batch)
-        inputs = (lambda: self._input_tokens(chunks)) if incoming is None else incoming.wait
-        hidden, start = self._compute(batch, graphs, inputs)
+        rows = self._slots.rows(forward)
+        graphs = self._graphs_for(rows.batch)
+        inputs = (lambda: self._input_tokens(rows.tokens)) if incoming is None else incoming.wait
+        hidden, start = self._compute(rows.batch, graphs, inputs)
         if not groups.pipe.is_last:
             groups.pipe.send(hidden if graphs is None else hidden.clone())  # a graph's next replay writes there
-        ends = accumulate(len(chunk.tokens) for chunk in chunks)
-        sampled = [(chunk, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.sample]
-        tokens = self._sample(hidden, sampled) if sampled else None
+        tokens = self._sample(hidden, rows) if rows.sampled else None
         return Completion(None if tokens is None else download(tokens), start, self._mark())
 
     def _graphs_for(self, batch: BatchInputs) -> DecodeGraphs | None:
@@ -198,36 +195,31 @@ class Runner:
         now = moment(self._device)
         return now - earlier_s if isinstance(now, float) else now
 
-    def _input_tokens(self, chunks: list[Chunk]) -> torch.Tensor:
-        tokens = [token for chunk in chunks for token in chunk.tokens]
-        references = [index for index, token in enumerate(tokens) if token < 0]
+    def _input_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        references = (tokens < 0).nonzero()[:, 0]
+        slots = (~tokens[references]).tolist()
         if len(references) == len(tokens):
-            return self._tokens.read([~token for token in tokens])
-        ids = upload(torch.tensor(tokens), self._device)
-        if references:
-            rows = upload(torch.tensor(references), self._device)
-            ids[rows] = self._tokens.read([~tokens[index] for index in references])
+            return self._tokens.read(slots)
+        ids = upload(tokens, self._device)
+        if slots:
+            ids[upload(references, self._device)] = self._tokens.read(slots)
         return ids
 
-    def _sample(self, hidden: torch.Tensor, sampled: list[tuple[Chunk, int]]) -> torch.Tensor | None:
-        """Sample the last rows of some chunks where the head is, and pass the tokens to the first stage.
+    def _sample(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor | None:
+        """Sample where the head is, and pass the tokens to the first stage.
 
         Every rank of the replica knows which slots are sampled, so the tokens travel bare.
         """
         groups, model = self._groups[self.layout], self._models[self.layout]
-        chunks = [chunk for chunk, _ in sampled]
-        slots = [chunk.slot for chunk in chunks]
         tokens = None
         if groups.pipe.is_last:
-            rows = [row for _, row in sampled]
-            if len(rows) < len(hidden):
-                hidden = hidden[upload(torch.tensor(rows), self._device)]
-            positions = [chunk.start + len(chunk.tokens) for chunk in chunks]
-            tokens = model.sample(hidden, self._slots.sampling(chunks), positions)
+            if len(rows.sampled) < len(hidden):
+                hidden = hidden[upload(torch.tensor(rows.sampled), self._device)]
+            tokens = model.sample(hidden, self._slots.sampling(rows.slots), rows.positions)
             if tokens is not None:
                 groups.feedback.send(tokens)
         if tokens is not None and groups.feedback.is_first_stage:
-            self._tokens.write(slots, tokens)
+            self._tokens.write(rows.slots, tokens)
         elif groups.feedback.is_first_stage:
-            self._tokens.expect(slots, groups.feedback.post(len(slots), self._device))
+            self._tokens.expect(rows.slots, groups.feedback.post(len(rows.slots), self._device))
         return tokens

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
 from engine.model.ops.base import BatchInputs
 from engine.sampling import RowSampling
-from engine.steps import Chunk, Forward
+from engine.steps import Forward
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a step computes, in the order of its rows of hidden states: who decodes, then chunks of prompts."""
+
+    batch: BatchInputs
+    tokens: torch.Tensor  # int64 `[tokens]`: an id, or `~slot` of the last token sampled there
+    sampled: list[int]  # of these rows
+    slots: list[int]  # whose rows those are
+    positions: list[int]  # of the tokens that are sampled
 
 
 class SlotTable:
@@ -31,17 +46,33 @@ class SlotTable:
             row = self._blocks[table.slot, table.first : table.first + len(table.blocks)]
             row.copy_(torch.tensor(table.blocks, dtype=torch.int32))
 
-    def batch(self, chunks: list[Chunk]) -> BatchInputs:
-        context_lens = [chunk.start + len(chunk.tokens) for chunk in chunks]
-        width = -(-max(context_lens) // self.block_size)
-        return BatchInputs(
-            query_lens=torch.tensor([len(chunk.tokens) for chunk in chunks], dtype=torch.int32),
-            context_lens=torch.tensor(context_lens, dtype=torch.int32),
-            tables=self._blocks[[chunk.slot for chunk in chunks], :width],
+    def rows(self, forward: Forward) -> Rows:
+        """A step's rows; `update` it first."""
+        chunks = forward.chunks
+        slots, positions, tokens = forward.decodes.columns()
+        lens = [len(chunk.tokens) for chunk in chunks]
+        query_lens = np.concatenate((np.ones_like(slots), np.array(lens, dtype=np.int32)))
+        ends = [chunk.start + len(chunk.tokens) for chunk in chunks]
+        context_lens = np.concatenate((positions + 1, np.array(ends, dtype=np.int32)))
+        width = -(-int(context_lens.max()) // self.block_size)
+        all_slots = np.concatenate((slots, np.array([chunk.slot for chunk in chunks], dtype=np.int32)))
+        prompts = np.array([token for chunk in chunks for token in chunk.tokens], dtype=np.int64)
+        last_rows = len(slots) - 1 + np.cumsum(lens, dtype=np.int64)
+        is_sampled = np.array([chunk.sample for chunk in chunks], dtype=np.bool_)
+        return Rows(
+            batch=BatchInputs(
+                query_lens=torch.from_numpy(query_lens),
+                context_lens=torch.from_numpy(context_lens),
+                tables=self._blocks[torch.from_numpy(all_slots.astype(np.int64)), :width],
+            ),
+            tokens=torch.from_numpy(np.concatenate((tokens, prompts))),
+            sampled=[*range(len(slots)), *last_rows[is_sampled].tolist()],
+            slots=[*slots.tolist(), *(chunk.slot for chunk in chunks if chunk.sample)],
+            positions=[*(positions + 1).tolist(), *itertools.compress(ends, is_sampled.tolist())],
         )
 
-    def sampling(self, chunks: list[Chunk]) -> list[RowSampling]:
-        rows = [self._sampling[chunk.slot] for chunk in chunks]
+    def sampling(self, slots: list[int]) -> list[RowSampling]:
+        rows = [self._sampling[slot] for slot in slots]
         if any(row is None for row in rows):
             raise ValueError("a step samples for a slot that no sequence has taken")
         return [row for row in rows if row is not None]

@@ -20,8 +20,9 @@ from engine.errors import ConfigError, EngineDeadError
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
 from engine.sampling import RowSampling
-from engine.steps import Chunk, Command, Forward, Report, SlotInit, Swap, TableUpdate, Transition
+from engine.steps import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
 from engine.supervision import end_children
+from tests.engine.forwards import make_forward
 from tests.patience import PATIENCE_S
 from tests.shm import named_segments
 from tests.tiny import reference_greedy, write_tiny_checkpoint
@@ -77,7 +78,7 @@ class Driver:
         inits: list[SlotInit] | None = None,
         replica: int = 0,
     ) -> int:
-        self.submit(Forward(step := self.id(), layout, replica, chunks, tables or [], inits or []))
+        self.submit(make_forward(step := self.id(), layout, chunks, tables, inits, replica))
         return step
 
     def wait(self, ranks: int) -> None:

@@ -17,6 +17,7 @@ from engine.cost.times import Measured
 from engine.executor.simulated import SimulatedExecutor
 from engine.model.shapes import ModelShape
 from engine.steps import AllocatePools, Command, Forward, Shutdown, Swap, Transition
+from tests.engine.forwards import parts
 
 VOCAB = 1009
 SHAPE = ModelShape(
@@ -123,8 +124,9 @@ class SymbolicExecutor(SimulatedExecutor):
             known[table.first :] = table.blocks
         # A prompt may share blocks that an earlier chunk of this very step writes: devices write before they read.
         tokens: dict[int, int] = {}
-        assert len({chunk.slot for chunk in forward.chunks}) == len(forward.chunks), "one slot twice in a forward"
-        for chunk in forward.chunks:
+        chunks = parts(forward)
+        assert len({chunk.slot for chunk in chunks}) == len(chunks), "one slot twice in a forward"
+        for chunk in chunks:
             previous = self._cell(replica, chunk.slot, chunk.start - 1) if chunk.start else None
             assert chunk.start == 0 or previous is not None, "a chunk's context is not in its blocks"
             state = previous.state if previous else 0
@@ -138,7 +140,7 @@ class SymbolicExecutor(SimulatedExecutor):
                 tokens[chunk.slot] = next_token(state)
         for slot, token in tokens.items():
             self._slot_token[replica, slot] = token
-        return [tokens[chunk.slot] for chunk in forward.chunks if chunk.sample]
+        return [tokens[chunk.slot] for chunk in chunks if chunk.sample]
 
     def _cell(self, replica: int, slot: int, position: int) -> Cell | None:
         block = self._tables[replica, slot][position // self._block_size]

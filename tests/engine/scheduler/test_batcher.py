@@ -23,6 +23,7 @@ from engine.sampling import SamplingParams
 from engine.scheduler.batcher import MAX_PENDING_TOKENS
 from engine.sizing.model import DEFAULT_SHAPE
 from engine.steps import Chunk, Command, Forward
+from tests.engine.forwards import parts
 
 P4 = Plan(Layout(pp=4), Layout(pp=4))
 HOST = replace(NO_HOST, matmul_flops_per_s=684e12, memory_bytes_per_s=3e12)  # reads 2 bytes in the time of 228 rows
@@ -77,8 +78,7 @@ def is_decode(chunk: Chunk) -> bool:
 
 
 def cost(forward: Forward) -> float:
-    parts = ((COST.decode(1, c.start) if is_decode(c) else COST.chunk(c.start, len(c.tokens))) for c in forward.chunks)
-    return sum(parts)
+    return sum(COST.decode(1, c.start) if is_decode(c) else COST.chunk(c.start, len(c.tokens)) for c in parts(forward))
 
 
 def test_stages_stay_busy_while_sequences_come_to_their_ends() -> None:
@@ -96,7 +96,7 @@ def test_a_token_is_never_needed_before_its_turn() -> None:
     executor, _ = run([(8, 100)] * 203)
     last: dict[int, int] = {}
     for turn, forward in enumerate(executor.forwards):
-        for chunk in forward.chunks:
+        for chunk in parts(forward):
             if chunk.tokens[-1] < 0 and turn > 40:
                 assert turn - last[chunk.slot] in (3, 4), "as many steps in between as a round has, or one less"
             last[chunk.slot] = turn
@@ -104,10 +104,10 @@ def test_a_token_is_never_needed_before_its_turn() -> None:
 
 def test_decode_micro_batches_are_alike() -> None:
     executor, _ = run([(16, 400)] * 60 + [(1500, 400)] * 60)
-    decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
+    decodes = [forward for forward in executor.forwards if all(map(is_decode, parts(forward)))]
     rounds = [decodes[turn : turn + 4] for turn in range(200, 1000, 4)]
     # A row may change places with the next round's.
-    assert all(abs(sum(len(forward.chunks) for forward in each) - 120) <= 1 for each in rounds)
+    assert all(abs(sum(len(parts(forward)) for forward in each) - 120) <= 1 for each in rounds)
     costs = [[cost(forward) for forward in each] for each in rounds]
     # What is left is the last row that a step takes beyond its share.
     assert max(max(each) / min(each) for each in costs) < 1.25
@@ -115,7 +115,7 @@ def test_decode_micro_batches_are_alike() -> None:
 
 def test_prompts_fill_up_the_steps_that_decode() -> None:
     executor, _ = run([(700, 200)] * 100)
-    mixed = [f for f in executor.forwards if any(map(is_decode, f.chunks)) and not all(map(is_decode, f.chunks))]
+    mixed = [f for f in executor.forwards if any(map(is_decode, parts(f))) and not all(map(is_decode, parts(f)))]
     assert len(mixed) > 50
     most = COST.mixed + COST.chunk(700, 1)  # a chunk has at least a token
     assert all(COST.mixed * 0.99 < cost(forward) < most for forward in mixed[:-4])
@@ -128,7 +128,7 @@ def test_prompts_alone_come_in_steps_of_equal_cost() -> None:
     costs = [cost(forward) for forward in executor.forwards]
     assert max(sizes) <= 4096
     assert all(b <= a + 2 for a, b in pairwise(costs[:-1])), "smaller towards the end, where the pipeline drains"
-    first = [forward.num_tokens for forward in executor.forwards if len(forward.chunks) == 1][:2]
+    first = [forward.num_tokens for forward in executor.forwards if len(parts(forward)) == 1][:2]
     assert first[0] > first[1]
 
 
@@ -137,7 +137,7 @@ def test_one_sequence_alone_has_a_step_waiting_behind_the_one_that_runs(prefill:
     executor, core = run([(8, 50)], prefill=prefill)
     assert len(executor.forwards) == 50
     assert core.stats().generation_tokens == 50
-    references = [chunk for forward in executor.forwards for chunk in forward.chunks if chunk.tokens[-1] < 0]
+    references = [chunk for forward in executor.forwards for chunk in parts(forward) if chunk.tokens[-1] < 0]
     assert len(references) == 50 - 1 and MAX_PENDING_TOKENS == 2
 
 
@@ -152,8 +152,8 @@ def test_who_waits_for_a_place_does_not_make_decode_steps_smaller() -> None:
 def test_a_late_sequence_falls_in_with_the_others(prefill: str) -> None:
     """These decode in one step a round. Sent as early as it can be, a late one would keep a step of its own."""
     executor, _ = run([(32, 40)] * 8, weights_only(prefill), prefill=prefill)
-    rounds = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))][2:]
-    assert {len(forward.chunks) for forward in rounds[:-1]} == {8}
+    rounds = [forward for forward in executor.forwards if all(map(is_decode, parts(forward)))][2:]
+    assert {len(parts(forward)) for forward in rounds[:-1]} == {8}
 
 
 @pytest.mark.parametrize("prefill", ["D2", "D2P2", "D4"])
@@ -167,7 +167,7 @@ def test_requests_that_come_one_by_one_are_shared_by_the_replicas(prefill: str) 
             core.turn()
     while not core.is_idle:
         core.turn()
-    prompts = Counter(f.replica for f in executor.forwards for chunk in f.chunks if chunk.start == 0)
+    prompts = Counter(f.replica for f in executor.forwards for chunk in parts(f) if chunk.start == 0)
     fair = 20 // config.plan.decode.dp
     assert len(prompts) == config.plan.decode.dp and all(abs(count - fair) <= 2 for count in prompts.values()), prompts
 
@@ -177,8 +177,8 @@ def test_a_sequence_comes_back_to_a_replica_where_it_may_decode() -> None:
     lengths = [(1500, 200)] + [(20, 200)] * 7
     options: dict[str, Any] = {"decode": "D2T2", "max_num_seqs": 4, "num_host_blocks": 4000}
     executor, _ = run(lengths, prefill="D2P2", **ALWAYS, **options)
-    decodes = [forward for forward in executor.forwards if all(map(is_decode, forward.chunks))]
-    assert max(len(forward.chunks) for forward in decodes) == 4 and len(decodes) < 2 * 200 + 10
+    decodes = [forward for forward in executor.forwards if all(map(is_decode, parts(forward)))]
+    assert max(len(parts(forward)) for forward in decodes) == 4 and len(decodes) < 2 * 200 + 10
 
 
 def test_without_a_pipeline_steps_are_as_large_as_they_may_be() -> None:
@@ -197,4 +197,4 @@ def test_a_prefill_phase_is_not_slowed_by_sequences_that_stand_still() -> None:
 def test_no_step_samples_more_rows_than_the_workers_have_memory_for(layouts: dict[str, Any]) -> None:
     """A prefill phase takes in more sequences than may decode at once, and these prompts all fit into one step."""
     executor, _ = run([(3, 4)] * 100, max_num_seqs=8, **layouts)
-    assert max(len(forward.chunks) for forward in executor.forwards) == 8
+    assert max(len(parts(forward)) for forward in executor.forwards) == 8
