@@ -32,6 +32,8 @@ class Batch:
         self._tables: list[TableUpdate] = []
         self._inits: list[SlotInit] = []
         self.num_tokens = 0
+        self.multiple = 1  # of tokens, that a chunk which is cut anyway fills the step up to
+        self.is_cut = False  # with such a chunk, it takes no more
         self.cost = 0.0
         self.decodes = 0
         self._context = 0  # of those that decode
@@ -72,8 +74,13 @@ class Batch:
         self._context = int(dispatched.positions.sum())
         self.cost += self.costs.decode(self.decodes, self._context)
 
-    def add_chunk(self, seq: Sequence, count: int) -> None:
-        """Dispatch the next `count` tokens of a prompt, whose device blocks reach that far."""
+    def add_chunk(self, seq: Sequence, most: int, wanted: int) -> None:
+        """Dispatch the next tokens of a prompt, for which it has device blocks: `most`, or about `wanted` of them."""
+        count = min(most, wanted)
+        if count < most:
+            self.is_cut = True
+            excess = (self.num_tokens + count) % self.multiple
+            count -= excess if excess < count else 0
         self._pairs += pairs_of(seq.dispatched, count)
         self.cost += self.costs.chunk(seq.dispatched, count)
         self._announce(seq)

@@ -17,6 +17,8 @@ from engine.scheduler.rotation import MAX_PENDING_TOKENS
 from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
 
+TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
+
 
 @dataclass(frozen=True)
 class Share:
@@ -81,6 +83,7 @@ class Batcher:
         # In a pipeline all steps should cost the same, or stages wait.
         is_mixed = layout.pp > 1 and share is not None and bool(replica.rotation)
         budget = max(costs.mixed, batch.cost + MIN_CHUNK_TOKENS) if is_mixed else batch.cost + chunk
+        batch.multiple = 1 if is_mixed else TILE_TOKENS
         self._add_prefills(batch, replica, mode, budget, admits, leavers)
         # Beyond so many steps only those that came late may still decode: they would keep a step of their own.
         if not batch and share is not None and replica.forwards_in_flight < MAX_PENDING_TOKENS * share.steps:
@@ -159,15 +162,19 @@ class Batcher:
     ) -> None:
         """Chunks of prompts: of those under way first, then of those that wait."""
         for seq in list(replica.prefilling):
-            if batch.cost >= budget or self._rows_left(batch) <= 0:
+            if self._is_full(batch, budget):
                 return
             if seq not in leavers and seq.in_prefill:
                 self._add_chunk(batch, seq, mode, budget, leavers)
-        while admits and batch.cost < budget and self._rows_left(batch) > 0:
+        while admits and not self._is_full(batch, budget):
             admitted = self._admit(replica, mode)
             if admitted is None:
                 return
             self._add_chunk(batch, admitted, mode, budget, leavers)
+
+    def _is_full(self, batch: Batch, budget: float) -> bool:
+        """Whether it takes no more prompts: a chunk was cut for want of budget, or there is none left."""
+        return batch.is_cut or batch.cost >= budget or self._rows_left(batch) <= 0
 
     def _rows_left(self, batch: Batch) -> int:
         """Sequences that still fit: the workers have memory for `max_num_seqs` rows of logits, also of tiny prompts."""
@@ -177,7 +184,7 @@ class Batcher:
     def _add_chunk(self, batch: Batch, seq: Sequence, mode: Mode, budget: float, leavers: dict[Sequence, None]) -> None:
         start = seq.dispatched
         most = min(seq.prefill_end - start, self._config.max_num_batched_tokens - batch.num_tokens)
-        batch.add_chunk(seq, min(most, batch.costs.tokens_within(start, budget - batch.cost)))
+        batch.add_chunk(seq, most, batch.costs.tokens_within(start, budget - batch.cost))
         self._blocks.publish(seq, start)
         if seq.in_prefill:
             return

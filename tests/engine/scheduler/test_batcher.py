@@ -20,7 +20,8 @@ from engine.executor.simulated import NO_HOST, SimulatedExecutor
 from engine.messages import Add
 from engine.parallel.layout import Layout, Plan
 from engine.sampling import SamplingParams
-from engine.scheduler.batcher import MAX_PENDING_TOKENS
+from engine.scheduler.batcher import TILE_TOKENS
+from engine.scheduler.rotation import MAX_PENDING_TOKENS
 from engine.sizing.model import DEFAULT_SHAPE
 from engine.steps import Chunk, Command, Forward
 from tests.engine.forwards import parts
@@ -115,21 +116,23 @@ def test_decode_micro_batches_are_alike() -> None:
 
 def test_prompts_fill_up_the_steps_that_decode() -> None:
     executor, _ = run([(700, 200)] * 100)
-    mixed = [f for f in executor.forwards if any(map(is_decode, parts(f))) and not all(map(is_decode, parts(f)))]
+    mixed = [forward for forward in executor.forwards if len(forward.decodes) and forward.chunks]
     assert len(mixed) > 50
     most = COST.mixed + COST.chunk(700, 1)  # a chunk has at least a token
     assert all(COST.mixed * 0.99 < cost(forward) < most for forward in mixed[:-4])
 
 
 def test_prompts_alone_come_in_steps_of_equal_cost() -> None:
-    """The further into a prompt a chunk begins, the fewer tokens it has."""
+    """The further into a prompt a chunk begins, the fewer tokens it has: whole tiles of them, but for the last."""
     executor, _ = run([(8000, 1)] * 4)
     sizes = [forward.num_tokens for forward in executor.forwards]
     costs = [cost(forward) for forward in executor.forwards]
     assert max(sizes) <= 4096
-    assert all(b <= a + 2 for a, b in pairwise(costs[:-1])), "smaller towards the end, where the pipeline drains"
-    first = [forward.num_tokens for forward in executor.forwards if len(parts(forward)) == 1][:2]
-    assert first[0] > first[1]
+    tile = COST.chunk(8000 - TILE_TOKENS, TILE_TOKENS)
+    assert all(b <= a + tile for a, b in pairwise(costs[:-1])), "smaller towards the end, where the pipeline drains"
+    assert all(size % TILE_TOKENS == 0 for size in sizes[:-1])
+    first = sizes[: 8000 // sizes[0]]
+    assert first == sorted(first, reverse=True) and first[0] > first[-1]
 
 
 @pytest.mark.parametrize("prefill", ["T1", "P2", "P4"])
