@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -15,12 +16,17 @@ from engine.device.reports import EventReports
 from engine.kv.copies import BlockCopier, Copies
 from engine.steps import Report, Swap
 
+# One engine copies all that goes in one direction, first come first served: the few bytes that the next step needs on
+# the device wait for all that a swap has asked for before. So it never asks for more than two such pieces.
+_PIECE_BYTES = 8 << 20
+
 _TO_HOST = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
 _TO_DEVICE = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
 
 
 class CudaBlockCopier(BlockCopier):
-    """Starts a swap's copies on the current stream; the host pool must be registered (`segment.register`)."""
+    """Starts a swap's copies on the current stream, the last ones once the others are done; the host pool must be
+    registered (`segment.register`)."""
 
     def _copy_blocks(self, swap: Swap, device: torch.Tensor, host: torch.Tensor) -> None:
         # A block on the device is contiguous. On the host, a row is one layer's heads, and the next row lies all
@@ -29,7 +35,13 @@ class CudaBlockCopier(BlockCopier):
         device_stride, host_stride = (x.stride(0) * x.itemsize for x in (device, host))
         pitch = host.stride(1) * host.itemsize
         stream = torch.cuda.current_stream().cuda_stream
-        for device_block, host_block in zip(swap.device_blocks, swap.host_blocks, strict=True):
+        blocks_per_piece = max(1, _PIECE_BYTES // (layers * width))
+        pieces: deque[torch.cuda.Event] = deque()  # under way, the oldest first
+        for i, (device_block, host_block) in enumerate(zip(swap.device_blocks, swap.host_blocks, strict=True)):
+            if i and i % blocks_per_piece == 0:
+                pieces.append(_moment_to_wait_for())
+                if len(pieces) == 2:
+                    pieces.popleft().synchronize()
             on_device = device.data_ptr() + device_block * device_stride
             on_host = host.data_ptr() + host_block * host_stride
             if swap.to_host:
@@ -39,6 +51,12 @@ class CudaBlockCopier(BlockCopier):
             (error,) = runtime.cudaMemcpy2DAsync(*copy)
             if error != runtime.cudaError_t.cudaSuccess:
                 raise RuntimeError(f"CUDA refuses a copy of swap {swap.id}: {error.name}")
+
+
+def _moment_to_wait_for() -> torch.cuda.Event:
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event
 
 
 class CudaCopies(Copies):
