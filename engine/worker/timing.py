@@ -85,7 +85,7 @@ class StageTimer:
         self._left_s = _PAIRS * self._budget_s
         pair_s = self._pair_s(prefill)
         self._left_s = _CONTEXT * self._budget_s
-        return StageTimes(_rising(prefill), _rising(decode), pair_s, self._context_s(decode))
+        return StageTimes(_sustained(_rising(prefill)), _rising(decode), pair_s, self._context_s(decode))
 
     def _curve(self, counts: Sequence[int], seconds: Callable[[int], float]) -> dict[int, float]:
         points: dict[int, float] = {}
@@ -172,3 +172,12 @@ def _rising(points: dict[int, float]) -> Curve:
             kept.append(count)
     kept.reverse()
     return Curve(tuple(map(float, kept)), tuple(points[count] for count in kept))
+
+
+def _sustained(curve: Curve) -> Curve:
+    """Where no token takes less than in a larger step: a GPU has higher clocks for a moment of arithmetic than in a row
+    of such steps, and what small ones seem to gain by that is gone when they follow one another."""
+    seconds = list(curve.seconds)
+    for i in range(len(seconds) - 2, -1, -1):
+        seconds[i] = max(seconds[i], seconds[i + 1] * curve.counts[i] / curve.counts[i + 1])
+    return Curve(curve.counts, tuple(seconds))

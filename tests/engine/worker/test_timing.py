@@ -107,6 +107,20 @@ def test_a_point_that_was_slow_by_chance_is_left_out() -> None:
     assert times.prefill.steepness == pytest.approx(0.01)
 
 
+def test_small_steps_gain_nothing_by_clocks_that_do_not_last() -> None:
+    stage = Stage(LIMITS, step_s=1e-3, token_s=1e-4, pair_s=0, context_s=0)
+
+    def run(batch: BatchInputs, sampled: int, times: int) -> list[float]:
+        seconds = stage.run(batch, sampled, times)
+        return [0.8 * x for x in seconds] if 64 < batch.num_tokens < 2048 else seconds
+
+    prefill = StageTimer(run, LIMITS, 10_000.0, 0).measure().prefill
+    token_s = [seconds / count for count, seconds in zip(prefill.counts, prefill.seconds, strict=True)]
+    assert prefill.counts == (16, 64, 512, 2048)
+    assert token_s == sorted(token_s, reverse=True) and token_s[2] == pytest.approx(token_s[3])
+    assert prefill.at(64) == pytest.approx(1e-3 + 64e-4), "what a small step takes by itself stays"
+
+
 def test_chance_makes_no_time_negative() -> None:
     stage = Stage(LIMITS, step_s=1.0, token_s=-1e-4, pair_s=-1e-6, context_s=-1e-6)
     times = measure(stage, LIMITS)
