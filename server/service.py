@@ -29,10 +29,10 @@ from engine.heap import freeze_heap
 from engine.messages import EngineInfo
 from engine.sizing.fit import check_early
 from engine.text import BYTES_TOKENIZER, load_tokenizer
-from server.app import create_app, model_name
-from server.bridge import Bridge
 from server.config import ServerConfig
-from server.errors import ShuttingDownError
+from server.http.app import create_app, model_name
+from server.link.bridge import Bridge
+from server.link.errors import ShuttingDownError
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from engine.messages import EngineInfo
-from server.errors import ModelNotFoundError
+from server.http.errors import ModelNotFoundError
 
 
 class Models:

@@ -15,9 +15,9 @@ import uvicorn
 
 from engine.messages import Ready
 from engine.text import ByteTokenizer
-from server.app import create_app
-from server.bridge import Bridge
 from server.config import ServerConfig
+from server.http.app import create_app
+from server.link.bridge import Bridge
 from server.service import HTTPServer
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 

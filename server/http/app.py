@@ -13,24 +13,33 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from engine.errors import SeesawError
 from engine.messages import EngineInfo
 from engine.text import Tokenizer
-from server import errors
-from server.asgi import ApiKeys, BodyLimit
-from server.bridge import Bridge
 from server.config import ServerConfig
+from server.http import errors
+from server.http.middleware import ApiKeys, BodyLimit
+from server.link.bridge import Bridge
 from server.openai.completions import Completions
+from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.openai.models import Models
-from server.tokens import TokenizerPool
+from server.openai.serving import Serving
+from server.render.tokens import TokenizerPool
 from server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
 SCRAPE_TIMEOUT_S = 1.0
 
 
-def create_app(bridge: Bridge, info: EngineInfo, tokenizer: Tokenizer, config: ServerConfig) -> FastAPI:
+def create_app(
+    bridge: Bridge,
+    info: EngineInfo,
+    tokenizer: Tokenizer,
+    config: ServerConfig,
+    defaults: SamplingDefaults = NO_DEFAULTS,
+) -> FastAPI:
     """The application for an engine that is ready."""
     tokens = TokenizerPool(tokenizer)
     models = Models(model_name(config, info), info)
-    completions = Completions(bridge, info, models, tokens)
+    serving = Serving(bridge, info, models, tokens, defaults)
+    completions = Completions(serving)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

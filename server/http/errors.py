@@ -1,6 +1,6 @@
 """One mapping from exceptions to HTTP: a status and OpenAI's body `{"error": {message, type, param, code}}`.
 
-Registered by `server.app`; streams (`server.openai.completions`) use `describe` for errors after the headers.
+Registered by `server.http.app`; streams (`server.openai.completions`) use `describe` for errors after the headers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
+from server.link.errors import GenerationError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +29,6 @@ ENDPOINTS = "Use POST /v1/completions, or GET /v1/models, /health, /metrics or /
 
 class ModelNotFoundError(RequestError):
     """The request names a model that is not served."""
-
-
-class ShuttingDownError(SeesawError):
-    """The server is going down; the request was not (or will not be) completed."""
-
-
-class GenerationError(SeesawError):
-    """The engine gave up on this one request."""
 
 
 class ErrorInfo(NamedTuple):

@@ -38,8 +38,8 @@ from engine.messages import (
     ToEngine,
 )
 from engine.sampling import SamplingParams
+from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
-from server.stream import LiveRequest, Stream, fresh
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from engine.errors import EngineDeadError
 from engine.messages import Abort, Add, FinishReason, Output
 from engine.sampling import SamplingParams
 from server.config import ServerConfig
-from server.openai import protocol
-from server.openai.body import LARGE_BODY_BYTES
+from server.http.body import LARGE_BODY_BYTES
+from server.openai.protocol import completions as protocol
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
 

@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDeadError
 from engine.messages import LayoutSpeed, Speeds, Stats
-from server import app
 from server.config import ServerConfig
+from server.http import app
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
