@@ -10,6 +10,9 @@ from engine.errors import ConfigError
 
 MIB = 1 << 20
 
+ToolCallParser = Literal["none", "hermes", "llama3_json", "mistral", "pythonic"]
+ReasoningParser = Literal["none", "deepseek_r1", "qwen3"]
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -24,6 +27,21 @@ class ServerConfig:
     served_model_name: str = _option("", "model name that clients use (default: the model as given)")
     api_key: tuple[str, ...] = _option(
         (), "key that clients of /v1 must send; may be given several times (default: $SEESAW_API_KEY, else none)"
+    )
+
+    chat_template: str = _option(
+        "", "Jinja chat template, as a file or as the template itself (default: the tokenizer's)"
+    )
+    trust_request_chat_template: bool = _option(False, "let clients bring chat templates of their own")
+    enable_auto_tool_choice: bool = _option(
+        False, "let the model decide about tool calls, and look for them in its answers with --tool-call-parser"
+    )
+    tool_call_parser: ToolCallParser = _option("none", "how the model writes tool calls")
+    reasoning_parser: ReasoningParser = _option("none", "how the model parts reasoning from its answer")
+    generation_config: str = _option(
+        "auto",
+        "sampling for what requests leave out: auto takes the model's generation_config.json, vllm OpenAI's defaults, "
+        "a path another such file",
     )
 
     health_timeout_s: float = _option(10.0, "/health says 503 if the engine's loop does not turn within this time")
@@ -50,3 +68,5 @@ class ServerConfig:
             raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
         if "" in self.api_key:
             raise ConfigError("api_key must not be empty: leave it out to serve everyone")
+        if self.enable_auto_tool_choice and self.tool_call_parser == "none":
+            raise ConfigError("enable_auto_tool_choice needs a tool_call_parser: name the model's, such as hermes")

@@ -28,11 +28,13 @@ from engine.errors import ConfigError, EngineDeadError
 from engine.heap import freeze_heap
 from engine.messages import EngineInfo
 from engine.sizing.fit import check_early
-from engine.text import BYTES_TOKENIZER, load_tokenizer
+from engine.text import BYTES_TOKENIZER, Tokenizer, load_tokenizer
 from server.config import ServerConfig
 from server.http.app import create_app, model_name
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
+from server.openai.defaults import SamplingDefaults, load_defaults
+from server.render.templates import ChatTemplate, read_template
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
@@ -73,6 +75,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
     check_early(engine)
+    read_template(server.chat_template)  # what cannot be read is said before anything slow starts
     with _bind(server.host, server.port) as listener:
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
@@ -113,17 +116,22 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
 
 async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
-    info, tokenizer = await asyncio.gather(
-        bridge.ready(), in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER))
-    )
+    info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
     config = uvicorn.Config(
-        create_app(bridge, info, tokenizer, server),
+        create_app(bridge, info, tokenizer, server, defaults),
         access_log=server.access_log,
         log_config=None,
         backlog=BACKLOG,
         timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
     return HTTPServer(config), info
+
+
+def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
+    """What the server itself needs of the checkpoint. Raises ConfigError."""
+    tokenizer = load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER)
+    ChatTemplate(tokenizer, read_template(server.chat_template)).check()
+    return tokenizer, load_defaults(server.generation_config, engine)
 
 
 async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:

@@ -17,10 +17,13 @@ from server.config import ServerConfig
 from server.http import errors
 from server.http.middleware import ApiKeys, BodyLimit
 from server.link.bridge import Bridge
+from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.openai.models import Models
 from server.openai.serving import Serving
+from server.render.answer import AnswerFormat
+from server.render.templates import ChatTemplate, read_template
 from server.render.tokens import TokenizerPool
 from server.version import seesaw_version
 
@@ -40,6 +43,13 @@ def create_app(
     models = Models(model_name(config, info), info)
     serving = Serving(bridge, info, models, tokens, defaults)
     completions = Completions(serving)
+    parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
+    chat = Chat(
+        serving,
+        ChatTemplate(tokenizer, read_template(config.chat_template)),
+        AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
+        trusts_templates=config.trust_request_chat_template,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,6 +64,7 @@ def create_app(
     errors.install(app)
 
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
     app.add_api_route("/v1/models", models.list)
     app.add_api_route("/v1/models/{model:path}", models.retrieve)
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_VALIDATION_ERRORS = 10
 MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
-ENDPOINTS = "Use POST /v1/completions, or GET /v1/models, /health, /metrics or /version."
+ENDPOINTS = "Use POST /v1/chat/completions or /v1/completions, or GET /v1/models, /health, /metrics or /version."
 
 
 class ModelNotFoundError(RequestError):

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from server.link.text_stream import Delta
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
-from server.openai.serving import Running, Serving, encode, event, stream
+from server.openai.serving import Running, Serving, as_event, encode, stream
 
 
 class Completions:
@@ -59,7 +59,7 @@ async def _chunks(running: Running, body: CompletionRequest) -> AsyncIterator[by
     async for batch in running.text.deltas():
         num_tokens = running.text.num_tokens if body.wants_running_usage else None
         yield b"".join(
-            event(
+            as_event(
                 _completion(
                     running, [Choice(delta.choice, delta.text, delta.finish_reason, delta.stop_reason)], num_tokens
                 )
@@ -67,7 +67,7 @@ async def _chunks(running: Running, body: CompletionRequest) -> AsyncIterator[by
             for delta in batch
         )
     if body.wants_usage:
-        yield event(_completion(running, [], running.text.num_tokens))
+        yield as_event(_completion(running, [], running.text.num_tokens))
 
 
 def _completion(running: Running, choices: list[Choice], completion_tokens: int | None) -> Completion:

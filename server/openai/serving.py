@@ -185,6 +185,6 @@ async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def event(chunk: msgspec.Struct) -> bytes:
+def as_event(chunk: msgspec.Struct) -> bytes:
     """One server-sent event."""
     return b"data: %b\n\n" % encode(chunk)

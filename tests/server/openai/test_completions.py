@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
-import httpx
 import pytest
 
 from engine.errors import EngineDeadError
@@ -17,16 +15,9 @@ from server.http.body import LARGE_BODY_BYTES
 from server.openai.protocol import completions as protocol
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
+from tests.server.openai.streams import events
 
 pytestmark = pytest.mark.anyio
-
-
-def events(response: httpx.Response) -> list[Any]:
-    """The payloads of a stream, which must be well formed and end with [DONE]."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = response.text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
 async def refused(site: Site, status: int, param: str | None, **body: Any) -> str:

@@ -111,8 +111,9 @@ def test_texts_split_at_every_position_give_the_same(name: str, text: str, conte
 
 
 FRAGMENTS = [
-    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", '"name"', '"arguments"', '"parameters"'),
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", '"name"', '"arguments"'),
     *("[", "]", "{", "}", "(", ")", ":", ",", ";", " ", "\n", '"', "\\", "'", "1", "null", "<", "é", "f", '"f"', "=1"),
+    '"parameters"',
     *(HERMES, LLAMA, '[TOOL_CALLS]f{"a": 1}', '[f(a="x")]', '{"name": "f", "arguments": {"a": 1}}'),
 ]
 
