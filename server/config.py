@@ -24,7 +24,24 @@ class ServerConfig:
 
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = _option(8000, "port to listen on; 0 takes a free one")
-    served_model_name: str = _option("", "model name that clients use (default: the model as given)")
+    uds: str = _option("", "path of a Unix socket to listen on instead of a port")
+    root_path: str = _option("", "path below which a proxy shows this server, such as /llm")
+    ssl_certfile: str = _option("", "certificate chain; serves HTTPS with it")
+    ssl_keyfile: str = _option("", "private key of the certificate, unless its file holds it")
+    ssl_ca_certs: str = _option("", "certificates of the authorities that clients' own certificates come from")
+    ssl_cert_reqs: Literal["none", "optional", "required"] = _option(
+        "none", "whether clients must show a certificate of their own"
+    )
+    allowed_origins: tuple[str, ...] = _option(
+        (), "origin whose pages may call this server from browsers (CORS), * for all; may be given several times"
+    )
+    allowed_methods: tuple[str, ...] = _option((), "methods that such pages may use (default: all)")
+    allowed_headers: tuple[str, ...] = _option((), "headers that such pages may send (default: all)")
+    allow_credentials: bool = _option(False, "let such pages send cookies and other credentials")
+
+    served_model_name: tuple[str, ...] = _option(
+        (), "model name that clients use; of several, answers have the first (default: the model as given)"
+    )
     api_key: tuple[str, ...] = _option(
         (), "key that clients of /v1 must send; may be given several times (default: $SEESAW_API_KEY, else none)"
     )
@@ -66,6 +83,16 @@ class ServerConfig:
             raise ConfigError(f"shutdown_timeout_s must be 0 or a number of seconds, not {self.shutdown_timeout_s}")
         if self.max_body_bytes < 1:
             raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
+        if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):
+            raise ConfigError(f"root_path must begin with a slash and not end with one, not {self.root_path!r}")
+        if not self.ssl_certfile and (self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs != "none"):
+            raise ConfigError("TLS needs a certificate: name one with ssl_certfile")
+        if self.ssl_cert_reqs != "none" and not self.ssl_ca_certs:
+            raise ConfigError("ssl_cert_reqs needs certificates to check clients by: name them with ssl_ca_certs")
+        if self.uds and self.ssl_certfile:
+            raise ConfigError("uds and ssl_certfile exclude each other: leave one out")
+        if "" in self.served_model_name:
+            raise ConfigError("served_model_name must not be empty: leave it out for the model as given")
         if "" in self.api_key:
             raise ConfigError("api_key must not be empty: leave it out to serve everyone")
         if self.enable_auto_tool_choice and self.tool_call_parser == "none":

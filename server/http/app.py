@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 
 from engine.errors import SeesawError
 from engine.messages import EngineInfo
 from engine.text import Tokenizer
 from server.config import ServerConfig
 from server.http import errors
-from server.http.middleware import ApiKeys, BodyLimit
+from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
 from server.link.bridge import Bridge
 from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
-from server.openai.models import Models
+from server.openai.models import Models, model_names
 from server.openai.serving import Serving
+from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
 from server.render.templates import ChatTemplate, read_template
 from server.render.tokens import TokenizerPool
@@ -40,7 +41,7 @@ def create_app(
 ) -> FastAPI:
     """The application for an engine that is ready."""
     tokens = TokenizerPool(tokenizer)
-    models = Models(model_name(config, info), info)
+    models = Models(model_names(config, info), info)
     serving = Serving(bridge, info, models, tokens, defaults)
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
@@ -58,18 +59,19 @@ def create_app(
 
     # No /docs: its page needs a CDN, and clients know this API from OpenAI's own documentation.
     app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan, openapi_url=None)
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
-    if config.api_key:
-        app.add_middleware(ApiKeys, keys=config.api_key)
+    _add_middleware(app, config)
     errors.install(app)
 
+    tokenization = Tokenization(serving, chat)
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
     app.add_api_route("/v1/models", models.list)
     app.add_api_route("/v1/models/{model:path}", models.retrieve)
+    app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
 
-    @app.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
-    @app.get("/health")
+    @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         """200 if the engine's loop turns: it answered just now."""
         try:
@@ -79,6 +81,11 @@ def create_app(
         except SeesawError as error:
             return errors.describe(error)._replace(status=503).response
         return JSONResponse({})
+
+    @app.get("/load")
+    async def load() -> dict[str, int]:
+        """How many requests there are, as vLLM tells load balancers."""
+        return {"server_load": bridge.num_live}
 
     @app.get("/version")
     async def show_version() -> dict[str, str]:
@@ -93,9 +100,19 @@ def create_app(
     return app
 
 
-def model_name(config: ServerConfig, info: EngineInfo) -> str:
-    """The name that clients use and read."""
-    if config.served_model_name or not info.model:
-        return config.served_model_name or "simulated"
-    folder = Path(info.model).expanduser()
-    return folder.resolve().name if folder.is_dir() else info.model
+def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
+    """What is added last sees a request first."""
+    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    if config.api_key:
+        app.add_middleware(ApiKeys, keys=config.api_key)
+    if config.allowed_origins:  # before the keys, since browsers ask without one whether they may
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods or ("*",),
+            allow_headers=config.allowed_headers or ("*",),
+            allow_credentials=config.allow_credentials,
+        )
+    app.add_middleware(RequestIds)
+    if config.root_path:
+        app.add_middleware(RootPath, root_path=config.root_path)

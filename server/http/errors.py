@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 MAX_VALIDATION_ERRORS = 10
 MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
-ENDPOINTS = "Use POST /v1/chat/completions or /v1/completions, or GET /v1/models, /health, /metrics or /version."
+ENDPOINTS = (
+    "Use POST /v1/chat/completions, /v1/completions, /tokenize or /detokenize, "
+    "or GET /v1/models, /health, /load, /metrics or /version."
+)
 
 
 class ModelNotFoundError(RequestError):

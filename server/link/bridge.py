@@ -182,6 +182,11 @@ class Bridge:
         return self._stats
 
     @property
+    def num_live(self) -> int:
+        """Requests that have not ended; of a call with several prompts, each counts."""
+        return len(self._live)
+
+    @property
     def num_waiting(self) -> int:
         """Sequences whose first output has not come."""
         return self._num_waiting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -25,7 +24,7 @@ from server.openai.protocol.chat_answer import (
     MessageDelta,
 )
 from server.openai.protocol.generation import Usage
-from server.openai.serving import Running, Serving, as_event, encode, stream
+from server.openai.serving import Arrival, Running, Serving, as_event, encode, stream
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
 from server.render.templates import ChatTemplate
@@ -46,14 +45,13 @@ class Chat:
     async def create(self, request: Request) -> Response:
         return await self._serving.answer(request, ChatRequest.model_validate_json, self._respond)
 
-    async def _respond(self, body: ChatRequest) -> Response:
-        arrival_s = time.monotonic()
+    async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
         sampling = self._serving.admit(body, 1)
-        self._check(body)
-        text = await self._serving.tokens.run(lambda: self._render(body))
+        self._check_calls(body)
+        text = await self.render(body)
         prompts = await self._serving.encode([text], body.add_special_tokens, "messages")
         special = self._answers.needs_special_tokens(body.may_call)
-        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival_s, show_special_tokens=special)
+        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival, show_special_tokens=special)
         choices = [
             _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
         ]
@@ -61,13 +59,8 @@ class Chat:
             return stream(running, _chunks(running, choices, body))
         return await _whole(running, choices)
 
-    def _check(self, body: ChatRequest) -> None:
-        if body.may_call and self._answers.tool_parser is None:
-            raise RequestError(
-                "This server does not look for tool calls: start it with --enable-auto-tool-choice and "
-                "--tool-call-parser, or send tool_choice none.",
-                "tool_choice",
-            )
+    async def render(self, body: ChatRequest) -> str:
+        """The text of the prompt."""
         if body.chat_template is not None and not self._trusts_templates:
             raise RequestError(
                 "chat_template is not taken from clients: start the server with --trust-request-chat-template.",
@@ -78,6 +71,15 @@ class Chat:
                 f"{len(body.messages)} messages do not fit the context of {self._serving.max_model_len} tokens: "
                 "send fewer.",
                 "messages",
+            )
+        return await self._serving.tokens.run(lambda: self._render(body))
+
+    def _check_calls(self, body: ChatRequest) -> None:
+        if body.may_call and self._answers.tool_parser is None:
+            raise RequestError(
+                "This server does not look for tool calls: start it with --enable-auto-tool-choice and "
+                "--tool-call-parser, or send tool_choice none.",
+                "tool_choice",
             )
 
     def _render(self, body: ChatRequest) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 from fastapi import Request, Response
 
 from server.link.text_stream import Delta
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
-from server.openai.serving import Running, Serving, as_event, encode, stream
+from server.openai.serving import Arrival, Running, Serving, as_event, encode, stream
 
 
 class Completions:
@@ -22,15 +21,14 @@ class Completions:
         most = self._serving.max_sequences
         return await self._serving.answer(request, lambda raw: CompletionRequest.parse(raw, most), self._respond)
 
-    async def _respond(self, body: CompletionRequest) -> Response:
-        arrival_s = time.monotonic()
+    async def _respond(self, body: CompletionRequest, arrival: Arrival) -> Response:
         sampling = self._serving.admit(body, body.num_prompts)
         prompts = body.token_lists
         if prompts:
             self._serving.check_prompts(prompts, "prompt")
         else:
             prompts = await self._serving.encode(body.texts, body.add_special_tokens, "prompt")
-        running = self._serving.start("cmpl", body, prompts, sampling, arrival_s)
+        running = self._serving.start("cmpl", body, prompts, sampling, arrival)
         if body.stream:
             return stream(running, _chunks(running, body))
         return await _whole(running)

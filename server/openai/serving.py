@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from engine.errors import RequestError, SeesawError
@@ -33,9 +34,17 @@ logger = logging.getLogger(__name__)
 # nginx's status for a client that left; it is only ever seen in the access log.
 CLIENT_CLOSED_REQUEST = 499
 
-B = TypeVar("B", bound=GenerationRequest)
+B = TypeVar("B", bound=BaseModel)
 
 encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Of a request whose body has been read."""
+
+    id: str  # of the client's choice: several may have the same
+    time_s: float  # on the monotonic clock
 
 
 @dataclass(frozen=True)
@@ -76,19 +85,23 @@ class Serving:
         self._defaults = defaults
 
     async def answer(
-        self, request: Request, parse: Callable[[bytes], B], respond: Callable[[B], Coroutine[Any, Any, Response]]
+        self,
+        request: Request,
+        parse: Callable[[bytes], B],
+        respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
     ) -> Response:
         """The response to a request, whose work ends when its client leaves."""
         try:
             body = await read_body(request, parse)
-            response = await until_disconnect(request.receive, respond(body))
+            arrival = Arrival(request.state.id, time.monotonic())
+            response = await until_disconnect(request.receive, respond(body, arrival))
         except ClientDisconnect:
             response = None
         return response or Response(status_code=CLIENT_CLOSED_REQUEST)
 
     def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
         """Everything that can be checked before the prompt is tokenized. Returns the sampling."""
-        self._models.check(body.model)
+        self.check_model(body.model)
         body.check()
         sampling = body.sampling(self._defaults)
         if num_prompts * sampling.n > self.max_sequences:  # for good: it would never find room
@@ -105,8 +118,18 @@ class Serving:
             )
         return sampling
 
+    def check_model(self, model: str | None) -> None:
+        """Raise ModelNotFoundError unless it is the one that is served."""
+        self._models.check(model)
+
     async def encode(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
         """Token ids of prompts, which fit the context."""
+        prompts = await self.tokenize(texts, add_special_tokens, param)
+        self.check_prompts(prompts, param)
+        return prompts
+
+    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
+        """Token ids of texts that may fit the context."""
         most_chars = self.max_model_len * self.tokens.tokenizer.max_token_chars
         for text in texts:
             if len(text) > most_chars:  # said now, since tokenizing it would take long
@@ -115,9 +138,7 @@ class Serving:
                     f"{self.max_model_len} tokens: shorten it.",
                     param,
                 )
-        prompts = await self.tokens.encode(texts, add_special_tokens)
-        self.check_prompts(prompts, param)
-        return prompts
+        return await self.tokens.encode(texts, add_special_tokens)
 
     def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:
         """Every prompt has a token, leaves room for one, and is of the vocabulary."""
@@ -130,8 +151,12 @@ class Serving:
                     "least one must remain for the output: shorten it.",
                     param,
                 )
-            if not 0 <= min(prompt) <= max(prompt) < self._info.vocab_size:
-                raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
+            self.check_ids(prompt, param)
+
+    def check_ids(self, tokens: Sequence[int], param: str) -> None:
+        """They are of the vocabulary."""
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
+            raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
 
     def start(
         self,
@@ -139,7 +164,7 @@ class Serving:
         body: GenerationRequest,
         prompts: Sequence[list[int]],
         sampling: SamplingParams,
-        arrival_s: float,
+        arrival: Arrival,
         *,
         show_special_tokens: bool = False,
     ) -> Running:
@@ -157,8 +182,9 @@ class Serving:
                 include_stop=body.include_stop_str_in_output,
             )
 
-        header = Header(f"{kind}-{uuid.uuid4().hex}", int(time.time()), self._models.name, sum(map(len, prompts)))
-        stream = self._bridge.submit(header.id, requests, arrival_s)
+        prompt_tokens = sum(map(len, prompts))
+        header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
+        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
         text = TextStream(stream, make_text, self._bridge.metrics)
         return Running(header, text, len(prompts) * sampling.n)
 

@@ -83,7 +83,7 @@ TEMPLATE = (
 
 
 def chat_config(**options: object) -> ServerConfig:
-    return ServerConfig(**{"served_model_name": "fake", "chat_template": TEMPLATE, **options})  # type: ignore[arg-type]
+    return ServerConfig(**{"served_model_name": ("fake",), "chat_template": TEMPLATE, **options})  # type: ignore[arg-type]
 
 
 MakeSite = Callable[..., Awaitable[Site]]
@@ -100,7 +100,7 @@ async def make_site(anyio_backend: str) -> AsyncIterator[MakeSite]:
             defaults: SamplingDefaults = NO_DEFAULTS,
         ) -> Site:
             line = await stack.enter_async_context(connected(max_queued_requests))
-            config = config or ServerConfig(served_model_name="fake")
+            config = config or ServerConfig(served_model_name=("fake",))
             app = create_app(line.bridge, INFO, tokenizer or ByteTokenizer(), config, defaults)
             transport = httpx.ASGITransport(app)
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
