@@ -68,6 +68,10 @@ class ServerConfig:
     engine_timeout_s: float = _option(
         60.0, "an engine that leaves a ping unanswered for so long while requests run is ended, and the server with it"
     )
+    keep_alive_s: float = _option(5.0, "an idle connection is closed after this time")
+    sse_keep_alive_s: float = _option(
+        0.0, "a stream in which nothing came for so long sends a comment, so that no proxy cuts it; 0 sends none"
+    )
     max_body_bytes: int = _option(16 * MIB, "largest request body")
 
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
@@ -79,8 +83,9 @@ class ServerConfig:
         for name in ("health_timeout_s", "engine_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
-        if not 0 <= self.shutdown_timeout_s < math.inf:
-            raise ConfigError(f"shutdown_timeout_s must be 0 or a number of seconds, not {self.shutdown_timeout_s}")
+        for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
         if self.max_body_bytes < 1:
             raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
         if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):

@@ -126,6 +126,7 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
         access_log=server.access_log,
         log_config=None,
         backlog=BACKLOG,
+        timeout_keep_alive=server.keep_alive_s,  # type: ignore[arg-type]  # a fraction of a second is a time, too
         ssl_certfile=server.ssl_certfile or None,
         ssl_keyfile=server.ssl_keyfile or None,
         ssl_ca_certs=server.ssl_ca_certs or None,

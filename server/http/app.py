@@ -42,7 +42,7 @@ def create_app(
     """The application for an engine that is ready."""
     tokens = TokenizerPool(tokenizer)
     models = Models(model_names(config, info), info)
-    serving = Serving(bridge, info, models, tokens, defaults)
+    serving = Serving(bridge, info, models, tokens, defaults, config.sse_keep_alive_s)
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
     chat = Chat(

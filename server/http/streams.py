@@ -37,10 +37,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], keep_alive_s: float = 0.0) -> None:
+        """`keep_alive_s`: a comment is sent when nothing came for so long, lest proxies cut the line; 0 sends none."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._events = _kept_alive(events, keep_alive_s) if keep_alive_s else events
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,3 +55,23 @@ class EventStream(Response):
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _kept_alive(events: AsyncIterator[bytes], interval_s: float) -> AsyncIterator[bytes]:
+    """The events, and a comment whenever none has come for so long."""
+
+    async def following() -> bytes | None:
+        return await anext(events, None)
+
+    while True:
+        task = asyncio.create_task(following())
+        try:
+            while not (await asyncio.wait((task,), timeout=interval_s))[0]:
+                yield b": keep-alive\n\n"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        event = task.result()
+        if event is None:
+            return
+        yield event

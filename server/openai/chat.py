@@ -24,7 +24,7 @@ from server.openai.protocol.chat_answer import (
     MessageDelta,
 )
 from server.openai.protocol.generation import Usage
-from server.openai.serving import Arrival, Running, Serving, as_event, encode, stream
+from server.openai.serving import Arrival, Running, Serving, as_event, encode
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
 from server.render.templates import ChatTemplate
@@ -56,7 +56,7 @@ class Chat:
             _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
         ]
         if body.stream:
-            return stream(running, _chunks(running, choices, body))
+            return self._serving.stream(running, _chunks(running, choices, body))
         return await _whole(running, choices)
 
     async def render(self, body: ChatRequest) -> str:

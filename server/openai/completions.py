@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from server.link.text_stream import Delta
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
-from server.openai.serving import Arrival, Running, Serving, as_event, encode, stream
+from server.openai.serving import Arrival, Running, Serving, as_event, encode
 
 
 class Completions:
@@ -30,7 +30,7 @@ class Completions:
             prompts = await self._serving.encode(body.texts, body.add_special_tokens, "prompt")
         running = self._serving.start("cmpl", body, prompts, sampling, arrival)
         if body.stream:
-            return stream(running, _chunks(running, body))
+            return self._serving.stream(running, _chunks(running, body))
         return await _whole(running)
 
 

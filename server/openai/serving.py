@@ -74,8 +74,15 @@ class Serving:
     """One for all handlers. Its methods raise RequestError and its like for what the client can mend."""
 
     def __init__(
-        self, bridge: Bridge, info: EngineInfo, models: Models, tokens: TokenizerPool, defaults: SamplingDefaults
+        self,
+        bridge: Bridge,
+        info: EngineInfo,
+        models: Models,
+        tokens: TokenizerPool,
+        defaults: SamplingDefaults,
+        keep_alive_s: float = 0.0,
     ) -> None:
+        """`keep_alive_s`: as of `EventStream`."""
         self.tokens = tokens
         self.max_sequences = bridge.max_queued_requests
         self.max_model_len = info.max_model_len
@@ -83,6 +90,7 @@ class Serving:
         self._info = info
         self._models = models
         self._defaults = defaults
+        self._keep_alive_s = keep_alive_s
 
     async def answer(
         self,
@@ -105,9 +113,10 @@ class Serving:
         body.check()
         sampling = body.sampling(self._defaults)
         if num_prompts * sampling.n > self.max_sequences:  # for good: it would never find room
+            made = f"{num_prompts} prompts with n {sampling.n}" if num_prompts > 1 else f"n {sampling.n}"
             raise RequestError(
-                f"{num_prompts} prompts with n {sampling.n} make {num_prompts * sampling.n} sequences, more than the "
-                f"{self.max_sequences} that may wait: send fewer prompts at once or lower n.",
+                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self.max_sequences} that may "
+                f"wait: {'send fewer prompts at once or ' if num_prompts > 1 else ''}lower n.",
                 "prompt" if num_prompts > 1 else "n",
             )
         self._bridge.check_room(num_prompts * sampling.n)
@@ -188,16 +197,15 @@ class Serving:
         text = TextStream(stream, make_text, self._bridge.metrics)
         return Running(header, text, len(prompts) * sampling.n)
 
+    def stream(self, running: Running, chunks: AsyncIterator[bytes]) -> Response:
+        """A response of server-sent events. An exception in their midst is an event, too: the status was sent."""
+        return EventStream(_until_done(chunks), running.text.close, self._keep_alive_s)
+
     def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
         """As in vLLM, an answer has what room the prompt leaves, and no more than the checkpoint's defaults allow."""
         room = self.max_model_len - len(prompt)
         most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))
-
-
-def stream(running: Running, chunks: AsyncIterator[bytes]) -> Response:
-    """A response of server-sent events. An exception in the midst of them is an event, too: the status was sent."""
-    return EventStream(_until_done(chunks), running.text.close)
 
 
 async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

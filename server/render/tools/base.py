@@ -162,3 +162,8 @@ class ToolParser(ABC):
             Content("".join(pieces)) if index is None else CallPiece(index, name, "".join(pieces))
             for index, name, pieces in events
         ]
+
+
+def encodable(text: str) -> str:
+    """The text, with `?` for each half of a surrogate pair, which escapes may stand for and no UTF-8 can hold."""
+    return text.encode(errors="replace").decode()

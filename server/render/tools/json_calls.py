@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from server.render.tools.base import Malformed, Reading, ToolParser
+from server.render.tools.base import Malformed, Reading, ToolParser, encodable
 
 ARGUMENTS = ("arguments", "parameters")
 MAX_NAME_CHARS = 256
@@ -113,6 +113,6 @@ def _as_arguments(value: str) -> str:
 
 def _decoded(text: str) -> str:
     try:
-        return str(json.loads(text, strict=False))
+        return encodable(str(json.loads(text, strict=False)))
     except ValueError:
         raise Malformed from None

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 
-from server.render.tools.base import Malformed, Reading, ToolParser
+from server.render.tools.base import Malformed, Reading, ToolParser, encodable
 
 NAME = re.compile(r"[A-Za-z_][\w.]{0,255}")
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
@@ -75,6 +75,6 @@ def _as_json(arguments: str) -> str:
             if keyword.arg is None:
                 raise Malformed
             values[keyword.arg] = ast.literal_eval(keyword.value)
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return encodable(json.dumps(values, ensure_ascii=False, allow_nan=False))
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise Malformed from None

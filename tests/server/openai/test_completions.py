@@ -156,7 +156,7 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
         ("prompt", {"prompt": [-1]}, "between 0 and 255"),
         ("prompt", {"prompt": [[1]] * 101}, "101 entries, more than 100"),
         ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
-        ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 make 120 sequences, more than the 100"),
+        ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
         ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit the context of 64"),
         ("temperature", {"temperature": -1}, ">= 0"),
         ("temperature", {"temperature": "hot"}, "number"),

@@ -30,6 +30,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", "{}")]),
     ("hermes", '<tool_call>{"name": "d\\u00e9j\\u00e0", "arguments": {}}</tool_call>', "", [("déjà", "{}")]),
+    ("hermes", '<tool_call>{"name": "a\\ud800", "arguments": "\\udfff"}</tool_call>', "", [("a?", "?")]),
     ("hermes", "<tool_call>nothing</tool_call>", "<tool_call>nothing</tool_call>", []),
     ("hermes", '<tool_call>{"name": "f"}</tool_call> x', '<tool_call>{"name": "f"}</tool_call> x', []),
     ("hermes", '<tool_call>{"name": 5, "arguments": {}}', '<tool_call>{"name": 5, "arguments": {}}', []),
@@ -73,6 +74,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("pythonic", "[f(a=g())]", "[f(a=g())]", []),
     ("pythonic", "[f(a=1e999)]", "[f(a=1e999)]", []),
     ("pythonic", f"[f(a={'[' * 5000}{']' * 5000})]", f"[f(a={'[' * 5000}{']' * 5000})]", []),
+    ("pythonic", "[f(a='\\ud800')]", "", [("f", '{"a": "?"}')]),
     ("pythonic", "[f(a=1", "[f(a=1", []),
     ("pythonic", "hello [f()]", "hello [f()]", []),
 ]  # fmt: skip
