@@ -1,4 +1,4 @@
-"""The one exception tree of the engine; `server.errors` maps it to HTTP, the CLI to exit codes."""
+"""The one exception tree of the engine; `server.http.errors` maps it to HTTP, the CLI to exit codes."""
 
 from __future__ import annotations
 

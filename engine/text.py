@@ -31,10 +31,11 @@ class Tokenizer(Protocol):
     vocab_size: int
     special_ids: frozenset[int]
     max_token_chars: int  # so many characters of a text become one token at most
+    chat_renderer: Any  # transformers' tokenizer, for its chat template and no more; None if there is none
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, with the special tokens (such as BOS) that the model expects. Half a surrogate pair,
-        which no UTF-8 can hold, counts as `?`."""
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text, with the special tokens (such as BOS) that the model expects before and after it,
+        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special ones included. Broken UTF-8 becomes U+FFFD, unknown ids nothing."""
@@ -43,20 +44,22 @@ class Tokenizer(Protocol):
 class FastTokenizer:
     """A Hugging Face tokenizer, by its Rust core: transformers' wrapper is not safe across threads."""
 
-    def __init__(self, core: Any) -> None:
+    def __init__(self, core: Any, chat_renderer: Any = None) -> None:
         core.no_truncation()
         core.no_padding()
         self._core = core
+        self.chat_renderer = chat_renderer
         self.vocab_size: int = core.get_vocab_size()
         self.special_ids = frozenset(id for id, token in core.get_added_tokens_decoder().items() if token.special)
         # A vocabulary's entry has a character for each byte or each character that it stands for.
         self.max_token_chars = max(map(len, core.get_vocab()), default=1)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         whole = [text.encode(errors="replace").decode() for text in texts]
         if len(whole) == 1:
-            return [self._core.encode(whole[0]).ids]
-        return [encoding.ids for encoding in self._core.encode_batch_fast(whole)]
+            return [self._core.encode(whole[0], add_special_tokens=add_special_tokens).ids]
+        encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._core.decode(tokens, skip_special_tokens=False)
@@ -68,8 +71,9 @@ class ByteTokenizer:
     vocab_size = 256
     special_ids: frozenset[int] = frozenset()
     max_token_chars = 1
+    chat_renderer: Any = None
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         return [list(text.encode(errors="replace")) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -97,7 +101,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     core = getattr(loaded, "backend_tokenizer", None)
     if core is None:
         raise ConfigError(f"{name!r} has no fast tokenizer: convert it to a tokenizer.json or name another --tokenizer")
-    return FastTokenizer(core)
+    return FastTokenizer(core, loaded)
 
 
 class Detokenizer:

@@ -10,6 +10,9 @@ from engine.errors import ConfigError
 
 MIB = 1 << 20
 
+ToolCallParser = Literal["none", "hermes", "llama3_json", "mistral", "pythonic"]
+ReasoningParser = Literal["none", "deepseek_r1", "qwen3"]
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -21,9 +24,41 @@ class ServerConfig:
 
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = _option(8000, "port to listen on; 0 takes a free one")
-    served_model_name: str = _option("", "model name that clients use (default: the model as given)")
+    uds: str = _option("", "path of a Unix socket to listen on instead of a port")
+    root_path: str = _option("", "path below which a proxy shows this server, such as /llm")
+    ssl_certfile: str = _option("", "certificate chain; serves HTTPS with it")
+    ssl_keyfile: str = _option("", "private key of the certificate, unless its file holds it")
+    ssl_ca_certs: str = _option("", "certificates of the authorities that clients' own certificates come from")
+    ssl_cert_reqs: Literal["none", "optional", "required"] = _option(
+        "none", "whether clients must show a certificate of their own"
+    )
+    allowed_origins: tuple[str, ...] = _option(
+        (), "origin whose pages may call this server from browsers (CORS), * for all; may be given several times"
+    )
+    allowed_methods: tuple[str, ...] = _option((), "methods that such pages may use (default: all)")
+    allowed_headers: tuple[str, ...] = _option((), "headers that such pages may send (default: all)")
+    allow_credentials: bool = _option(False, "let such pages send cookies and other credentials")
+
+    served_model_name: tuple[str, ...] = _option(
+        (), "model name that clients use; of several, answers have the first (default: the model as given)"
+    )
     api_key: tuple[str, ...] = _option(
         (), "key that clients of /v1 must send; may be given several times (default: $SEESAW_API_KEY, else none)"
+    )
+
+    chat_template: str = _option(
+        "", "Jinja chat template, as a file or as the template itself (default: the tokenizer's)"
+    )
+    trust_request_chat_template: bool = _option(False, "let clients bring chat templates of their own")
+    enable_auto_tool_choice: bool = _option(
+        False, "let the model decide about tool calls, and look for them in its answers with --tool-call-parser"
+    )
+    tool_call_parser: ToolCallParser = _option("none", "how the model writes tool calls")
+    reasoning_parser: ReasoningParser = _option("none", "how the model parts reasoning from its answer")
+    generation_config: str = _option(
+        "auto",
+        "sampling for what requests leave out: auto takes the model's generation_config.json, vllm OpenAI's defaults, "
+        "a path another such file",
     )
 
     health_timeout_s: float = _option(10.0, "/health says 503 if the engine's loop does not turn within this time")
@@ -32,6 +67,10 @@ class ServerConfig:
     )
     engine_timeout_s: float = _option(
         60.0, "an engine that leaves a ping unanswered for so long while requests run is ended, and the server with it"
+    )
+    keep_alive_s: float = _option(5.0, "an idle connection is closed after this time")
+    sse_keep_alive_s: float = _option(
+        0.0, "a stream in which nothing came for so long sends a comment, so that no proxy cuts it; 0 sends none"
     )
     max_body_bytes: int = _option(16 * MIB, "largest request body")
 
@@ -44,9 +83,22 @@ class ServerConfig:
         for name in ("health_timeout_s", "engine_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
-        if not 0 <= self.shutdown_timeout_s < math.inf:
-            raise ConfigError(f"shutdown_timeout_s must be 0 or a number of seconds, not {self.shutdown_timeout_s}")
+        for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
         if self.max_body_bytes < 1:
             raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
+        if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):
+            raise ConfigError(f"root_path must begin with a slash and not end with one, not {self.root_path!r}")
+        if not self.ssl_certfile and (self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs != "none"):
+            raise ConfigError("TLS needs a certificate: name one with ssl_certfile")
+        if self.ssl_cert_reqs != "none" and not self.ssl_ca_certs:
+            raise ConfigError("ssl_cert_reqs needs certificates to check clients by: name them with ssl_ca_certs")
+        if self.uds and self.ssl_certfile:
+            raise ConfigError("uds and ssl_certfile exclude each other: leave one out")
+        if "" in self.served_model_name:
+            raise ConfigError("served_model_name must not be empty: leave it out for the model as given")
         if "" in self.api_key:
             raise ConfigError("api_key must not be empty: leave it out to serve everyone")
+        if self.enable_auto_tool_choice and self.tool_call_parser == "none":
+            raise ConfigError("enable_auto_tool_choice needs a tool_call_parser: name the model's, such as hermes")

@@ -1,4 +1,4 @@
-"""Prometheus metrics: what requests went through, and the engine's own counters. Served by `server.app`.
+"""Prometheus metrics: what requests went through, and the engine's own counters. Served by `server.http.app`.
 
 Names are vLLM's where the meaning is the same, under the prefix `seesaw:`; dashboards depend on them.
 """

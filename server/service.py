@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,21 +25,25 @@ from typing import Any, Protocol
 import uvicorn
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, EngineDeadError
+from engine.errors import EngineDeadError
 from engine.heap import freeze_heap
 from engine.messages import EngineInfo
 from engine.sizing.fit import check_early
-from engine.text import BYTES_TOKENIZER, load_tokenizer
-from server.app import create_app, model_name
-from server.bridge import Bridge
+from engine.text import BYTES_TOKENIZER, Tokenizer, load_tokenizer
 from server.config import ServerConfig
-from server.errors import ShuttingDownError
+from server.http.app import create_app
+from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
+from server.link.bridge import Bridge
+from server.link.errors import ShuttingDownError
+from server.openai.defaults import SamplingDefaults, load_defaults
+from server.openai.models import model_names
+from server.render.templates import ChatTemplate, read_template
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
 FLUSH_S = 3.0  # for clients to take their last words
 MAX_OPEN_FILES = 65536  # each connection is one
-BACKLOG = 2048
+CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 class EngineHandle(Protocol):
@@ -73,7 +78,9 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
     check_early(engine)
-    with _bind(server.host, server.port) as listener:
+    read_template(server.chat_template)  # what cannot be read is said before anything slow starts
+    check_tls(server)
+    with bound(server) as listener:
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
 
@@ -113,17 +120,27 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
 
 async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
-    info, tokenizer = await asyncio.gather(
-        bridge.ready(), in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER))
-    )
+    info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
     config = uvicorn.Config(
-        create_app(bridge, info, tokenizer, server),
+        create_app(bridge, info, tokenizer, server, defaults),
         access_log=server.access_log,
         log_config=None,
         backlog=BACKLOG,
+        timeout_keep_alive=server.keep_alive_s,  # type: ignore[arg-type]  # a fraction of a second is a time, too
+        ssl_certfile=server.ssl_certfile or None,
+        ssl_keyfile=server.ssl_keyfile or None,
+        ssl_ca_certs=server.ssl_ca_certs or None,
+        ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
         timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
     return HTTPServer(config), info
+
+
+def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
+    """What the server itself needs of the checkpoint. Raises ConfigError."""
+    tokenizer = load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER)
+    ChatTemplate(tokenizer, read_template(server.chat_template)).check()
+    return tokenizer, load_defaults(server.generation_config, engine)
 
 
 async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
@@ -141,11 +158,10 @@ async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -
 async def _run(
     http: HTTPServer, info: EngineInfo, server: ServerConfig, listener: socket.socket, bridge: Bridge, stop: StopSignal
 ) -> int:
-    with _port_errors(server.host, server.port):
-        listener.listen(BACKLOG)
+    listen(server, listener)
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     dying = asyncio.ensure_future(bridge.death())
-    print(banner(server, listener.getsockname()[1], info), flush=True)
+    print(banner(server, listener, info), flush=True)
     first = await _first(dying, stop.requested, serving)
     if first is stop.requested:
         _report("stopping; press Ctrl-C again to stop at once")
@@ -186,11 +202,12 @@ class StopSignal:
         os._exit(128 + number)
 
 
-def banner(server: ServerConfig, port: int, info: EngineInfo) -> str:
+def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> str:
     """What the operator reads when the server is ready."""
-    name = model_name(server, info)
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    url = f"http://{host}:{port}"
+    name = model_names(server, info)[0]
+    url = base_url(server, listener)
+    where = f"unix:{server.uds}" if server.uds else f"{url}/v1"
+    curl = f"curl --unix-socket {server.uds} {url}" if server.uds else f"curl {url}"
     layouts = f"{info.prefill} (prefill), {info.decode} (decode)" + (f", {info.tail} (tail)" if info.tail else "")
     if info.prefill == info.decode and not info.tail:
         layouts = f"{info.prefill}, never switching"
@@ -198,12 +215,12 @@ def banner(server: ServerConfig, port: int, info: EngineInfo) -> str:
     key = ' -H "Authorization: Bearer $SEESAW_API_KEY"' if server.api_key else ""
     return "\n".join(
         [
-            f"Seesaw serves {name} at {url}/v1",
+            f"Seesaw serves {name} at {where}",
             f"  layouts    {layouts}; weights {info.weights}, {info.dtype} on {info.device}",
             f"  device KV  {_pool(info.device_blocks, info.device_block_bytes, info.block_size)} on each device",
             f"  host KV    {_pool(info.host_blocks, info.host_block_bytes, info.block_size)}",
             f"  context    {info.max_model_len} tokens",
-            f"  try        curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+            f"  try        {curl}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         ]
     )
 
@@ -212,32 +229,6 @@ def _pool(num_blocks: int, block_bytes: int, block_size: int) -> str:
     if not num_blocks:
         return "none"
     return f"{num_blocks} blocks = {num_blocks * block_size} tokens, {num_blocks * block_bytes / 2**20:.0f} MiB"
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port, but let clients knock only once there is somebody to answer."""
-    with _port_errors(host, port):
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    return listener
-
-
-@contextlib.contextmanager
-def _port_errors(host: str, port: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host"
-        ) from None
 
 
 def _raise_open_files() -> None:

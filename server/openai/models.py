@@ -1,38 +1,54 @@
-"""`/v1/models`: the one model that is served. Clients read its name and context length here."""
+"""`/v1/models`: the one model that is served, by each of its names. Clients read its context length here."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.messages import EngineInfo
-from server.errors import ModelNotFoundError
+from server.config import ServerConfig
+from server.http.errors import ModelNotFoundError
 
 
 class Models:
     """Handlers of `/v1/models`, and the check of a request's `model`."""
 
-    def __init__(self, name: str, info: EngineInfo) -> None:
-        self.name = name
-        self._accepted = {name, info.model}
-        self._card = {
-            "id": name,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "seesaw",
-            "root": info.model,
-            "parent": None,
-            "max_model_len": info.max_model_len,
+    def __init__(self, names: Sequence[str], info: EngineInfo) -> None:
+        """Of several names, answers have the first."""
+        self.name = names[0]
+        created = int(time.time())
+        self._cards = {
+            name: {
+                "id": name,
+                "object": "model",
+                "created": created,
+                "owned_by": "seesaw",
+                "root": info.model,
+                "parent": None,
+                "max_model_len": info.max_model_len,
+            }
+            for name in names
         }
+        self._path = info.model
 
     async def list(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._card]}
+        return {"object": "list", "data": [*self._cards.values()]}
 
     async def retrieve(self, model: str) -> dict[str, Any]:
         self.check(model)
-        return self._card
+        return self._cards.get(model, self._cards[self.name])
 
     def check(self, model: str | None) -> None:
         """Raise ModelNotFoundError unless the name is ours, the checkpoint's path, or empty."""
-        if model and model not in self._accepted:
+        if model and model not in self._cards and model != self._path:
             raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self.name!r} does.", "model")
+
+
+def model_names(config: ServerConfig, info: EngineInfo) -> tuple[str, ...]:
+    """The names that clients use and read."""
+    if config.served_model_name or not info.model:
+        return config.served_model_name or ("simulated",)
+    folder = Path(info.model).expanduser()
+    return (folder.resolve().name if folder.is_dir() else info.model,)

@@ -64,6 +64,56 @@ async def complete_all(url: str, prompts: list[str]) -> list[str]:
         return await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))
 
 
+CHATS = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [
+        {"role": "system", "content": "You answer in one short sentence."},
+        {"role": "user", "content": "Name a planet."},
+        {"role": "assistant", "content": "Mars is a planet."},
+        {"role": "user", "content": "Name another one."},
+    ],
+]
+
+
+async def chat_all(url: str) -> list[tuple[str, str, int]]:
+    """Each conversation's answer: its text whole and streamed, and the prompt's tokens."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
+        answers = []
+        for messages in CHATS:
+            options = {"model": "smollm2", "messages": messages, "temperature": 0, "max_completion_tokens": MAX_TOKENS}
+            whole = await client.chat.completions.create(**options)
+            options["messages"] = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+            stream = await client.chat.completions.create(**options, stream=True)
+            deltas = [chunk.choices[0].delta.content or "" async for chunk in stream]
+            answers.append((whole.choices[0].message.content, "".join(deltas), whole.usage.prompt_tokens))
+        return answers
+
+
+@torch.inference_mode()
+def reference_chats(folder: Path) -> list[tuple[str, int]]:
+    """transformers' greedy answer to each conversation, by the checkpoint's template, and the prompt's tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = []
+    for messages in CHATS:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        out = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+        length = inputs.input_ids.shape[1]
+        answers.append((tokenizer.decode(out[0, length:], skip_special_tokens=True), length))
+    return answers
+
+
+def test_chats_give_transformers_answers(smollm2: Path, tmp_path: Path) -> None:
+    flags = ["--served-model-name", "smollm2", "--max-model-len", "256", "--max-num-batched-tokens", "256"]
+    with serving(smollm2, tmp_path, *flags) as served:
+        answers = asyncio.run(chat_all(served.url))
+        served.is_drained()
+    assert answers == [(text, text, length) for text, length in reference_chats(smollm2)]
+
+
 def test_fifty_conversations_at_once_give_transformers_text(smollm2: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -14,10 +14,11 @@ import pytest
 import uvicorn
 
 from engine.messages import Ready
-from engine.text import ByteTokenizer
-from server.app import create_app
-from server.bridge import Bridge
+from engine.text import ByteTokenizer, Tokenizer
 from server.config import ServerConfig
+from server.http.app import create_app
+from server.link.bridge import Bridge
+from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.service import HTTPServer
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 
@@ -69,6 +70,21 @@ class Site:
     async def complete(self, **body: object) -> httpx.Response:
         return await self.client.post("/v1/completions", json=body)
 
+    async def chat(self, *messages: object, **body: object) -> httpx.Response:
+        """Of messages, or of one that says `hi`."""
+        conversation = list(messages) or [{"role": "user", "content": "hi"}]
+        return await self.client.post("/v1/chat/completions", json={"messages": conversation} | body)
+
+
+# Short, since the fake engine's context is: `u:hi;a:`.
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def chat_config(**options: object) -> ServerConfig:
+    return ServerConfig(**{"served_model_name": ("fake",), "chat_template": TEMPLATE, **options})  # type: ignore[arg-type]
+
 
 MakeSite = Callable[..., Awaitable[Site]]
 
@@ -77,9 +93,15 @@ MakeSite = Callable[..., Awaitable[Site]]
 async def make_site(anyio_backend: str) -> AsyncIterator[MakeSite]:
     async with AsyncExitStack() as stack:
 
-        async def make(config: ServerConfig | None = None, max_queued_requests: int = 100) -> Site:
+        async def make(
+            config: ServerConfig | None = None,
+            max_queued_requests: int = 100,
+            tokenizer: Tokenizer | None = None,
+            defaults: SamplingDefaults = NO_DEFAULTS,
+        ) -> Site:
             line = await stack.enter_async_context(connected(max_queued_requests))
-            app = create_app(line.bridge, INFO, ByteTokenizer(), config or ServerConfig(served_model_name="fake"))
+            config = config or ServerConfig(served_model_name=("fake",))
+            app = create_app(line.bridge, INFO, tokenizer or ByteTokenizer(), config, defaults)
             transport = httpx.ASGITransport(app)
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
             return Site(line.bridge, line.engine, client)
@@ -95,7 +117,9 @@ async def site(make_site: MakeSite) -> Site:
 @pytest.fixture
 async def port(line: Line) -> AsyncIterator[int]:
     """A real HTTP server over `line`, on a free port."""
-    app = create_app(line.bridge, INFO, ByteTokenizer(), ServerConfig(served_model_name="fake"))
+    app = create_app(
+        line.bridge, INFO, ByteTokenizer(), chat_config(enable_auto_tool_choice=True, tool_call_parser="hermes")
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     server = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve(sockets=[listener]))

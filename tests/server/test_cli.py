@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from engine.config import EngineConfig
 from engine.wording import GIB
 from server import cli, entry, settings
-from server.config import ServerConfig
+from server.config import ReasoningParser, ServerConfig, ToolCallParser
+from server.render.reasoning import REASONING_PARSERS
+from server.render.tools import TOOL_PARSERS
 
 
 def configs(*arguments: str) -> tuple[EngineConfig, ServerConfig]:
@@ -71,6 +74,14 @@ def test_sizes(text: str, size: int) -> None:
         (["m", "--attention-backend", "fa4"], "--attention-backend must be one of auto, fa2, fa3, not 'fa4'"),
         (["m", "--dtype", "int3"], "--dtype must be one of auto, float32"),
         (["m", "--prefill", "X4"], "layout 'X4'"),
+        (["m", "--enable-auto-tool-choice"], "needs a tool_call_parser"),
+        (["m", "--tool-call-parser", "gpt"], "--tool-call-parser must be one of none, hermes"),
+        (["m", "--root-path", "llm"], "root_path must begin with a slash"),
+        (["m", "--root-path", "/llm/"], "not end with one"),
+        (["m", "--ssl-keyfile", "k"], "TLS needs a certificate"),
+        (["m", "--ssl-certfile", "c", "--ssl-cert-reqs", "required"], "name them with ssl_ca_certs"),
+        (["m", "--ssl-certfile", "c", "--uds", "s"], "exclude each other"),
+        (["m", "--served-model-name", ""], "served_model_name must not be empty"),
         (["m", "--prefill", "P4", "--decode", "T2"], "choose layouts of one world size"),
         (["m", "--config", "/no/such/file"], "cannot read the config file"),
     ],
@@ -122,6 +133,11 @@ def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pyt
     assert cli.main(["serve", "m", "--config", write(tmp_path, values)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("seesaw: error: ") and part in line
+
+
+def test_every_parser_has_a_flag() -> None:
+    assert get_args(ToolCallParser) == ("none", *TOOL_PARSERS)
+    assert get_args(ReasoningParser) == ("none", *REASONING_PARSERS)
 
 
 def test_what_may_be_written_otherwise_in_a_config_file(tmp_path: Path) -> None:

@@ -1,100 +1,19 @@
-"""`seesaw serve` as a process, from start to each of its ends. The engine is a fake process, all else is real."""
+"""`seesaw serve` as a process, from start to each of its ends."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlparse
 
-import psutil
 import pytest
-from soak_server import still_running
 
-from tests.patience import PATIENCE_S
-
-ROOT = Path(__file__).parents[2]
-
-
-class Served:
-    """A running `seesaw serve`, and what is left of it."""
-
-    def __init__(self, process: subprocess.Popen[str], temp: Path) -> None:
-        self.process = process
-        self._temp = temp
-        self.lines: list[str] = []
-
-    @property
-    def out(self) -> IO[str]:
-        assert self.process.stdout is not None
-        return self.process.stdout
-
-    def wait_for(self, text: str) -> str:
-        for line in self.out:
-            self.lines.append(line)
-            if text in line:
-                return line
-        raise AssertionError("".join(self.lines))
-
-    def wait_ready(self) -> str:
-        url = self.wait_for("Seesaw serves").split()[-1]
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
-        return url
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; nothing may be left behind. Returns exit code and what was printed since."""
-        rest = self.out.read()
-        code = self.process.wait(PATIENCE_S)
-        assert still_running(getattr(self, "children", []), PATIENCE_S) == {}
-        assert list(self._temp.iterdir()) == []
-        return code, rest
-
-
-@contextmanager
-def served(model: str, tmp_path: Path, *flags: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.server.serve_fake", "serve", model, "--tokenizer=bytes", "--port=0", *flags],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield Served(process, tmp_path)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def complete(url: str, prompt: str) -> tuple[int, dict[str, object]]:
-    body = json.dumps({"prompt": prompt}).encode()
-    request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def wait_for_first_tokens(url: str, count: int) -> None:
-    """Until so many sequences have had their first token."""
-    line = f"seesaw:time_to_first_token_seconds_count {count}.0"
-    while True:
-        with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=PATIENCE_S) as response:
-            if line in response.read().decode():
-                return
+from tests.server.served import complete, post, served, wait_for_first_tokens
 
 
 def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Path) -> None:
@@ -172,6 +91,35 @@ def test_an_engine_that_cannot_start(tmp_path: Path, model: str, code: int, line
         ended, printed = server.end()
         assert ended == code
         assert line in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--chat-template=/no/such/file", "cannot read the chat template /no/such/file"),
+        ("--chat-template={% if %}", "the chat template has a syntax error in line 1"),
+        ("--generation-config=/no/such/file", "there is no /no/such/file"),
+        ("--ssl-certfile=/no/such/file", "TLS cannot use /no/such/file"),
+    ],
+)
+def test_a_server_that_cannot_start(tmp_path: Path, flag: str, line: str) -> None:
+    with served("echo", tmp_path, flag) as server:
+        ended, printed = server.end()
+        assert ended == 2
+        assert f"seesaw: error: {line}" in printed and "Traceback" not in printed
+
+
+def test_chats_by_the_operators_template_and_defaults(tmp_path: Path) -> None:
+    (temp := tmp_path / "run").mkdir()
+    (defaults := tmp_path / "defaults.json").write_text('{"top_p": 0.5}')
+    flags = ["--chat-template=<{{ messages[0].content }}>", f"--generation-config={defaults}"]
+    with served("echo", temp, *flags) as server:
+        url = server.wait_ready()
+        assert "'top_p': 0.5" in "".join(server.lines)
+        status, body = post(f"{url}/chat/completions", {"messages": [{"role": "user", "content": "hello"}]})
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "<hello>")  # type: ignore[index]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end()[0] == 0
 
 
 def test_a_signal_while_the_engine_starts(tmp_path: Path) -> None:

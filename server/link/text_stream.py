@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from engine.messages import FinishReason
 from engine.text import OutputText
-from server.errors import GenerationError
+from server.link.errors import GenerationError
+from server.link.stream import Stream
 from server.metrics import Metrics
-from server.stream import Stream
 
 
 class Delta(NamedTuple):

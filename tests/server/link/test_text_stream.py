@@ -7,7 +7,7 @@ import pytest
 from engine.messages import Add
 from engine.sampling import SamplingParams
 from engine.text import ByteTokenizer, OutputText
-from server.deltas import Delta, TextStream
+from server.link.text_stream import Delta, TextStream
 from tests.server.conftest import Line
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDeadError
-from engine.messages import LayoutSpeed, Speeds, Stats
-from server import app
+from engine.messages import Add, LayoutSpeed, Speeds, Stats
+from engine.sampling import SamplingParams
 from server.config import ServerConfig
+from server.http import app
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
@@ -38,6 +39,63 @@ async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
     assert (await site.client.get("/health")).status_code == 503
 
 
+async def test_health_and_load_answer_every_method_that_balancers_use(site: Site) -> None:
+    for method, path in (("HEAD", "/health"), ("HEAD", "/ping"), ("POST", "/ping")):
+        assert (await site.client.request(method, path)).status_code == 200, (method, path)
+    assert (await site.client.get("/load")).json() == {"server_load": 0}
+    waiting = site.bridge.submit("a", [([1], SamplingParams(n=2)), ([2], SamplingParams())])
+    assert (await site.client.get("/load")).json() == {"server_load": 2}
+    waiting.close()
+
+
+async def test_a_model_of_several_names(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(served_model_name=("one", "two")))
+    site.engine.script = answer("x")
+    assert [card["id"] for card in (await site.client.get("/v1/models")).json()["data"]] == ["one", "two"]
+    assert (await site.client.get("/v1/models/two")).json()["id"] == "two"
+    for name in ("one", "two", INFO.model):
+        response = await site.complete(prompt="p", model=name)
+        assert (response.status_code, response.json()["model"]) == (200, "one")
+    assert (await site.complete(prompt="p", model="three")).status_code == 404
+
+
+async def test_a_request_keeps_its_id(site: Site) -> None:
+    site.engine.script = answer("x")
+    ids = []
+    for given in ("mine-1", "mine-1", "", "two words", "x" * 129):
+        response = await site.client.post("/v1/completions", json={"prompt": "p"}, headers={"X-Request-Id": given})
+        ids.append(response.headers["x-request-id"])
+        assert response.json()["id"] == f"cmpl-{ids[-1]}"
+    assert ids[:2] == ["mine-1"] * 2
+    assert len(set(ids[2:])) == 3 and all(len(id) == 32 for id in ids[2:])
+    assert (await site.client.get("/nothing", headers={"X-Request-Id": "a"})).headers["x-request-id"] == "a"
+    internal = [message.id for message in site.engine.received if isinstance(message, Add)]
+    assert len(set(internal)) == 5
+
+
+PREFLIGHT = {"Origin": "http://page", "Access-Control-Request-Method": "POST"}
+
+
+async def test_pages_of_other_origins_may_call_only_if_they_are_allowed(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(api_key=("k",)))
+    assert (await site.client.options("/v1/completions", headers=PREFLIGHT)).status_code == 401
+    assert "access-control-allow-origin" not in (await site.client.get("/version", headers=PREFLIGHT)).headers
+    site = await make_site(ServerConfig(api_key=("k",), allowed_origins=("http://page",)))
+    allowed = await site.client.options("/v1/completions", headers=PREFLIGHT)
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "http://page")
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    other = await site.client.options("/v1/completions", headers=PREFLIGHT | {"Origin": "http://other"})
+    assert other.status_code == 400
+    assert (await site.client.get("/v1/models", headers=PREFLIGHT)).status_code == 401
+
+
+async def test_below_a_root_path_all_is_as_without(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(api_key=("k",), root_path="/llm"))
+    for path in ("/v1/models", "/llm/v1/models"):  # a proxy may strip the root path or not
+        assert (await site.client.get(path)).status_code == 401
+        assert (await site.client.get(path, headers={"Authorization": "Bearer k"})).status_code == 200
+
+
 async def test_a_loop_that_stands_still_is_not_healthy(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(health_timeout_s=0.01))
     site.engine.silent = True
@@ -59,6 +117,8 @@ async def test_keys_guard_v1_only(make_site: MakeSite) -> None:
         assert (response.status_code, response.json()["error"]["type"]) == (401, "UnauthorizedError")
     for key in ("one", "two"):
         assert (await site.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+    for path in ("/tokenize", "/detokenize"):
+        assert (await site.client.post(path, json={})).status_code == 401
     assert (await site.client.get("/health")).status_code == 200
 
 

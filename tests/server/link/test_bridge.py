@@ -13,7 +13,7 @@ import pytest
 from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
 from engine.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
 from engine.sampling import SamplingParams
-from server.bridge import Bridge
+from server.link.bridge import Bridge
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected
 from tests.server.fake_engine import FakeEngine, short_dir

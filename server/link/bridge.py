@@ -38,8 +38,8 @@ from engine.messages import (
     ToEngine,
 )
 from engine.sampling import SamplingParams
+from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
-from server.stream import LiveRequest, Stream, fresh
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,11 @@ class Bridge:
     def stats(self) -> Stats:
         """The engine's latest snapshot."""
         return self._stats
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended; of a call with several prompts, each counts."""
+        return len(self._live)
 
     @property
     def num_waiting(self) -> int:

@@ -8,7 +8,7 @@ import json
 import openai
 import pytest
 
-from engine.messages import Abort, Add, FinishReason
+from engine.messages import Abort, Add, FinishReason, Output
 from tests.server.conftest import Line
 from tests.server.fake_engine import answer
 
@@ -37,6 +37,67 @@ async def test_the_openai_package(line: Line, port: int) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             await api.completions.create(model="fake", prompt="x", logprobs=3)
         assert refused.value.param == "logprobs"
+
+
+HELLO = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CALL = b'<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+
+
+async def test_the_openai_package_chats(line: Line, port: int) -> None:
+    line.engine.script = answer("a世b")
+    async with client(port) as api:
+        whole = await api.chat.completions.create(model="fake", messages=HELLO, n=2)
+        assert [choice.message.content for choice in whole.choices] == ["a世b", "a世b"]
+        assert whole.choices[0].finish_reason == "stop"
+        assert whole.usage is not None and whole.usage.completion_tokens == 10
+        async with api.chat.completions.stream(
+            model="fake", messages=HELLO, stream_options={"include_usage": True}
+        ) as stream:
+            texts = [event.delta async for event in stream if event.type == "content.delta"]
+            final = await stream.get_final_completion()
+        assert "".join(texts) == final.choices[0].message.content == "a世b"
+        assert final.choices[0].finish_reason == "stop"
+        assert final.usage is not None and final.usage.total_tokens == 12
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await api.chat.completions.create(model="other", messages=HELLO)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await api.chat.completions.create(model="fake", messages=HELLO, logprobs=True)
+        assert refused.value.param == "logprobs"
+
+
+async def test_the_openai_package_calls_tools(line: Line, port: int) -> None:
+    line.engine.script = lambda add: [
+        Output(add.id, 0, [byte], FinishReason.STOP if at == len(CALL) - 1 else None) for at, byte in enumerate(CALL)
+    ]
+    async with client(port) as api:
+        whole = await api.chat.completions.create(model="fake", messages=HELLO, tools=[TOOL])
+        assert whole.choices[0].finish_reason == "tool_calls"
+        async with api.chat.completions.stream(model="fake", messages=HELLO, tools=[TOOL]) as stream:
+            streamed = await stream.get_final_completion()
+        for message in (whole.choices[0].message, streamed.choices[0].message):
+            assert message.tool_calls is not None
+            (call,) = message.tool_calls
+            assert (call.function.name, call.function.arguments) == ("f", '{"a": 1}')
+            assert call.id.startswith("call_")
+        line.engine.script = answer("done")
+        result = {"role": "tool", "tool_call_id": call.id, "content": "3"}
+        history = [*HELLO, message.model_dump(exclude_none=True), result]
+        again = await api.chat.completions.create(model="fake", messages=history, tools=[TOOL])
+        assert again.choices[0].message.content == "done"
+
+
+async def test_the_openai_package_without_asyncio(line: Line, port: int) -> None:
+    line.engine.script = answer("a世b")
+
+    def chat() -> tuple[str | None, str]:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as api:
+            whole = api.chat.completions.create(model="fake", messages=HELLO)
+            stream = api.chat.completions.create(model="fake", messages=HELLO, stream=True)
+            deltas = [chunk.choices[0].delta.content or "" for chunk in stream]
+            return whole.choices[0].message.content, "".join(deltas)
+
+    assert await asyncio.to_thread(chat) == ("a世b", "a世b")
 
 
 async def test_tokens_reach_the_client_as_they_come(line: Line, port: int) -> None:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
-import httpx
 import pytest
 
 from engine.errors import EngineDeadError
 from engine.messages import Abort, Add, FinishReason, Output
 from engine.sampling import SamplingParams
 from server.config import ServerConfig
-from server.openai import protocol
-from server.openai.body import LARGE_BODY_BYTES
+from server.http.body import LARGE_BODY_BYTES
+from server.openai.protocol import completions as protocol
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
+from tests.server.openai.streams import events
 
 pytestmark = pytest.mark.anyio
-
-
-def events(response: httpx.Response) -> list[Any]:
-    """The payloads of a stream, which must be well formed and end with [DONE]."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = response.text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
 async def refused(site: Site, status: int, param: str | None, **body: Any) -> str:
@@ -165,7 +156,7 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
         ("prompt", {"prompt": [-1]}, "between 0 and 255"),
         ("prompt", {"prompt": [[1]] * 101}, "101 entries, more than 100"),
         ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
-        ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 make 120 sequences, more than the 100"),
+        ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
         ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit the context of 64"),
         ("temperature", {"temperature": -1}, ">= 0"),
         ("temperature", {"temperature": "hot"}, "number"),

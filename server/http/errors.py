@@ -1,6 +1,6 @@
 """One mapping from exceptions to HTTP: a status and OpenAI's body `{"error": {message, type, param, code}}`.
 
-Registered by `server.app`; streams (`server.openai.completions`) use `describe` for errors after the headers.
+Registered by `server.http.app`; streams (`server.openai.completions`) use `describe` for errors after the headers.
 """
 
 from __future__ import annotations
@@ -17,25 +17,21 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
+from server.link.errors import GenerationError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_ERRORS = 10
 MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
-ENDPOINTS = "Use POST /v1/completions, or GET /v1/models, /health, /metrics or /version."
+ENDPOINTS = (
+    "Use POST /v1/chat/completions, /v1/completions, /tokenize or /detokenize, "
+    "or GET /v1/models, /health, /load, /metrics or /version."
+)
 
 
 class ModelNotFoundError(RequestError):
     """The request names a model that is not served."""
-
-
-class ShuttingDownError(SeesawError):
-    """The server is going down; the request was not (or will not be) completed."""
-
-
-class GenerationError(SeesawError):
-    """The engine gave up on this one request."""
 
 
 class ErrorInfo(NamedTuple):

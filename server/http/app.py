@@ -1,0 +1,118 @@
+"""The HTTP application: routes, middleware and error handlers around one bridge. Built by `server.service`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
+
+from engine.errors import SeesawError
+from engine.messages import EngineInfo
+from engine.text import Tokenizer
+from server.config import ServerConfig
+from server.http import errors
+from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
+from server.link.bridge import Bridge
+from server.openai.chat import Chat
+from server.openai.completions import Completions
+from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
+from server.openai.models import Models, model_names
+from server.openai.serving import Serving
+from server.openai.tokenization import Tokenization
+from server.render.answer import AnswerFormat
+from server.render.templates import ChatTemplate, read_template
+from server.render.tokens import TokenizerPool
+from server.version import seesaw_version
+
+# A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
+SCRAPE_TIMEOUT_S = 1.0
+
+
+def create_app(
+    bridge: Bridge,
+    info: EngineInfo,
+    tokenizer: Tokenizer,
+    config: ServerConfig,
+    defaults: SamplingDefaults = NO_DEFAULTS,
+) -> FastAPI:
+    """The application for an engine that is ready."""
+    tokens = TokenizerPool(tokenizer)
+    models = Models(model_names(config, info), info)
+    serving = Serving(bridge, info, models, tokens, defaults, config.sse_keep_alive_s)
+    completions = Completions(serving)
+    parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
+    chat = Chat(
+        serving,
+        ChatTemplate(tokenizer, read_template(config.chat_template)),
+        AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
+        trusts_templates=config.trust_request_chat_template,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        tokens.close()
+
+    # No /docs: its page needs a CDN, and clients know this API from OpenAI's own documentation.
+    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan, openapi_url=None)
+    _add_middleware(app, config)
+    errors.install(app)
+
+    tokenization = Tokenization(serving, chat)
+    app.add_api_route("/v1/completions", completions.create, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
+    app.add_api_route("/v1/models", models.list)
+    app.add_api_route("/v1/models/{model:path}", models.retrieve)
+    app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
+
+    @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> Response:
+        """200 if the engine's loop turns: it answered just now."""
+        try:
+            await bridge.ping(config.health_timeout_s)
+        except TimeoutError:
+            return errors.ErrorInfo(503, f"The engine did not answer within {config.health_timeout_s:g} s.").response
+        except SeesawError as error:
+            return errors.describe(error)._replace(status=503).response
+        return JSONResponse({})
+
+    @app.get("/load")
+    async def load() -> dict[str, int]:
+        """How many requests there are, as vLLM tells load balancers."""
+        return {"server_load": bridge.num_live}
+
+    @app.get("/version")
+    async def show_version() -> dict[str, str]:
+        return {"version": app.version}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        with contextlib.suppress(TimeoutError, SeesawError):
+            await bridge.ping(SCRAPE_TIMEOUT_S)
+        return Response(bridge.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
+    """What is added last sees a request first."""
+    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    if config.api_key:
+        app.add_middleware(ApiKeys, keys=config.api_key)
+    if config.allowed_origins:  # before the keys, since browsers ask without one whether they may
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods or ("*",),
+            allow_headers=config.allowed_headers or ("*",),
+            allow_credentials=config.allow_credentials,
+        )
+    app.add_middleware(RequestIds)
+    if config.root_path:
+        app.add_middleware(RootPath, root_path=config.root_path)

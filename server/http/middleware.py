@@ -1,0 +1,109 @@
+"""Middleware of plain ASGI: ids of requests, API keys, a limit on bodies. Used by `server.http.app`.
+
+Not Starlette's BaseHTTPMiddleware, which hides the client's disconnect from handlers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.wording import as_size
+from server.http.errors import ErrorInfo
+
+REQUEST_ID = "X-Request-Id"
+GUARDED = re.compile(r"/(v1|tokenize|detokenize)(/|$)")
+
+
+class RootPath:
+    """Routes are found below this path, too: a proxy may have stripped it from a request or not."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "root_path": self._root_path}, receive, send)
+
+
+class RequestIds:
+    """Every request has an id, its client's if that is of use; it is in `request.state.id` and in the answer's head."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        id = given if re.fullmatch(r"[\x21-\x7e]{1,128}", given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["id"] = id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """413 for a request body of more than `max_body_bytes`."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._error = ErrorInfo(413, f"The body is larger than {as_size(max_body_bytes)}: send several requests.")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._max_body_bytes:
+            return await self._error.response(scope, receive, send)
+        received_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_body_bytes:
+                raise HTTPException(413, self._error.message)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class ApiKeys:
+    """401 for what costs work, unless the request brings one of the keys as a bearer token."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_guarded(scope) and not self._is_allowed(scope):
+            error = ErrorInfo(401, "A valid API key is needed: send it as `Authorization: Bearer KEY`.")
+            headers = {"WWW-Authenticate": "Bearer"}
+            return await error._replace(headers=headers).response(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        # Constant time: every key is compared, each by its digest.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _is_guarded(scope: Scope) -> bool:
+    """By the path as it came, and by what is left without the root path."""
+    path: str = scope["path"]
+    return any(GUARDED.match(each) for each in (path, path.removeprefix(scope.get("root_path", ""))))

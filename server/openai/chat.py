@@ -1,0 +1,230 @@
+"""`/v1/chat/completions`: the next message of a conversation, whole or as deltas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+from fastapi import Request, Response
+from msgspec import UNSET
+
+from engine.errors import RequestError
+from server.link.text_stream import Delta
+from server.openai.protocol.chat import ChatRequest
+from server.openai.protocol.chat_answer import (
+    AnswerChoice,
+    AnswerMessage,
+    Call,
+    CallDelta,
+    ChatChunk,
+    ChatCompletion,
+    ChunkChoice,
+    Function,
+    FunctionDelta,
+    MessageDelta,
+)
+from server.openai.protocol.generation import Usage
+from server.openai.serving import Arrival, Running, Serving, as_event, encode
+from server.render.answer import AnswerFormat, AnswerReader
+from server.render.events import CallPiece, Content, Event, Reasoning
+from server.render.templates import ChatTemplate
+
+
+class Chat:
+    """The handler of `/v1/chat/completions`."""
+
+    def __init__(
+        self, serving: Serving, template: ChatTemplate, answers: AnswerFormat, *, trusts_templates: bool = False
+    ) -> None:
+        """`trusts_templates`: clients may bring their own."""
+        self._serving = serving
+        self._template = template
+        self._answers = answers
+        self._trusts_templates = trusts_templates
+
+    async def create(self, request: Request) -> Response:
+        return await self._serving.answer(request, ChatRequest.model_validate_json, self._respond)
+
+    async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
+        sampling = self._serving.admit(body, 1)
+        self._check_calls(body)
+        text = await self.render(body)
+        prompts = await self._serving.encode([text], body.add_special_tokens, "messages")
+        special = self._answers.needs_special_tokens(body.may_call)
+        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival, show_special_tokens=special)
+        choices = [
+            _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
+        ]
+        if body.stream:
+            return self._serving.stream(running, _chunks(running, choices, body))
+        return await _whole(running, choices)
+
+    async def render(self, body: ChatRequest) -> str:
+        """The text of the prompt."""
+        if body.chat_template is not None and not self._trusts_templates:
+            raise RequestError(
+                "chat_template is not taken from clients: start the server with --trust-request-chat-template.",
+                "chat_template",
+            )
+        if len(body.messages) > self._serving.max_model_len:
+            raise RequestError(
+                f"{len(body.messages)} messages do not fit the context of {self._serving.max_model_len} tokens: "
+                "send fewer.",
+                "messages",
+            )
+        return await self._serving.tokens.run(lambda: self._render(body))
+
+    def _check_calls(self, body: ChatRequest) -> None:
+        if body.may_call and self._answers.tool_parser is None:
+            raise RequestError(
+                "This server does not look for tool calls: start it with --enable-auto-tool-choice and "
+                "--tool-call-parser, or send tool_choice none.",
+                "tool_choice",
+            )
+
+    def _render(self, body: ChatRequest) -> str:
+        effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+        return self._template.render(
+            body.conversation(),
+            tools=body.tool_schemas(),
+            documents=body.documents,
+            template=body.chat_template,
+            add_generation_prompt=body.begins_message,
+            continue_final_message=body.continue_final_message,
+            variables=effort | (body.chat_template_kwargs or {}),
+        )
+
+
+@dataclass
+class _Choice:
+    """One of the answers on its way, and what the request wants to see of it."""
+
+    index: int
+    reader: AnswerReader
+    body: ChatRequest
+    has_begun: bool = False
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[tuple[str, str, list[str]]] = field(default_factory=list)  # id, name, pieces of arguments
+    has_more: bool = False  # than content, wanted or not
+    last: Delta | None = None
+
+    def read(self, delta: Delta) -> Iterator[Event]:
+        """What is new and wanted."""
+        self.last = delta
+        if not self.has_begun:
+            self.has_begun = True
+            if self.body.echoed:
+                yield Content(self.body.echoed)
+        events = self.reader.push(delta.text)
+        if delta.finish_reason is not None:
+            events += self.reader.flush()
+        for event in events:
+            self.has_more |= not isinstance(event, Content)
+            match event:
+                case CallPiece(call) if call > 0 and self.body.parallel_tool_calls is False:
+                    pass
+                case Reasoning() if not self.body.include_reasoning:
+                    pass
+                case _:
+                    yield event
+
+    def pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
+        """What is new as OpenAI streams it, the end in a piece of its own."""
+        for message in self._messages(delta):
+            yield ChunkChoice(self.index, message)
+        if delta.finish_reason is not None:
+            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason)
+
+    def _messages(self, delta: Delta) -> Iterator[MessageDelta]:
+        """The role comes first, with the first token: clients take it for that token's time."""
+        if not self.has_begun:
+            yield MessageDelta(role=self.body.role, content="")
+        for event in self.read(delta):
+            match event:
+                case Content(text):
+                    yield MessageDelta(content=text)
+                case Reasoning(text):
+                    yield MessageDelta(reasoning=text, reasoning_content=text)
+                case CallPiece(call, None, arguments):
+                    yield MessageDelta(tool_calls=[CallDelta(index=call, function=FunctionDelta(arguments=arguments))])
+                case CallPiece(call, name, arguments):
+                    function = FunctionDelta(name=name or "", arguments=arguments)
+                    id = self.reader.make_call_id()
+                    yield MessageDelta(tool_calls=[CallDelta(index=call, id=id, type="function", function=function)])
+
+    def collect(self, delta: Delta) -> None:
+        """Keep what is new, for the whole message."""
+        for event in self.read(delta):
+            match event:
+                case Content(text):
+                    self.content.append(text)
+                case Reasoning(text):
+                    self.reasoning.append(text)
+                case CallPiece(_, None, arguments):
+                    self.calls[-1][2].append(arguments)
+                case CallPiece(_, name, arguments):
+                    self.calls.append((self.reader.make_call_id(), name or "", [arguments]))
+
+    def whole(self) -> AnswerChoice:
+        """All that was collected, once it has ended."""
+        assert self.last is not None
+        calls = [Call(id=id, function=Function(name, "".join(pieces))) for id, name, pieces in self.calls]
+        reasoning = "".join(self.reasoning) if self.reasoning else UNSET
+        content = None if self.has_more and not self.content else "".join(self.content)
+        message = AnswerMessage(
+            role=self.body.role,
+            content=content,
+            reasoning=reasoning,
+            reasoning_content=reasoning,
+            tool_calls=calls or UNSET,
+        )
+        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """OpenAI's word for how it ended, if it has. A call that was cut off is no call to make."""
+        reason = self.last.finish_reason if self.last else None
+        return "tool_calls" if reason == "stop" and self.reader.num_calls else reason
+
+
+async def _whole(running: Running, choices: list[_Choice]) -> Response:
+    try:
+        async for batch in running.text.deltas():
+            for delta in batch:
+                choices[delta.choice].collect(delta)
+    finally:
+        running.text.close()
+    header = running.header
+    completion = ChatCompletion(
+        id=header.id,
+        created=header.created,
+        model=header.model,
+        choices=[choice.whole() for choice in choices],
+        usage=Usage.of(header.prompt_tokens, running.text.num_tokens),
+    )
+    return Response(encode(completion), media_type="application/json")
+
+
+async def _chunks(running: Running, choices: list[_Choice], body: ChatRequest) -> AsyncIterator[bytes]:
+    """Events; all that is ready at once leaves in one piece."""
+    async for batch in running.text.deltas():
+        num_tokens = running.text.num_tokens if body.wants_running_usage else None
+        yield b"".join(
+            as_event(_chunk(running, [piece], num_tokens))
+            for delta in batch
+            for piece in choices[delta.choice].pieces(delta)
+        )
+    if body.wants_usage:
+        yield as_event(_chunk(running, [], running.text.num_tokens))
+
+
+def _chunk(running: Running, choices: list[ChunkChoice], completion_tokens: int | None) -> ChatChunk:
+    header = running.header
+    return ChatChunk(
+        id=header.id,
+        created=header.created,
+        model=header.model,
+        choices=choices,
+        usage=header.usage(completion_tokens),
+    )

@@ -1,0 +1,93 @@
+"""The sampling that a request gets where it says nothing: the checkpoint's generation_config.json, as in vLLM.
+
+`--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Whatever
+it is, tokens that end a sequence by the model's own file end it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, RequestError
+from engine.hub import find_model
+from engine.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+FILE = "generation_config.json"
+OPENAI_ONLY = "vllm"  # vLLM's word for leaving the checkpoint's values out
+SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Values of `SamplingParams` for what a request leaves out. `max_tokens` bounds what any request may have."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+NO_DEFAULTS = SamplingDefaults()
+
+
+def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
+    """What `--generation-config` asks for. Raises ConfigError. May ask the hub: keep it off event loops."""
+    own = _read(_own_file(engine))
+    if choice not in ("auto", OPENAI_ONLY):
+        chosen = Path(choice).expanduser()
+        path = chosen / FILE if chosen.is_dir() else chosen
+        if not path.is_file():
+            raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
+        return _defaults(path, _read(path), own)
+    return _defaults(_own_file(engine), own if choice == "auto" else {}, own)
+
+
+def _own_file(engine: EngineConfig) -> Path | None:
+    """The model's file; None if it has none, or if it is random and needs no files of its own."""
+    if not engine.model or engine.load_format == "dummy" or engine.executor == "simulated":
+        return None
+    try:
+        path = find_model(engine.model, [FILE], "generation config") / FILE
+    except ConfigError as error:  # the engine says so better, and of a fake one nobody asks for files
+        logger.debug("no generation config: %s", error)
+        return None
+    return path if path.is_file() else None
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path} ({error}): mend it, or set --generation-config vllm") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold one JSON object: mend it, or set --generation-config vllm")
+    return raw
+
+
+def _defaults(path: Path | None, raw: dict[str, Any], own: dict[str, Any]) -> SamplingDefaults:
+    """`raw` has the sampling, `own` the tokens that end a sequence of this model."""
+    try:
+        values = {name: kind(raw[name]) for name, kind in SAMPLING.items() if raw.get(name) is not None}
+        max_tokens = None if raw.get("max_new_tokens") is None else int(raw["max_new_tokens"])
+        eos = own.get("eos_token_id")
+        eos_ids = () if eos is None else tuple(map(int, eos)) if isinstance(eos, list) else (int(eos),)
+        SamplingParams(**values, max_tokens=1 if max_tokens is None else max_tokens).validate()
+    except (RequestError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
+    if raw.get("repetition_penalty") not in (None, 1):
+        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
+    if values or max_tokens is not None:
+        logger.info("requests that do not say otherwise sample with %s, as %s says", values | _cap(max_tokens), path)
+    return SamplingDefaults(values, max_tokens, eos_ids)
+
+
+def _cap(max_tokens: int | None) -> dict[str, int]:
+    return {} if max_tokens is None else {"max_tokens": max_tokens}

@@ -1,0 +1,110 @@
+"""What `/v1/chat/completions` takes, beside what all requests for text have (`generation`)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.errors import RequestError
+from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
+from server.openai.protocol.messages import Message
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A tool that the model may call; templates are given it as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatRequest(GenerationRequest):
+    """The body of a request."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED | {
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "logprobs": (False,),
+        "modalities": (["text"],),
+        "thinking_token_budget": (),
+        "top_logprobs": (0,),
+        "web_search_options": (),
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    # Beyond OpenAI's, as in vLLM:
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    echo: bool = False
+    include_reasoning: bool = True
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens, "max_completion_tokens"
+        return self.max_tokens, "max_tokens"
+
+    @property
+    def begins_message(self) -> bool:
+        """Whether the model is to begin a message of its own."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @property
+    def may_call(self) -> bool:
+        """Whether calls of tools are looked for in the answer."""
+        return bool(self.tools) and self.tool_choice in (None, "auto")
+
+    @property
+    def role(self) -> str:
+        """Of the answer."""
+        return "assistant" if self.begins_message else self.messages[-1].role
+
+    @property
+    def echoed(self) -> str:
+        """What the answer's text begins with: what it continues, if that is asked for."""
+        last = self.messages[-1]
+        return last.content or "" if self.echo and last.role == self.role else ""
+
+    def check(self) -> None:
+        super().check()
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true: choose one.",
+                "continue_final_message",
+            )
+        if self.tool_choice not in (None, "auto", "none", "required") and not isinstance(self.tool_choice, dict):
+            raise RequestError("tool_choice must be auto, none, required, or name a function.", "tool_choice")
+        if self.tool_choice in (None, "none"):
+            return
+        if not self.tools:
+            raise RequestError("tool_choice needs tools: give some.", "tool_choice")
+        if self.tool_choice != "auto":
+            raise RequestError("tool_choice may be auto or none: forcing a call is not supported yet.", "tool_choice")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages for a chat template. Raises RequestError."""
+        return [message.for_template(index) for index, message in enumerate(self.messages)]
+
+    def tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools for a chat template."""
+        return [tool.model_dump(exclude_unset=True) | {"type": tool.type} for tool in self.tools or ()]

@@ -1,0 +1,120 @@
+"""What `/v1/completions` takes and gives, beside what all requests for text have (`generation`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import PlainValidator
+
+from engine.errors import RequestError
+from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+class _PromptOnly(msgspec.Struct):
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+def _num_token_lists(body: bytes) -> int:
+    """How many lists the prompt holds if it is a list of lists, else 0. Makes none of them: with millions that takes
+    seconds, in which no other thread runs."""
+    try:
+        prompt = bytes(msgspec.json.decode(body, type=_PromptOnly).prompt)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0  # the model says what is wrong
+    return prompt.count(b"[") - 1 if re.match(rb"\s*\[\s*\[", prompt) else 0
+
+
+def _read_prompt(value: Any) -> Prompt:
+    # By hand: pydantic's union reports one error per item and alternative, and is slow on a million ids.
+    match value:
+        case str():
+            return value
+        case list() if value and (
+            all(type(item) is str for item in value) or _are_ids(value) or all(_are_ids(item) for item in value)
+        ):
+            return value
+    raise ValueError("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of a request."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED | {
+        "echo": (False,),
+        "logprobs": (),
+        "prompt_embeds": (),
+        "suffix": ("",),
+    }
+
+    prompt: Annotated[Prompt, PlainValidator(_read_prompt, json_schema_input_type=Prompt)]
+    best_of: int | None = None
+    add_special_tokens: bool = True
+
+    @classmethod
+    def parse(cls, body: bytes, max_prompts: int) -> CompletionRequest:
+        """Raises pydantic's ValidationError, and RequestError for too many prompts."""
+        num_lists = _num_token_lists(body)
+        if num_lists > max_prompts:
+            raise RequestError(
+                f"prompt has {num_lists} entries, more than {max_prompts}: send fewer at once.", "prompt"
+            )
+        return cls.model_validate_json(body)
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.texts or self.token_lists)
+
+    # The validator saw that all entries are of the first one's kind.
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts, if they are texts; else none."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return self.prompt if isinstance(self.prompt[0], str) else []  # type: ignore[return-value]
+
+    @property
+    def token_lists(self) -> list[list[int]]:
+        """The prompts, if they are token ids; else none."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], str):
+            return []
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[return-value,list-item]
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens, "max_tokens"
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise RequestError("best_of is not supported unless it equals n: leave it out.", "best_of")
+
+
+class Choice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole response, or a chunk of a stream: OpenAI gives both the same shape."""
+
+    id: str
+    object: str = "text_completion"
+    created: int  # Unix seconds
+    model: str
+    choices: list[Choice]
+    usage: Usage | UnsetType = UNSET

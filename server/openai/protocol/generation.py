@@ -1,0 +1,152 @@
+"""What the bodies of `/v1/completions` and `/v1/chat/completions` have in common: sampling, stopping, streaming.
+
+Requests are pydantic models; responses are msgspec structs, since a chunk is encoded for every token.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.errors import RequestError
+from engine.sampling import MAX_INT, SamplingParams
+from server.openai.defaults import SamplingDefaults
+
+logger = logging.getLogger(__name__)
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+
+# Parameters of OpenAI and vLLM that change what a client gets and are not supported, with the values that ask
+# for nothing. Ignoring the others would silently give something else than was asked for.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "frequency_penalty": (0,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+# Parameters that do not change the answer of a server like this one: for OpenAI's own accounts, caches and speeds.
+IGNORED = frozenset(
+    (
+        *("metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+        *("service_tier", "store", "user", "verbosity"),
+    )
+)
+
+
+@lru_cache(maxsize=1000)  # once for each name
+def _warn_of_unknown(name: str) -> None:
+    logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """The body of a request for text. Null means the default everywhere."""
+
+    model_config = ConfigDict(extra="allow")
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    # Beyond OpenAI's, as in vLLM:
+    top_k: int | None = None
+    min_p: float | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[int] | None = Field(default=None, max_length=1024)
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        """The most tokens that an answer may have, None for all that fit, and the parameter that says so."""
+        return self.max_tokens, "max_tokens"
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_running_usage(self) -> bool:
+        """Whether each of its chunks has usage so far."""
+        return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def check(self) -> None:
+        """Raise RequestError for what no prompt could make right."""
+        for name, value in (self.model_extra or {}).items():
+            if name in self.unsupported:
+                if value is not None and value not in self.unsupported[name]:
+                    raise RequestError(f"{name} is not supported: leave it out.", name)
+            elif name not in IGNORED:
+                _warn_of_unknown(name[:100])
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true.", "stream_options")
+        if len(self.stops) > MAX_STOP_STRINGS:
+            raise RequestError(f"stop has {len(self.stops)} strings, more than {MAX_STOP_STRINGS}.", "stop")
+        if not all(1 <= len(stop) <= MAX_STOP_CHARS for stop in self.stops):
+            raise RequestError(f"Each stop string must have 1 to {MAX_STOP_CHARS} characters.", "stop")
+
+    def sampling(self, defaults: SamplingDefaults) -> SamplingParams:
+        """The sampling asked for, validated. Raises RequestError."""
+        limit, limit_name = self.token_limit
+        if limit is not None and not 1 <= limit <= MAX_INT:
+            raise RequestError(f"{limit_name} must be at least 1 and at most {MAX_INT}.", limit_name)
+        names = ("temperature", "top_p", "top_k", "min_p", "seed", "n")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        stop_token_ids = tuple(self.stop_token_ids or ())
+        sampling = SamplingParams(
+            **defaults.values | given,
+            max_tokens=MAX_INT if limit is None else limit,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=stop_token_ids if self.ignore_eos else stop_token_ids + defaults.eos_token_ids,
+        )
+        sampling.validate()
+        return sampling
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)

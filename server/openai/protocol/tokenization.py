@@ -1,0 +1,52 @@
+"""What `/tokenize` and `/detokenize` take and give, as in vLLM."""
+
+from __future__ import annotations
+
+import msgspec
+from pydantic import BaseModel, Field
+
+from server.openai.protocol.chat import ChatRequest
+
+MAX_TOKENS = 1 << 20
+
+
+class TokenizeText(BaseModel):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChat(ChatRequest):
+    """A chat's body; what does not change its prompt does not matter."""
+
+    return_token_strs: bool = False
+
+
+class Detokenize(BaseModel):
+    model: str | None = None
+    tokens: list[int] = Field(max_length=MAX_TOKENS)
+
+
+class _MessagesOnly(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+def read_tokenize(body: bytes) -> TokenizeText | TokenizeChat:
+    """A chat if there are messages. Raises pydantic's ValidationError."""
+    try:
+        is_chat = bytes(msgspec.json.decode(body, type=_MessagesOnly).messages) not in (b"", b"null")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        is_chat = False  # the model says what is wrong
+    return TokenizeChat.model_validate_json(body) if is_chat else TokenizeText.model_validate_json(body)
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedText(msgspec.Struct, frozen=True):
+    prompt: str

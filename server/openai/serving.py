@@ -1,0 +1,224 @@
+"""What completions and chat share: from a body to tokens that fit, and from the engine's outputs to an answer."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from msgspec import UNSET, UnsetType
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from engine.errors import RequestError, SeesawError
+from engine.messages import EngineInfo
+from engine.sampling import SamplingParams
+from engine.text import OutputText
+from server.http.body import read_body
+from server.http.errors import error_event
+from server.http.streams import EventStream, until_disconnect
+from server.link.bridge import Bridge
+from server.link.text_stream import TextStream
+from server.openai.defaults import SamplingDefaults
+from server.openai.models import Models
+from server.openai.protocol.generation import GenerationRequest, Usage
+from server.render.tokens import TokenizerPool
+
+logger = logging.getLogger(__name__)
+
+# nginx's status for a client that left; it is only ever seen in the access log.
+CLIENT_CLOSED_REQUEST = 499
+
+B = TypeVar("B", bound=BaseModel)
+
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Of a request whose body has been read."""
+
+    id: str  # of the client's choice: several may have the same
+    time_s: float  # on the monotonic clock
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is the same in all chunks of an answer."""
+
+    id: str
+    created: int
+    model: str
+    prompt_tokens: int
+
+    def usage(self, completion_tokens: int | None) -> Usage | UnsetType:
+        """Usage if the number of completion tokens is given."""
+        return UNSET if completion_tokens is None else Usage.of(self.prompt_tokens, completion_tokens)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A request that the engine has: its answer as it comes. `text` must be closed."""
+
+    header: Header
+    text: TextStream
+    num_choices: int
+
+
+class Serving:
+    """One for all handlers. Its methods raise RequestError and its like for what the client can mend."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        info: EngineInfo,
+        models: Models,
+        tokens: TokenizerPool,
+        defaults: SamplingDefaults,
+        keep_alive_s: float = 0.0,
+    ) -> None:
+        """`keep_alive_s`: as of `EventStream`."""
+        self.tokens = tokens
+        self.max_sequences = bridge.max_queued_requests
+        self.max_model_len = info.max_model_len
+        self._bridge = bridge
+        self._info = info
+        self._models = models
+        self._defaults = defaults
+        self._keep_alive_s = keep_alive_s
+
+    async def answer(
+        self,
+        request: Request,
+        parse: Callable[[bytes], B],
+        respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        """The response to a request, whose work ends when its client leaves."""
+        try:
+            body = await read_body(request, parse)
+            arrival = Arrival(request.state.id, time.monotonic())
+            response = await until_disconnect(request.receive, respond(body, arrival))
+        except ClientDisconnect:
+            response = None
+        return response or Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
+        """Everything that can be checked before the prompt is tokenized. Returns the sampling."""
+        self.check_model(body.model)
+        body.check()
+        sampling = body.sampling(self._defaults)
+        if num_prompts * sampling.n > self.max_sequences:  # for good: it would never find room
+            made = f"{num_prompts} prompts with n {sampling.n}" if num_prompts > 1 else f"n {sampling.n}"
+            raise RequestError(
+                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self.max_sequences} that may "
+                f"wait: {'send fewer prompts at once or ' if num_prompts > 1 else ''}lower n.",
+                "prompt" if num_prompts > 1 else "n",
+            )
+        self._bridge.check_room(num_prompts * sampling.n)
+        limit, limit_name = body.token_limit
+        if limit is not None and limit > self.max_model_len:
+            raise RequestError(
+                f"{limit_name} is {limit} but the context is {self.max_model_len} tokens: ask for fewer.", limit_name
+            )
+        return sampling
+
+    def check_model(self, model: str | None) -> None:
+        """Raise ModelNotFoundError unless it is the one that is served."""
+        self._models.check(model)
+
+    async def encode(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
+        """Token ids of prompts, which fit the context."""
+        prompts = await self.tokenize(texts, add_special_tokens, param)
+        self.check_prompts(prompts, param)
+        return prompts
+
+    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
+        """Token ids of texts that may fit the context."""
+        most_chars = self.max_model_len * self.tokens.tokenizer.max_token_chars
+        for text in texts:
+            if len(text) > most_chars:  # said now, since tokenizing it would take long
+                raise RequestError(
+                    f"The prompt has {len(text)} characters, which do not fit the context of "
+                    f"{self.max_model_len} tokens: shorten it.",
+                    param,
+                )
+        return await self.tokens.encode(texts, add_special_tokens)
+
+    def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:
+        """Every prompt has a token, leaves room for one, and is of the vocabulary."""
+        for prompt in prompts:
+            if not prompt:
+                raise RequestError("The prompt is empty: it must have at least one token.", param)
+            if len(prompt) >= self.max_model_len:
+                raise RequestError(
+                    f"The prompt has {len(prompt)} tokens but the context is {self.max_model_len} tokens, of which at "
+                    "least one must remain for the output: shorten it.",
+                    param,
+                )
+            self.check_ids(prompt, param)
+
+    def check_ids(self, tokens: Sequence[int], param: str) -> None:
+        """They are of the vocabulary."""
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
+            raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
+
+    def start(
+        self,
+        kind: str,
+        body: GenerationRequest,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        arrival: Arrival,
+        *,
+        show_special_tokens: bool = False,
+    ) -> Running:
+        """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
+        body says, since somebody reads them."""
+        requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
+
+        def make_text(choice: int) -> OutputText:
+            return OutputText(
+                self.tokens.tokenizer,
+                prompts[choice // sampling.n],
+                stop=body.stops,
+                stop_token_ids=body.stop_token_ids or (),
+                skip_special_tokens=body.skip_special_tokens and not show_special_tokens,
+                include_stop=body.include_stop_str_in_output,
+            )
+
+        prompt_tokens = sum(map(len, prompts))
+        header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
+        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
+        text = TextStream(stream, make_text, self._bridge.metrics)
+        return Running(header, text, len(prompts) * sampling.n)
+
+    def stream(self, running: Running, chunks: AsyncIterator[bytes]) -> Response:
+        """A response of server-sent events. An exception in their midst is an event, too: the status was sent."""
+        return EventStream(_until_done(chunks), running.text.close, self._keep_alive_s)
+
+    def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
+        """As in vLLM, an answer has what room the prompt leaves, and no more than the checkpoint's defaults allow."""
+        room = self.max_model_len - len(prompt)
+        most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
+        return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))
+
+
+async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Exception as error:
+        if not isinstance(error, SeesawError):
+            logger.exception("a stream failed")
+        yield error_event(error)
+    yield b"data: [DONE]\n\n"
+
+
+def as_event(chunk: msgspec.Struct) -> bytes:
+    """One server-sent event."""
+    return b"data: %b\n\n" % encode(chunk)

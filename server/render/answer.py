@@ -1,0 +1,81 @@
+"""How answers are to be read: the operator's parsers, and one choice's text on its way through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.text import Tokenizer
+from server.render.events import Content, Event
+from server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
+from server.render.tools import TOOL_PARSERS, ToolParser
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """What the model's answers may hold beside text."""
+
+    tool_parser: type[ToolParser] | None = None
+    reasoning_parser: Callable[[str], ThinkParser] | None = None
+    shows_calls: bool = False  # a marker of the tool parser is a special token, which must not be skipped
+    shows_reasoning: bool = False
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str) -> AnswerFormat:
+        """Of parsers by name; `none` and other names stand for none."""
+        tools = TOOL_PARSERS.get(tool_parser)
+        special = {tokenizer.decode([id]) for id in tokenizer.special_ids} if tools or reasoning_parser else set()
+        return cls(
+            tools,
+            REASONING_PARSERS.get(reasoning_parser),
+            shows_calls=tools is not None and not special.isdisjoint(tools.markers),
+            shows_reasoning=not special.isdisjoint((OPEN, CLOSE)),
+        )
+
+    def needs_special_tokens(self, with_tools: bool) -> bool:
+        """Whether its parsers look for special tokens."""
+        return (with_tools and self.shows_calls) or (self.reasoning_parser is not None and self.shows_reasoning)
+
+    def reader(self, prompt: str, with_tools: bool) -> AnswerReader:
+        """For one choice of the answer to a prompt."""
+        return AnswerReader(
+            self.reasoning_parser(prompt) if self.reasoning_parser else None,
+            self.tool_parser() if self.tool_parser and with_tools else None,
+        )
+
+
+class AnswerReader:
+    """One growing text as events. Use: `push` all of it in pieces, then `flush` once."""
+
+    def __init__(self, reasoning: ThinkParser | None, tools: ToolParser | None) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of tools so far."""
+        return self._tools.num_calls if self._tools else 0
+
+    def push(self, text: str) -> list[Event]:
+        """The events that this piece completes."""
+        events: list[Event] = self._reasoning.push(text) if self._reasoning else [Content(text)] if text else []
+        return self._find_calls(events)
+
+    def flush(self) -> list[Event]:
+        """The last events, once no text follows."""
+        events = self._find_calls(self._reasoning.flush() if self._reasoning else [])
+        return events + (self._tools.flush() if self._tools else [])
+
+    def make_call_id(self) -> str:
+        """For a call of the tool parser."""
+        assert self._tools is not None
+        return self._tools.make_id()
+
+    def _find_calls(self, events: list[Event]) -> list[Event]:
+        if self._tools is None:
+            return events
+        return [
+            found
+            for event in events
+            for found in (self._tools.push(event.text) if isinstance(event, Content) else [event])
+        ]

@@ -1,0 +1,116 @@
+"""From a conversation to the text of a prompt, by the checkpoint's own chat template or the operator's.
+
+Rendering is transformers', in its sandbox. What a template raises is the client's to mend: nearly always it is its own
+word on the order of messages. Used by `server.openai.chat`, in a thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError, RequestError
+from engine.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+def read_template(choice: str) -> str | None:
+    """The template that `--chat-template` names by its path or is itself; None if it is empty. Raises ConfigError."""
+    if not choice:
+        return None
+    if "{" in choice:
+        return choice
+    path = Path(choice).expanduser()
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the chat template {choice} ({error}): give --chat-template a file or the template itself"
+        ) from None
+
+
+class ChatTemplate:
+    """Renders conversations. Safe to call from several threads at once."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
+        """`template` is used instead of the checkpoint's."""
+        self._renderer: Any = tokenizer.chat_renderer
+        self._template = template
+
+    def check(self) -> None:
+        """Raise ConfigError if the operator's template is no Jinja. Slow at first: it may import transformers."""
+        if self._template is None:
+            return
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._apply([{"role": "user", "content": ""}], {"chat_template": self._template})
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error}") from None
+        except Exception as error:  # it does not like this conversation, which says nothing about others
+            logger.debug("the chat template refuses a trial: %s", error)
+
+    def render(
+        self,
+        conversation: Conversation,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text. `variables` are for the template. Raises RequestError."""
+        reserved = (variables or {}).keys() & self._parameters()
+        if reserved:
+            raise RequestError(
+                f"chat_template_kwargs must not hold {min(reserved)!r}: it is no variable of a template.",
+                "chat_template_kwargs",
+            )
+        options = {
+            "tools": list(tools) if tools else None,
+            "documents": list(documents) if documents else None,
+            "chat_template": template or self._template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        self._check_there_is_one(options["chat_template"], options["tools"])
+        try:
+            return self._apply(conversation, options | dict(variables or {}))
+        except Exception as error:
+            logger.debug("a chat template raised", exc_info=True)
+            raise RequestError(f"The chat template cannot render these messages: {error}", "messages") from None
+
+    def _check_there_is_one(self, template: Any, tools: Any) -> None:
+        try:
+            self._loaded().get_chat_template(template, tools)
+        except ValueError:
+            raise RequestError(
+                "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
+                "messages",
+            ) from None
+
+    def _apply(self, conversation: Conversation, options: dict[str, Any]) -> str:
+        text = self._loaded().apply_chat_template(list(conversation), tokenize=False, **options)
+        assert isinstance(text, str)
+        return text
+
+    def _parameters(self) -> set[str]:
+        """What means something to transformers in the place of a template's variables."""
+        return {*inspect.signature(self._loaded().apply_chat_template).parameters, "messages"}
+
+    def _loaded(self) -> Any:
+        if self._renderer is None:  # a tokenizer that is not of transformers: its templates render all the same
+            from tokenizers import Tokenizer as Core
+            from tokenizers.models import WordLevel
+            from transformers import PreTrainedTokenizerFast
+
+            self._renderer = PreTrainedTokenizerFast(tokenizer_object=Core(WordLevel({}, "")))
+        return self._renderer

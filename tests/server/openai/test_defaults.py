@@ -1,0 +1,61 @@
+"""Sampling defaults of a checkpoint: which file they come from, and what it may hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from server.openai.defaults import SamplingDefaults, load_defaults
+
+
+def checkpoint(folder: Path, content: Any) -> EngineConfig:
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    return EngineConfig(model=str(folder))
+
+
+def test_a_checkpoint_without_the_file_has_none(tmp_path: Path) -> None:
+    assert load_defaults("auto", EngineConfig(model=str(tmp_path))) == SamplingDefaults()
+    assert load_defaults("auto", EngineConfig(model="", executor="simulated")) == SamplingDefaults()
+
+
+def test_the_checkpoints_file_another_and_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0, "max_new_tokens": 2048, "do_sample": True}
+    engine = checkpoint(tmp_path, values | {"eos_token_id": [7, 8], "repetition_penalty": 1.05, "pad_token_id": 0})
+    sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.0}
+    with caplog.at_level(logging.WARNING):
+        assert load_defaults("auto", engine) == SamplingDefaults(sampling, 2048, (7, 8))
+    assert caplog.text.count("repetition_penalty") == 1
+    assert load_defaults("vllm", engine) == SamplingDefaults(eos_token_ids=(7, 8))
+    (tmp_path / "other").mkdir()
+    checkpoint(tmp_path / "other", {"top_k": 5, "eos_token_id": 9, "repetition_penalty": 1.0})
+    for path in (tmp_path / "other", tmp_path / "other" / "generation_config.json"):
+        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5}, None, (7, 8))
+
+
+def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:
+    engine = checkpoint(tmp_path, {"temperature": 0.6})
+    assert load_defaults("auto", EngineConfig(model=engine.model, load_format="dummy")) == SamplingDefaults()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"temperature": "hot"}, {"temperature": -1}, {"top_p": 5}, {"max_new_tokens": 0}, {"eos_token_id": {}}],
+)
+def test_values_that_cannot_be(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        load_defaults("auto", checkpoint(tmp_path, content))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    engine = EngineConfig(model=str(tmp_path))
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_defaults("auto", engine)
+    with pytest.raises(ConfigError, match="there is no"):
+        load_defaults(str(tmp_path / "nowhere"), EngineConfig(executor="simulated"))

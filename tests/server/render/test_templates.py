@@ -1,0 +1,63 @@
+"""Chat templates: where they come from, and how their rendering ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.errors import ConfigError, RequestError
+from engine.text import ByteTokenizer
+from server.render.templates import ChatTemplate, read_template
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ 1 }}")
+    assert read_template(str(path)) == read_template("{{ 1 }}") == "{{ 1 }}"
+    assert read_template("") is None
+    for wrong in (tmp_path / "other", tmp_path):
+        with pytest.raises(ConfigError, match="--chat-template"):
+            read_template(str(wrong))
+
+
+def test_the_operators_template_must_be_jinja_and_may_refuse_a_trial() -> None:
+    with pytest.raises(ConfigError, match="line 2"):
+        ChatTemplate(ByteTokenizer(), "a\n{% if %}").check()
+    ChatTemplate(ByteTokenizer(), "{{ raise_exception('no') }}").check()
+    ChatTemplate(ByteTokenizer()).check()
+
+
+def test_templates_are_sandboxed() -> None:
+    for attack in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% include '/etc/passwd' %}"):
+        with pytest.raises(RequestError, match="cannot render"):
+            ChatTemplate(ByteTokenizer(), attack).render([USER])
+
+
+def hf_tokenizer(template: Any) -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(WordLevel({"<s>": 0}, "<s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+    tokenizer.chat_template = template
+    return SimpleNamespace(chat_renderer=tokenizer)
+
+
+def test_the_checkpoints_own_template_knows_its_special_tokens_and_the_operators_wins() -> None:
+    tokenizer = hf_tokenizer("{{ bos_token }}{{ messages[0].content }}")
+    assert ChatTemplate(tokenizer).render([USER]) == "<s>hi"
+    assert ChatTemplate(tokenizer, "{{ messages[0].role }}").render([USER]) == "user"
+    assert ChatTemplate(tokenizer, "{{ messages[0].role }}").render([USER], template="{{ 2 }}") == "2"
+
+
+def test_a_checkpoint_may_have_a_template_for_tools() -> None:
+    template = ChatTemplate(hf_tokenizer({"default": "plain", "tool_use": "{{ tools[0].function.name }}"}))
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert template.render([USER]) == "plain"
+    assert template.render([USER], tools=[tool]) == "f"
