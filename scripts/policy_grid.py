@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from engine.bench.workload import Job, read_lengths
@@ -82,6 +82,8 @@ class Run:
     total_s: float
     mean_latency_s: float
     mean_first_token_s: float
+    median_first_token_s: float
+    largest_gap_s: float  # between two tokens of one request
     transitions: int
 
 
@@ -129,7 +131,9 @@ def run(config: EngineConfig, jobs: Sequence[Job], arrivals_s: Sequence[float]) 
     core = Core(config, executor)
     waiting = list(zip(arrivals_s, range(len(jobs)), strict=True))[::-1]
     first_s: dict[str, float] = {}
+    last_s: dict[str, float] = {}
     finished_s: dict[str, float] = {}
+    largest_gap_s = 0.0
     while waiting or not core.is_idle:
         if core.is_idle and waiting:
             executor.sleep_until(waiting[-1][0])
@@ -139,14 +143,19 @@ def run(config: EngineConfig, jobs: Sequence[Job], arrivals_s: Sequence[float]) 
             params = SamplingParams(max_tokens=job.output_tokens, temperature=0.0, ignore_eos=True)
             core.add(Add(str(index), [index + 1] + [1] * (job.prompt_tokens - 1), params))
         for output in core.turn():
-            first_s.setdefault(output.id, executor.now())
+            now = executor.now()
+            first_s.setdefault(output.id, now)
+            largest_gap_s = max(largest_gap_s, now - last_s.get(output.id, now))
+            last_s[output.id] = now
             if output.finish_reason is not None:
-                finished_s[output.id] = executor.now()
+                finished_s[output.id] = now
     started_s = {str(index): at for index, at in enumerate(arrivals_s)}
     return Run(
         total_s=max(finished_s.values()),
         mean_latency_s=fmean(finished_s[name] - started_s[name] for name in finished_s),
         mean_first_token_s=fmean(first_s[name] - started_s[name] for name in finished_s),
+        median_first_token_s=median(first_s[name] - started_s[name] for name in finished_s),
+        largest_gap_s=largest_gap_s,
         transitions=sum(core.stats().transitions.values()),
     )
 
