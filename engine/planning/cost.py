@@ -97,14 +97,19 @@ class CostPolicy(Policy):
         tokens = self._surge_tokens(situation) if not situation.hosted else 0.0
         if not tokens:
             return None
-        beside_s = outlook.beside_s(mode.layout, tokens, situation.device_free_tokens)
         best, best_s = None, 0.0
         for layout in self._steady:
             if layout == mode.layout:
                 continue
             surge = Mode.surge(layout, mode.layout)
-            surge_s = outlook.surge_s(layout, tokens)
             there_and_back_s = outlook.there_and_back_s(mode, surge)
+            all_tokens = tokens
+            if not self._keeps_up(mode.layout, outlook):  # then what comes meanwhile would wait, too
+                meanwhile_s = there_and_back_s + outlook.surge_s(layout, tokens)
+                more = meanwhile_s * self._arrivals.requests_per_s * self._arrivals.mean_tokens
+                all_tokens = max(tokens, min(tokens + more, float(situation.host_free_tokens)))
+            beside_s = outlook.beside_s(mode.layout, all_tokens, situation.device_free_tokens)
+            surge_s = outlook.surge_s(layout, all_tokens)
             saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s
             if saved_s > best_s and situation.can_surge(surge):
                 best, best_s = surge, saved_s
