@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from engine.bench.workload import Job, read_lengths
@@ -191,6 +191,31 @@ def ratios(runs: dict[str, Run]) -> tuple[float, float]:
     return min(alone_s) / cost_s, paper_s / cost_s
 
 
+def summary(saved: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of all cells with the same kind of arrivals: throughput, and waiting beside the best layout alone."""
+    kinds = {"all at once": (0.0, 0.0), "below capacity": (0.01, 1.0), "above capacity": (1.0, 9.0)}
+    for kind, (least, most) in kinds.items():
+        cells = [cell for cell in saved if least <= cell["load"] <= most]
+        if not cells:
+            continue
+        yield f"{kind}, {len(cells)} cells"
+        for what, bound in (("over_best", 0.98), ("over_paper", 0.99)):
+            values = [cell[what] for cell in cells]
+            below = sum(value < bound for value in values)
+            spread = f"mean {fmean(values):.3f}, least {min(values):.3f}, most {max(values):.3f}"
+            yield f"  {what}: {spread}, below {bound}: {below}"
+        for what in ("mean_latency_s", "median_first_token_s", "largest_gap_s"):
+            factors = [run[what] / best[what] for run, best in map(_cost_and_best, cells) if run[what] and best[what]]
+            if factors:
+                yield f"  {what} over the best layout's: mean {geometric_mean(factors):.2f}, most {max(factors):.2f}"
+
+
+def _cost_and_best(cell: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The default policy's run, and that of the layout alone which is soonest done."""
+    cost, _, *alone = cell["systems"].values()
+    return cost, min(alone, key=lambda run: run["total_s"])
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--every", type=int, default=1, help="run only every N-th cell (default: 1)")
@@ -211,9 +236,7 @@ def main(argv: Sequence[str]) -> int:
         saved.append(asdict(cell) | {"over_best": over_best, "over_paper": over_paper, "systems": systems})
         if args.output_json:
             args.output_json.write_text(json.dumps(saved, indent=1) + "\n")
-    for what in ("over_best", "over_paper"):
-        values = [cell[what] for cell in saved]
-        print(f"{what}: mean {fmean(values):.3f}, least {min(values):.3f}, most {max(values):.3f}, {len(values)} cells")
+    print("\n".join(summary(saved)))
     return 0
 
 

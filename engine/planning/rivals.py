@@ -54,7 +54,7 @@ class Rivals:
             self._saved[layout] = max(0.0, self._saved[layout] + elapsed_s * fewer)
 
     def is_settled(self, situation: Situation) -> bool:
-        """Whether as many have ended since the last surge as decoded when it did: until then this is the place to be."""
+        """Whether as many have ended since the last surge as decoded when it did: until then this is where to be."""
         return _ended(situation) >= self._ends_of_surge
 
     def saved_s(self, layout: Layout, outlook: Outlook) -> float:
