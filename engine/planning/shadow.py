@@ -13,6 +13,7 @@ from engine.planning.policy import Situation
 
 _NOBODY = 0.01  # fewer sequences are none
 _LEAST_ROUND_S = 1e-6
+_MOST_ROUNDS = 200  # with prompts, between two looks: a simulation must not take long
 
 
 class Shadow:
@@ -54,7 +55,9 @@ class Shadow:
 
     def serve(self, layout: Layout, outlook: Outlook, now_s: float) -> None:
         """Continuous batching up to now."""
-        while self._at_s < now_s:
+        for _ in range(_MOST_ROUNDS):
+            if self._at_s >= now_s:
+                return
             if self.unfinished < _NOBODY:
                 self.tokens = self.prompts = self.decoding = 0.0
                 self._at_s = now_s
@@ -62,6 +65,7 @@ class Shadow:
                 self._at_s += self._mixed_round(layout, outlook)
             else:
                 self._at_s += self._decode(layout, outlook, now_s - self._at_s)
+        self._at_s = max(self._at_s, now_s)
 
     def _mixed_round(self, layout: Layout, outlook: Outlook) -> float:
         """A token for everybody, and all prompts beside them that have room; the seconds it takes."""

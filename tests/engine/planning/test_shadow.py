@@ -72,3 +72,13 @@ def test_whoever_stands_still_gets_nothing_done() -> None:
     assert (it.tokens, it.prompts, it.decoding) == (200, 1, 7)
     it.add(-300, -2)  # given up
     assert (it.tokens, it.prompts) == (0, 0)
+
+
+def test_it_takes_a_bounded_number_of_rounds() -> None:
+    """A hundred seconds with prompts that find no room would be thousands of rounds: it does no more than some."""
+    full = Fake(running=50, context=50 * 300, device_tokens=50 * 300, waiting=10_000, waiting_tokens=2_000_000)
+    it = shadow(full)
+    it.serve(T2, outlook(full), 100.0)
+    assert it.prompts > 9_800
+    it.serve(T2, outlook(full), 100.0)  # that is done
+    assert it.prompts > 9_800
