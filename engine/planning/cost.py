@@ -37,7 +37,8 @@ class CostPolicy(Policy):
       is what they add to the steps of those who decode, so what these would have got done meanwhile is counted.
     - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.
     - Where requests keep coming, a surge makes those who decode stand still again and again, for a gain that is none if
-      its layout alone keeps up with all that comes. Then the engine goes there to stay, if that is no longer a stall.
+      its layout alone keeps up with all that comes. Then the engine goes there to stay, if that is no longer a stall,
+      and as soon as a surge would pay with what comes meanwhile.
     - The time that each layout alone would have saved all requests is added up, and once it would have paid for two
       changes, the engine changes (the ski-rental rule: at most twice the best in hindsight).
     - The last ones move to another layout, a tail's for instance, when they would be done much sooner there.
@@ -71,7 +72,8 @@ class CostPolicy(Policy):
             return mode
         outlook = self._look(situation)
         surge = self._surge_that_pays(situation, outlook)
-        return self._elsewhere(situation, outlook, surge) or surge or self._tail(situation, outlook) or mode
+        soon = surge or self._surge_that_pays(situation, outlook, with_more=True)
+        return self._elsewhere(situation, outlook, soon) or surge or self._tail(situation, outlook) or mode
 
     def _look(self, situation: Situation) -> Outlook:
         self._looked_s = situation.now_s
@@ -90,26 +92,26 @@ class CostPolicy(Policy):
         self._seen = seen
         return True
 
-    def _surge_that_pays(self, situation: Situation, outlook: Outlook) -> Mode | None:
-        """The surge that saves most, of those that leave sequences where they decode now."""
+    def _surge_that_pays(self, situation: Situation, outlook: Outlook, with_more: bool = False) -> Mode | None:
+        """The surge that saves most, of those that leave sequences where they decode now. `with_more`: as if all waited
+        already that comes while it lasts, if that is more than can be served here."""
         mode = situation.mode
         # While somebody is on the host, prompts are not prefilled here either: a later surge is as good, and larger.
         tokens = self._surge_tokens(situation) if not situation.hosted else 0.0
-        if not tokens:
+        if not tokens or (with_more and self._keeps_up(mode.layout, outlook)):
             return None
         best, best_s = None, 0.0
         for layout in self._steady:
             if layout == mode.layout:
                 continue
             surge = Mode.surge(layout, mode.layout)
-            there_and_back_s = outlook.there_and_back_s(mode, surge)
+            there_and_back_s, surge_s = outlook.there_and_back_s(mode, surge), outlook.surge_s(layout, tokens)
             all_tokens = tokens
-            if not self._keeps_up(mode.layout, outlook):  # then what comes meanwhile would wait, too
-                meanwhile_s = there_and_back_s + outlook.surge_s(layout, tokens)
-                more = meanwhile_s * self._arrivals.requests_per_s * self._arrivals.mean_tokens
+            if with_more:
+                more = (there_and_back_s + surge_s) * self._arrivals.requests_per_s * self._arrivals.mean_tokens
                 all_tokens = max(tokens, min(tokens + more, float(situation.host_free_tokens)))
+                surge_s = outlook.surge_s(layout, all_tokens)
             beside_s = outlook.beside_s(mode.layout, all_tokens, situation.device_free_tokens)
-            surge_s = outlook.surge_s(layout, all_tokens)
             saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s
             if saved_s > best_s and situation.can_surge(surge):
                 best, best_s = surge, saved_s

@@ -167,10 +167,17 @@ def test_what_comes_at_once_is_no_stream() -> None:
     assert decide(backlog(100_000, running=20, context=20 * 300), times(5e-5, 2.5e-4)) == SURGE
 
 
-def test_what_comes_meanwhile_makes_a_surge_pay_sooner() -> None:
-    """8,000 tokens a second save 0.8 s in P2, where 20,000 have to wait for two transitions of a second to pay."""
-    measured = times(1e-4, 2e-4, p2_decode_s=0.06, t2_decode_s=0.02)
-    assert len(stream(measured, per_s=12, tokens=1000)) < 12 * 20_000 / 12_000
+def test_what_comes_meanwhile_is_a_reason_to_stay_there_but_none_for_a_small_surge() -> None:
+    def pays_at_once(measured: EngineTimes, device_tokens: int) -> int:
+        """As many as must wait if no more come."""
+        crowd = Fake(running=20, context=20 * 300, device_tokens=device_tokens)
+        tries = (replace(crowd, waiting=count, waiting_tokens=2000 * count) for count in range(1, 100))
+        return next(each.waiting for each in tries if decide(each, measured) == SURGE)
+
+    keeps_up = times(5e-5, 2.5e-4)
+    assert len(stream(keeps_up, per_s=8)) - 1 < pays_at_once(keeps_up, 100_000)
+    overloaded = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
+    assert len(stream(overloaded, per_s=12, device_tokens=20 * 300)) - 1 == pays_at_once(overloaded, 20 * 300)
 
 
 def test_nobody_moves_right_behind_a_surge() -> None:
