@@ -20,6 +20,8 @@ _LEAST_GAIN = 0.02
 # Of the time that is left, what a change of where sequences decode must save: it stands or falls with the last few and
 # longest of them, of which least is known.
 _LEAST_MOVE_GAIN = 0.15
+# Of the time of serving all here, what surges for another layout must save: more than a choice between them leaves.
+_LEAST_RETURN_GAIN = 0.05
 # What another layout must have saved each request to be missed: however little a change costs, its chances are not
 # known sooner.
 _LEAST_MISSED_S = 1.0
@@ -38,7 +40,8 @@ class CostPolicy(Policy):
     - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.
     - Where requests keep coming, a surge makes those who decode stand still again and again, for a gain that is none if
       its layout alone keeps up with all that comes. Then the engine goes there to stay, if that is no longer a stall,
-      and as soon as a surge would pay with what comes meanwhile.
+      and as soon as a surge would pay with what comes meanwhile. It goes on with surges from there if more comes than
+      that layout can serve, and with surges all would be done sooner.
     - The time that each layout alone would have saved all requests is added up, and once it would have paid for two
       changes, the engine changes (the ski-rental rule: at most twice the best in hindsight).
     - The last ones move to another layout, a tail's for instance, when they would be done much sooner there.
@@ -73,7 +76,8 @@ class CostPolicy(Policy):
         outlook = self._look(situation)
         surge = self._surge_that_pays(situation, outlook)
         soon = surge or self._surge_that_pays(situation, outlook, with_more=True)
-        return self._elsewhere(situation, outlook, soon) or surge or self._tail(situation, outlook) or mode
+        target = self._elsewhere(situation, outlook, soon) or surge or self._surge_for_another_home(situation, outlook)
+        return target or self._tail(situation, outlook) or mode
 
     def _look(self, situation: Situation) -> Outlook:
         self._looked_s = situation.now_s
@@ -140,6 +144,29 @@ class CostPolicy(Policy):
                 best, best_s = steady, max(gain_s, best_s)
         return best
 
+    def _surge_for_another_home(self, situation: Situation, outlook: Outlook) -> Mode | None:
+        """A surge in this layout, behind which sequences decode in another: where this one cannot keep up with what
+        comes, and all would be done sooner so."""
+        mode = situation.mode
+        if not outlook.prompts or situation.hosted or self._keeps_up(mode.layout, outlook, share=1.0):
+            return None
+        here_s = outlook.serve_s(mode.layout, *self._expected(mode, outlook))
+        best, best_s = None, here_s * (1 - _LEAST_RETURN_GAIN)
+        for layout in self._steady:
+            surge = Mode.surge(mode.layout, layout)
+            if layout == mode.layout or not self._surge_tokens(situation):
+                continue
+            seconds = outlook.surge_and_serve_s(surge, *self._expected(mode, outlook)) + outlook.move_s(mode, surge)
+            if seconds < best_s and situation.can_surge(surge):
+                best, best_s = surge, seconds
+        return best
+
+    def _expected(self, mode: Mode, outlook: Outlook) -> tuple[float, float]:
+        """Tokens of prompts and requests: what is left, and what comes until that is done."""
+        tokens, requests = float(outlook.prompt_tokens), float(outlook.prompts + outlook.decoding)
+        more = self._arrivals.requests_per_s * self._here_s(mode, outlook, tokens, requests)
+        return tokens + more * self._arrivals.mean_tokens, requests + more
+
     def _suits(self, target: Mode, situation: Situation, outlook: Outlook) -> bool:
         """Whether another layout is the better place for what comes: it keeps up, and here does not; or what is left
         and what comes meanwhile are done no later there than here, surges included."""
@@ -152,17 +179,15 @@ class CostPolicy(Policy):
             prompt_tokens = arrivals.mean_tokens
             if outlook.capacity(layout, prompt_tokens) > outlook.capacity(mode.layout, prompt_tokens):
                 return True
-        tokens, requests = float(outlook.prompt_tokens), float(outlook.prompts + outlook.decoding)
-        more = arrivals.requests_per_s * self._here_s(mode, outlook, tokens, requests)
-        tokens, requests = tokens + more * arrivals.mean_tokens, requests + more
+        tokens, requests = self._expected(mode, outlook)
         there_s = outlook.serve_s(layout, tokens, requests) + outlook.move_s(mode, target)
         share = 1 + _LEAST_GAIN if streams else 1 - _LEAST_MOVE_GAIN
         return there_s < share * self._here_s(mode, outlook, tokens, requests)
 
-    def _keeps_up(self, layout: Layout, outlook: Outlook) -> bool:
-        """Whether a layout alone can serve all that comes, without long queues."""
+    def _keeps_up(self, layout: Layout, outlook: Outlook, share: float = _COMFORT) -> bool:
+        """Whether a layout alone can serve all that comes, with a share of what it can do in the long run."""
         arrivals = self._arrivals
-        return arrivals.requests_per_s <= _COMFORT * outlook.capacity(layout, arrivals.mean_tokens)
+        return arrivals.requests_per_s <= share * outlook.capacity(layout, arrivals.mean_tokens)
 
     def _here_s(self, mode: Mode, outlook: Outlook, tokens: float, requests: float) -> float:
         """Seconds of serving so much in this layout, with a surge if that is sooner."""

@@ -140,13 +140,15 @@ def test_time_without_work_is_not_missed() -> None:
         assert policy.next_mode(Fake(now_s=100.0 * look + 99, running=5, context=500, waiting=1)) == STEADY
 
 
-def stream(measured: EngineTimes, per_s: int, tokens: int = 2000, device_tokens: int = 100_000) -> list[Mode]:
+def stream(
+    measured: EngineTimes, per_s: int, tokens: int = 2000, device_tokens: int = 100_000, first: Mode = STEADY
+) -> list[Mode]:
     """Requests that come one by one and wait, while twenty decode: until the mode changes."""
-    policy, seen = CostPolicy(PLAN, measured, CONFIG), [STEADY]
+    policy, seen = CostPolicy(PLAN, measured, CONFIG), [first]
     for look in range(1, 20 * per_s):
-        crowd = Fake(now_s=look / per_s, waiting=look, waiting_tokens=tokens * look, running=20, context=20 * 300)
+        crowd = Fake(first, look / per_s, look, waiting_tokens=tokens * look, running=20, context=20 * 300)
         seen.append(policy.next_mode(replace(crowd, prefilled_tokens=20 * 300, device_tokens=device_tokens)))
-        if seen[-1] != STEADY:
+        if seen[-1] != first:
             break
     return seen
 
@@ -178,6 +180,16 @@ def test_what_comes_meanwhile_is_a_reason_to_stay_there_but_none_for_a_small_sur
     assert len(stream(keeps_up, per_s=8)) - 1 < pays_at_once(keeps_up, 100_000)
     overloaded = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
     assert len(stream(overloaded, per_s=12, device_tokens=20 * 300)) - 1 == pays_at_once(overloaded, 20 * 300)
+
+
+def test_surges_begin_again_where_more_come_than_one_layout_can_serve() -> None:
+    """For another home, if all are done sooner so: here for twenty, whose tokens take six times as long in P2."""
+    slow_decoding = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
+    there = Mode.steady(P2)
+    assert stream(slow_decoding, per_s=12, device_tokens=20 * 300, first=there)[-1] == SURGE
+    assert stream(slow_decoding, per_s=1, device_tokens=20 * 300, first=there)[-1] != SURGE
+    same_decoding = times(5e-5, 2.5e-4, p2_decode_s=0.01, t2_decode_s=0.02)
+    assert stream(same_decoding, per_s=24, device_tokens=20 * 300, first=there)[-1] == there
 
 
 def test_nobody_moves_right_behind_a_surge() -> None:
