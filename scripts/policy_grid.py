@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from engine.bench.workload import Job, read_lengths
@@ -82,6 +82,8 @@ class Run:
     total_s: float
     mean_latency_s: float
     mean_first_token_s: float
+    median_first_token_s: float
+    largest_gap_s: float  # between two tokens of one request
     transitions: int
 
 
@@ -129,7 +131,9 @@ def run(config: EngineConfig, jobs: Sequence[Job], arrivals_s: Sequence[float]) 
     core = Core(config, executor)
     waiting = list(zip(arrivals_s, range(len(jobs)), strict=True))[::-1]
     first_s: dict[str, float] = {}
+    last_s: dict[str, float] = {}
     finished_s: dict[str, float] = {}
+    largest_gap_s = 0.0
     while waiting or not core.is_idle:
         if core.is_idle and waiting:
             executor.sleep_until(waiting[-1][0])
@@ -139,14 +143,19 @@ def run(config: EngineConfig, jobs: Sequence[Job], arrivals_s: Sequence[float]) 
             params = SamplingParams(max_tokens=job.output_tokens, temperature=0.0, ignore_eos=True)
             core.add(Add(str(index), [index + 1] + [1] * (job.prompt_tokens - 1), params))
         for output in core.turn():
-            first_s.setdefault(output.id, executor.now())
+            now = executor.now()
+            first_s.setdefault(output.id, now)
+            largest_gap_s = max(largest_gap_s, now - last_s.get(output.id, now))
+            last_s[output.id] = now
             if output.finish_reason is not None:
-                finished_s[output.id] = executor.now()
+                finished_s[output.id] = now
     started_s = {str(index): at for index, at in enumerate(arrivals_s)}
     return Run(
         total_s=max(finished_s.values()),
         mean_latency_s=fmean(finished_s[name] - started_s[name] for name in finished_s),
         mean_first_token_s=fmean(first_s[name] - started_s[name] for name in finished_s),
+        median_first_token_s=median(first_s[name] - started_s[name] for name in finished_s),
+        largest_gap_s=largest_gap_s,
         transitions=sum(core.stats().transitions.values()),
     )
 
@@ -182,6 +191,31 @@ def ratios(runs: dict[str, Run]) -> tuple[float, float]:
     return min(alone_s) / cost_s, paper_s / cost_s
 
 
+def summary(saved: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of all cells with the same kind of arrivals: throughput, and waiting beside the best layout alone."""
+    kinds = {"all at once": (0.0, 0.0), "below capacity": (0.01, 1.0), "above capacity": (1.0, 9.0)}
+    for kind, (least, most) in kinds.items():
+        cells = [cell for cell in saved if least <= cell["load"] <= most]
+        if not cells:
+            continue
+        yield f"{kind}, {len(cells)} cells"
+        for what, bound in (("over_best", 0.98), ("over_paper", 0.99)):
+            values = [cell[what] for cell in cells]
+            below = sum(value < bound for value in values)
+            spread = f"mean {fmean(values):.3f}, least {min(values):.3f}, most {max(values):.3f}"
+            yield f"  {what}: {spread}, below {bound}: {below}"
+        for what in ("mean_latency_s", "median_first_token_s", "largest_gap_s"):
+            factors = [run[what] / best[what] for run, best in map(_cost_and_best, cells) if run[what] and best[what]]
+            if factors:
+                yield f"  {what} over the best layout's: mean {geometric_mean(factors):.2f}, most {max(factors):.2f}"
+
+
+def _cost_and_best(cell: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The default policy's run, and that of the layout alone which is soonest done."""
+    cost, _, *alone = cell["systems"].values()
+    return cost, min(alone, key=lambda run: run["total_s"])
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--every", type=int, default=1, help="run only every N-th cell (default: 1)")
@@ -202,9 +236,7 @@ def main(argv: Sequence[str]) -> int:
         saved.append(asdict(cell) | {"over_best": over_best, "over_paper": over_paper, "systems": systems})
         if args.output_json:
             args.output_json.write_text(json.dumps(saved, indent=1) + "\n")
-    for what in ("over_best", "over_paper"):
-        values = [cell[what] for cell in saved]
-        print(f"{what}: mean {fmean(values):.3f}, least {min(values):.3f}, most {max(values):.3f}, {len(values)} cells")
+    print("\n".join(summary(saved)))
     return 0
 
 

@@ -16,7 +16,7 @@ from engine.cost.times import StepLoad
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode, Situation
 
-_FEW = 64  # sequences that may be looked at one by one
+_FEW = 512  # sequences that may be looked at one by one
 _MEAN_OF_A_HALF = 0.5 / math.log(2)  # of a number that falls to its half at a constant rate, over what it was
 
 
@@ -35,13 +35,16 @@ class Outlook:
     def __init__(self, situation: Situation, times: EngineTimes, limits: Limits) -> None:
         self._times = times
         self._limits = limits
-        self._expected = expected = situation.expected_output_tokens
+        self.expected_output_tokens = expected = situation.expected_output_tokens
         self.prompts = situation.waiting
         self.prompt_tokens = situation.waiting_tokens
-        self._mean_prompt = self.prompt_tokens / self.prompts if self.prompts else 0.0
-        self._decoding = situation.running + situation.hosted + situation.prefilling
+        if self.prompts:
+            self._mean_prompt = self.prompt_tokens / self.prompts
+        else:
+            self._mean_prompt = situation.arrived_tokens / situation.arrived if situation.arrived else 0.0
+        self.decoding = situation.running + situation.hosted + situation.prefilling
         few = situation.running <= _FEW
-        self._outputs = self._decoding * min(expected, situation.mean_left_tokens() if few else expected)
+        self.outputs = self.decoding * min(expected, situation.mean_left_tokens() if few else expected)
         self._resident_context = situation.context_tokens()
         self._device_tokens = situation.device_tokens
         self._kv_bytes = situation.kv_bytes(self._resident_context)
@@ -53,29 +56,51 @@ class Outlook:
     def decode_s(self, layout: Layout) -> float:
         """Seconds until all that decode have ended. Ends come at random: every half of those left takes
         as many rounds as the one before."""
-        batch = min(self._batch(layout), self._decoding)
+        batch = min(self._batch(layout), self.decoding)
         if not batch:
             return 0.0
-        rounds_per_half = self._outputs / batch * math.log(2)
+        rounds_per_half = self.outputs / batch * math.log(2)
         seconds = 0.0
         while batch >= 1:
             seconds += rounds_per_half * self.round_s(layout, batch * _MEAN_OF_A_HALF, 0.0)
             batch /= 2
         return seconds
 
+    def capacity(self, layout: Layout, prompt_tokens: float) -> float:
+        """Requests a second, with prompts of so many tokens, that a layout alone can serve in the long run."""
+        outputs = self.expected_output_tokens
+        most = self.most_at_once(layout)
+        riding = most / outputs * prompt_tokens  # so many come in the place of those that end
+        rows = most * min(1.0, self.most_riding(layout, most) / max(1.0, riding))
+        return rows / outputs / self.round_s(layout, rows, rows / outputs * prompt_tokens)
+
+    def serve_s(self, layout: Layout, tokens: float, requests: float) -> float:
+        """Seconds of serving so many requests, with so many tokens of prompts, in one layout."""
+        batch = min(requests, self.most_at_once(layout))
+        if not batch:
+            return 0.0
+        seconds, decoded = self._bulk_s(layout, tokens, batch)
+        outputs = max(0.0, requests * self.expected_output_tokens - decoded)
+        return seconds + outputs / batch * self.round_s(layout, batch, 0.0)
+
+    def surge_and_serve_s(self, surge: Mode, tokens: float, requests: float) -> float:
+        """The same with all prompts in a surge, from its home."""
+        home = surge.home
+        batch = min(requests, self.most_at_once(home))
+        if not batch:
+            return 0.0
+        seconds = self.surge_s(surge.layout, tokens) + self.there_and_back_s(Mode.steady(home), surge)
+        return seconds + requests * self.expected_output_tokens / batch * self.round_s(home, batch, 0.0)
+
     def _bulk_s(self, layout: Layout, prompt_tokens: float, sequences: float) -> tuple[float, float]:
         """Seconds to prefill so many tokens in full steps, of which each decodes for its share of the sequences, too;
         and how many tokens that gives them."""
         if not prompt_tokens:
             return 0.0, 0.0
-        times, limits, dp, pp = self._times.of(layout), self._limits, layout.dp, layout.pp
+        times, dp, pp = self._times.of(layout), layout.dp, layout.pp
         rows = sequences / dp / pp
         decode = StepLoad(decodes=rows, context=rows * self._context)
-        tokens = limits.max_num_batched_tokens - rows
-        if pp > 1:
-            costs = limits.costs[layout]
-            tokens = min(tokens, max(MIN_CHUNK_TOKENS, costs.mixed - costs.decode(rows, decode.context)))
-        tokens = max(1.0, tokens)
+        tokens = self.most_riding(layout, sequences) / dp / pp
         steps = prompt_tokens / dp / tokens
         return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
 
@@ -92,6 +117,10 @@ class Outlook:
             seconds += self._times.swap_s(self._kv_bytes, False)
         return seconds
 
+    def there_and_back_s(self, mode: Mode, surge: Mode) -> float:
+        """Seconds that a surge takes, beside its prompts."""
+        return self.move_s(mode, surge) + self.move_s(surge, mode)
+
     def surge_s(self, layout: Layout, prompt_tokens: float) -> float:
         """Seconds of nothing but so many tokens of prompts in a layout."""
         prompts = self._prompts(prompt_tokens / layout.dp)
@@ -105,15 +134,25 @@ class Outlook:
         Those that find room in `free_tokens` come in full steps. Beyond that a prompt comes whenever another sequence
         ends, a few tokens a step.
         """
-        rows = min(self._batch(layout), self._decoding)
+        rows = min(self._batch(layout), self.decoding)
         bulk = min(prompt_tokens, free_tokens) if rows else prompt_tokens
         seconds, decoded = self._bulk_s(layout, bulk, rows)
         if not rows:
             return seconds
         alone_s = self.round_s(layout, rows, 0.0)
-        riding = max(1.0, rows / self._expected * self._mean_prompt)
+        riding = max(1.0, rows / self.expected_output_tokens * self._mean_prompt)
         rounds = (prompt_tokens - bulk) / riding
         return seconds - decoded / rows * alone_s + rounds * (self.round_s(layout, rows, riding) - alone_s)
+
+    def most_riding(self, layout: Layout, sequences: float) -> float:
+        """Tokens of prompts that the steps of a round hold at most, beside so many sequences that decode."""
+        limits, ways = self._limits, layout.dp * layout.pp
+        rows = sequences / ways
+        tokens = limits.max_num_batched_tokens - rows
+        if layout.pp > 1:
+            costs = limits.costs[layout]
+            tokens = min(tokens, max(MIN_CHUNK_TOKENS, costs.mixed - costs.decode(rows, rows * self._context)))
+        return max(1.0, tokens) * ways
 
     def round_s(self, layout: Layout, rows: float, riding_tokens: float) -> float:
         """Seconds of a token for each of so many running sequences, with so many tokens of prompts beside them."""
@@ -125,10 +164,10 @@ class Outlook:
         return StepLoad(tokens, tokens * self._mean_prompt / 2)
 
     def _batch(self, layout: Layout) -> float:
+        """Of those that are here, how many can decode at once."""
+        return min(float(self.decoding + self.prompts), self.most_at_once(layout))
+
+    def most_at_once(self, layout: Layout) -> float:
         """Sequences that can decode at once."""
-        mean_tokens = max(1.0, self._context)
-        return min(
-            self._decoding + self.prompts,
-            self._limits.max_num_seqs * layout.dp,
-            max(1.0, self._device_tokens / mean_tokens),
-        )
+        most = max(1.0, self._device_tokens / max(1.0, self._context))
+        return min(float(self._limits.max_num_seqs * layout.dp), most)

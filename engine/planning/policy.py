@@ -83,6 +83,21 @@ class Situation(ABC):
 
     @property
     @abstractmethod
+    def arrived(self) -> int:
+        """All that ever came, but for those that were given up."""
+
+    @property
+    @abstractmethod
+    def arrived_tokens(self) -> int:
+        """Of their prompts, as far as those were prefilled or still are to be."""
+
+    @property
+    @abstractmethod
+    def unfilled_tokens(self) -> int:
+        """Of those that wait, and what is left of those that have begun."""
+
+    @property
+    @abstractmethod
     def expected_output_tokens(self) -> float:
         """Of a sequence, by all that was seen so far."""
 

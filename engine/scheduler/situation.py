@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 from engine.planning.policy import Mode, Situation
 from engine.scheduler.lifecycle import Lifecycle
@@ -11,7 +12,8 @@ from engine.scheduler.sequence import SeqState, Sequence
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 _SEEN_OUTPUTS = 8  # before so many ended, their mean says little
-_USUAL_OUTPUT_TOKENS = 256
+_USUAL_OUTPUT_TOKENS = 256.0
+_A_FEW = 64
 
 
 class SchedulerSituation(Situation):
@@ -61,12 +63,31 @@ class SchedulerSituation(Situation):
         return self._lifecycle.queues.count(SeqState.RUNNING, SeqState.LEAVING)
 
     @property
+    def arrived(self) -> int:
+        queues = self._lifecycle.queues
+        return self._lifecycle.counters.finished + queues.live - queues.count(SeqState.FINISHED)
+
+    @property
+    def arrived_tokens(self) -> int:
+        return self.prefilled_tokens + self.unfilled_tokens
+
+    @property
+    def unfilled_tokens(self) -> int:
+        begun = self._lifecycle.queues.walk(SeqState.PREFILL)
+        return self.waiting_tokens + sum(seq.prefill_end - seq.dispatched for seq in begun)
+
+    @property
     def expected_output_tokens(self) -> float:
-        """All tokens over all ends is the likeliest mean, also while the longest have not ended yet."""
-        counters = self._lifecycle.counters
-        if counters.finished < _SEEN_OUTPUTS:
-            return _USUAL_OUTPUT_TOKENS
-        return counters.generation_tokens.total() / counters.finished
+        """All tokens over all ends is the likeliest mean, also while the longest have not ended yet. No output gets
+        longer than it may."""
+        counters, queues = self._lifecycle.counters, self._lifecycle.queues
+        tokens = _USUAL_OUTPUT_TOKENS
+        if counters.finished >= _SEEN_OUTPUTS:
+            tokens = counters.generation_tokens.total() / counters.finished
+        states = SeqState.RUNNING, SeqState.HOSTED, SeqState.WAITING
+        some = islice(chain.from_iterable(map(queues.walk, states)), _A_FEW)
+        most = [seq.max_length - seq.prompt_len for seq in some]
+        return min(tokens, sum(most) / len(most)) if most else tokens
 
     @property
     def prefilled_tokens(self) -> int:

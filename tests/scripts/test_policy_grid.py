@@ -17,8 +17,10 @@ def test_a_few_cells_are_run_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
     for cell in saved:
         assert set(cell["systems"]) == {"cost", "paper", cell["prefill"], cell["decode"]}
         assert all(system["total_s"] > 0 for system in cell["systems"].values())
-    *rows, over_best, over_paper = capsys.readouterr().out.splitlines()
-    assert len(rows) == 3 and "3 cells" in over_best and over_paper.startswith("over_paper: mean ")
+    *rows, latency, first_token, gap = capsys.readouterr().out.splitlines()
+    assert len([row for row in rows if "->" in row]) == 3
+    assert "below 0.98: " in "".join(rows) and latency.startswith("  mean_latency_s over the best layout's: mean ")
+    assert "median_first_token_s" in first_token and "largest_gap_s" in gap
 
 
 def test_cells_are_chosen_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,19 @@ class Fake(Situation):
     may_move: bool = True
     since_s: float = 0.0
     held_s: float = 0.0
+    ended: int = 0
+
+    @property
+    def arrived(self) -> int:
+        return self.ended + self.waiting + self.prefilling + self.hosted + self.running
+
+    @property
+    def arrived_tokens(self) -> int:
+        return self.prefilled_tokens + self.unfilled_tokens
+
+    @property
+    def unfilled_tokens(self) -> int:
+        return self.waiting_tokens
 
     def context_tokens(self) -> int:
         return self.context

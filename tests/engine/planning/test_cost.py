@@ -106,17 +106,17 @@ def times_of_two() -> Measured:
 
 
 def looks(measured: EngineTimes, seconds: float) -> list[Mode]:
-    """A steady load, looked at every tenth of a second."""
+    """A steady load, looked at every tenth of a second: fifty decode, and ten a second end and come."""
     policy, seen, mode = CostPolicy(PLAN, measured, CONFIG), [], STEADY
     for look in range(int(seconds * 10)):
         situation = Fake(mode=mode, now_s=look / 10, running=50, context=50 * 300, waiting=1, waiting_tokens=5)
-        mode = policy.next_mode(situation)
+        mode = policy.next_mode(replace(situation, ended=look, prefilled_tokens=5 * look))
         seen.append(mode)
     return seen
 
 
 def test_a_place_that_is_missed_for_long_is_moved_to() -> None:
-    """Half the time saved: after 2 s and what two changes cost, 3 s have been missed."""
+    """Nearly half of those who decode would have ended: of what each has decoded meanwhile, 3 s were too long."""
     modes = looks(times(1e-4, 1e-4, p2_decode_s=0.01, t2_decode_s=0.05), 30.0)
     assert modes[20] == STEADY and modes[-1] == Mode.steady(P2)
 
@@ -129,7 +129,7 @@ def test_prompts_alone_can_be_missed_elsewhere_too() -> None:
     """One request at a time, in and out at once: nobody decodes when it is looked, and nothing ever waits."""
     policy, mode = CostPolicy(PLAN, times(1e-5, 1e-3), CONFIG), STEADY
     for look in range(200):
-        mode = policy.next_mode(Fake(mode=mode, now_s=look / 10, prefilling=1, prefilled_tokens=100 * look))
+        mode = policy.next_mode(Fake(mode=mode, now_s=look / 10, prefilling=1, prefilled_tokens=100 * look, ended=look))
     assert mode == Mode.steady(P2)
 
 
@@ -138,3 +138,67 @@ def test_time_without_work_is_not_missed() -> None:
     for look in range(100):
         assert policy.next_mode(Fake(now_s=100.0 * look)) == STEADY
         assert policy.next_mode(Fake(now_s=100.0 * look + 99, running=5, context=500, waiting=1)) == STEADY
+
+
+def stream(
+    measured: EngineTimes, per_s: int, tokens: int = 2000, device_tokens: int = 100_000, first: Mode = STEADY
+) -> list[Mode]:
+    """Requests that come one by one and wait, while twenty decode: until the mode changes."""
+    policy, seen = CostPolicy(PLAN, measured, CONFIG), [first]
+    for look in range(1, 20 * per_s):
+        crowd = Fake(first, look / per_s, look, waiting_tokens=tokens * look, running=20, context=20 * 300)
+        seen.append(policy.next_mode(replace(crowd, prefilled_tokens=20 * 300, device_tokens=device_tokens)))
+        if seen[-1] != first:
+            break
+    return seen
+
+
+def test_those_who_keep_coming_are_served_where_that_can_be_done_at_once() -> None:
+    """Four prompts of 2,000 tokens a second: two seconds of work in T2, 0.4 in P2."""
+    modes = stream(times(5e-5, 2.5e-4), per_s=4)
+    assert modes[-1] == Mode.steady(P2) and len(modes) < 4 * 6
+
+
+def test_those_who_come_faster_than_they_can_be_served_anywhere_wait_for_surges() -> None:
+    """There is room for twenty, whose tokens take six times as long in P2: what surges save is worth a stall."""
+    slow_decoding = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
+    assert stream(slow_decoding, per_s=12, device_tokens=20 * 300)[-1] == SURGE
+
+
+def test_what_comes_at_once_is_no_stream() -> None:
+    assert decide(backlog(100_000, running=20, context=20 * 300), times(5e-5, 2.5e-4)) == SURGE
+
+
+def test_what_comes_meanwhile_is_a_reason_to_stay_there_but_none_for_a_small_surge() -> None:
+    def pays_at_once(measured: EngineTimes, device_tokens: int) -> int:
+        """As many as must wait if no more come."""
+        crowd = Fake(running=20, context=20 * 300, device_tokens=device_tokens)
+        tries = (replace(crowd, waiting=count, waiting_tokens=2000 * count) for count in range(1, 100))
+        return next(each.waiting for each in tries if decide(each, measured) == SURGE)
+
+    keeps_up = times(5e-5, 2.5e-4)
+    assert len(stream(keeps_up, per_s=8)) - 1 < pays_at_once(keeps_up, 100_000)
+    overloaded = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
+    assert len(stream(overloaded, per_s=12, device_tokens=20 * 300)) - 1 == pays_at_once(overloaded, 20 * 300)
+
+
+def test_surges_begin_again_where_more_come_than_one_layout_can_serve() -> None:
+    """For another home, if all are done sooner so: here for twenty, whose tokens take six times as long in P2."""
+    slow_decoding = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
+    there = Mode.steady(P2)
+    assert stream(slow_decoding, per_s=12, device_tokens=20 * 300, first=there)[-1] == SURGE
+    assert stream(slow_decoding, per_s=1, device_tokens=20 * 300, first=there)[-1] != SURGE
+    same_decoding = times(5e-5, 2.5e-4, p2_decode_s=0.01, t2_decode_s=0.02)
+    assert stream(same_decoding, per_s=24, device_tokens=20 * 300, first=there)[-1] == there
+
+
+def test_nobody_moves_right_behind_a_surge() -> None:
+    """All that decode now end sooner here, wherever their prompts would have been read."""
+    policy = CostPolicy(PLAN, times(5e-5, 2.5e-4, p2_decode_s=0.03, t2_decode_s=0.02), CONFIG)
+    mode, now_s = SURGE, 0.0
+    for look in range(400):
+        now_s = look / 10
+        mode = SURGE if look < 100 else STEADY
+        some = Fake(mode=mode, now_s=now_s, running=40, context=40 * 300, waiting=1, waiting_tokens=2000)
+        after = policy.next_mode(replace(some, ended=0, prefilled_tokens=40 * 300))
+        assert after in (SURGE, STEADY)

@@ -110,7 +110,10 @@ def test_where_everybody_is() -> None:
     engine.policy.admitting = True
     engine.core.turn()
     assert (situation.prefilling, situation.waiting, situation.waiting_tokens) == (1, 1, 7)  # 16 tokens a step
+    assert (situation.arrived, situation.arrived_tokens) == (5, 72)
+    assert situation.unfilled_tokens == 72 - situation.prefilled_tokens < 27
     engine.run()
+    assert (situation.arrived, situation.arrived_tokens, situation.unfilled_tokens) == (5, 72, 0)
 
 
 def test_outputs_are_expected_as_long_as_those_that_ended() -> None:
@@ -128,6 +131,17 @@ def test_outputs_are_expected_as_long_as_those_that_ended() -> None:
     assert engine.situation.expected_output_tokens >= 98 / 8  # that one will be longer than all others is seen already
     engine.run()
     assert engine.situation.expected_output_tokens == 108 / 9
+
+
+def test_no_output_is_expected_to_be_longer_than_it_may_get() -> None:
+    engine = Engine()
+    for output in (10, 20, 30):
+        engine.add(4, output)
+    assert engine.situation.expected_output_tokens == 20
+    engine.core.turn()
+    assert engine.situation.expected_output_tokens == 20
+    engine.run()
+    assert engine.situation.expected_output_tokens == 256
 
 
 def test_a_surge_needs_room_for_its_first_prompt_on_the_host() -> None:
