@@ -12,6 +12,7 @@ from engine.planning.arrivals import Arrivals
 from engine.planning.outlook import Limits, Outlook
 from engine.planning.policy import Mode, Phase, Policy, Situation
 from engine.planning.rivals import Rivals
+from engine.planning.surges import Surges
 
 # Between two looks; what happens meanwhile cannot matter much.
 _LOOK_EVERY_S = 0.05
@@ -35,8 +36,9 @@ _LEAST_SURGE = 0.7
 class CostPolicy(Policy):
     """Steady where sequences decode, surges where they pay, and another layout for all where that is better.
 
-    - A surge is begun when the time that it saves on what waits exceeds both transitions. What prompts would cost here
-      is what they add to the steps of those who decode, so what these would have got done meanwhile is counted.
+    - A surge is begun when the time that it saves on what waits exceeds both transitions, and what surges turned out to
+      take beyond that. What prompts would cost here is what they add to the steps of those who decode, so what these
+      would have got done meanwhile is counted.
     - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.
     - Where requests keep coming, a surge makes those who decode stand still again and again, for a gain that is none if
       its layout alone keeps up with all that comes. Then the engine goes there to stay, if that is no longer a stall,
@@ -58,6 +60,7 @@ class CostPolicy(Policy):
         self._seen = (0, 0, 0)
         self._arrivals = Arrivals()
         self._rivals = Rivals(plan.layouts)
+        self._surges = Surges()
 
     def first_mode(self) -> Mode:
         return self._first
@@ -71,12 +74,16 @@ class CostPolicy(Policy):
             if self._is_due(situation):
                 self._look(situation)
             return self._after_surge(situation)
+        self._surges.is_over(situation)
         if not self._is_due(situation):
             return mode
         outlook = self._look(situation)
+        self._surges.learn(outlook)
         surge = self._surge_that_pays(situation, outlook)
         soon = surge or self._surge_that_pays(situation, outlook, with_more=True)
         target = self._elsewhere(situation, outlook, soon) or surge or self._surge_for_another_home(situation, outlook)
+        if target is not None and target == surge:
+            self._surges.begins(target, situation, outlook)
         return target or self._tail(situation, outlook) or mode
 
     def _look(self, situation: Situation) -> Outlook:
@@ -116,7 +123,7 @@ class CostPolicy(Policy):
                 all_tokens = max(tokens, min(tokens + more, float(situation.host_free_tokens)))
                 surge_s = outlook.surge_s(layout, all_tokens)
             beside_s = outlook.beside_s(mode.layout, all_tokens, situation.device_free_tokens)
-            saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s
+            saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s - self._surges.extra_s
             if saved_s > best_s and situation.can_surge(surge):
                 best, best_s = surge, saved_s
         return best

@@ -36,6 +36,22 @@ def test_a_surge_must_save_more_than_two_transitions(tokens: int, mode: Mode) ->
     assert decide(backlog(tokens), times(1e-4, 2e-4)) == mode
 
 
+@pytest.mark.parametrize(
+    ("took_s", "tokens", "again"), [(4.0, 40_000, SURGE), (11.0, 40_000, STEADY), (11.0, 90_000, SURGE)]
+)
+def test_a_surge_that_took_longer_than_foreseen_makes_the_next_one_dearer(
+    took_s: float, tokens: int, again: Mode
+) -> None:
+    """Of 40,000 tokens, which save 4 s in P2 at the price of 2: the first was to take 6 s, and half of what it took
+    beyond that is expected of the next."""
+    policy = CostPolicy(PLAN, times(1e-4, 2e-4), CONFIG)
+    assert policy.next_mode(backlog(40_000)) == SURGE
+    assert policy.next_mode(replace(backlog(0), mode=SURGE, now_s=took_s - 1.0, prefilled_tokens=40_000)) == STEADY
+    after = {"now_s": took_s, "prefilled_tokens": 40_000, "ended": 200}
+    assert policy.next_mode(backlog(0, running=1, context=200, **after)) == STEADY
+    assert policy.next_mode(backlog(tokens, **(after | {"now_s": took_s + 60.0}))) == again
+
+
 def test_there_is_none_where_prompts_are_no_faster_elsewhere() -> None:
     for p2_token_s in (2e-4, 3e-4, 1.98e-4):
         assert decide(backlog(900_000), times(p2_token_s, 2e-4)) == STEADY
