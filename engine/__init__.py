@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from engine.llm import LLM

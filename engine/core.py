@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import EngineConfig
-from engine.errors import IntegrityError
 from engine.executor.base import Executor
-from engine.messages import Add, EngineInfo, Output, Stats
 from engine.planning.policy import Policy
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
+from engine.values.config import EngineConfig
+from engine.values.errors import IntegrityError
+from engine.wire.messages import Add, EngineInfo, Output, Stats
 
 MAX_TRIES = 64  # to find something to send
 

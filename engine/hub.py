@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import zmq
 
-from engine.config import EngineConfig
 from engine.core import Core, describe
-from engine.errors import EngineDeadError
 from engine.executor import make_executor
-from engine.messages import Add, EngineInfo, FinishReason, Stats
 from engine.model.shapes import ModelShape
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.sizing.fit import check_early
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
+from engine.values.config import EngineConfig
+from engine.values.errors import EngineDeadError
+from engine.wire.messages import Add, EngineInfo, FinishReason, Stats
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,14 @@ from types import FrameType
 import msgspec
 import zmq
 
-from engine.config import EngineConfig
 from engine.core import Core, describe
-from engine.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from engine.executor import make_executor
 from engine.executor.base import Executor
 from engine.heap import freeze_heap
-from engine.messages import (
+from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, ignore_ctrl_c, make_run_dir
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
+from engine.wire.messages import (
     Abort,
     Add,
     Dead,
@@ -41,7 +42,6 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, ignore_ctrl_c, make_run_dir
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.errors import ConfigError
 from engine.hub import find_model
-from engine.messages import FinishReason, Output
+from engine.values.errors import ConfigError
+from engine.wire.messages import FinishReason, Output
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # Seesaw need not be installed for this
 
 from engine.bench.tables import aligned  # noqa: E402
-from engine.model.ops.capability import (  # noqa: E402
+from engine.ops.capability import (  # noqa: E402
     PORTABLE_VARIABLE,
     Capability,
     attention_backends,

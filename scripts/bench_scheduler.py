@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from engine.config import EngineConfig
 from engine.executor.simulated import SimulatedExecutor
-from engine.messages import Add
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.scheduler.scheduler import Scheduler
-from engine.steps import Forward
+from engine.values.config import EngineConfig
+from engine.wire.commands import Forward
+from engine.wire.messages import Add
 
 WINDOWS = 5
 

@@ -30,7 +30,7 @@ run() { # run STAGE COMMAND ...: a stage that fails does not keep the others fro
 for stage in "$@"; do
     case "$stage" in
         # Our own kernels are compiled for all other GPUs beside.
-        tests) run tests "$python" -m pytest -q --durations=5 tests/gpu tests/engine/model/test_kernels.py ;;
+        tests) run tests "$python" -m pytest -q --durations=5 tests/gpu tests/engine/ops/test_kernels.py ;;
         portable) run portable env SEESAW_PORTABLE=1 "$python" -m pytest -q --durations=5 tests/gpu ;;
         speed) run speed "$python" scripts/attention_speed.py ${CONFIG:+"$CONFIG"} ;;
         *)

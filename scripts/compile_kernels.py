@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Seesaw need not be installed for this
 
-from engine.errors import ConfigError
-from engine.model.ops.capability import HEAD_DIMS, attention_backends, parse_architecture
+from engine.ops.capability import HEAD_DIMS, attention_backends, parse_architecture
+from engine.values.errors import ConfigError
 
 DEFAULT_HEAD_DIMS = (64, 128)  # what Llamas have
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # Seesaw need not be installed for this
 
-from engine.config import EngineConfig  # noqa: E402
+from engine.values.config import EngineConfig  # noqa: E402
 from server.config import ServerConfig  # noqa: E402
 from server.settings import FOR_READERS, HINTS, default_text, read_configs  # noqa: E402
 

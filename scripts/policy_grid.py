@@ -19,13 +19,13 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from engine.bench.workload import Job, read_lengths
-from engine.config import EngineConfig
 from engine.core import Core
 from engine.cost.estimate import weight_bytes
 from engine.executor.simulated import SimulatedExecutor
-from engine.messages import Add
 from engine.model.shapes import ModelShape, read_shape
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
+from engine.wire.messages import Add
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOADS = (0.1, 0.5, 0.8, 1.2)  # Poisson arrivals, as shares of what the best layout alone can do offline

@@ -21,7 +21,7 @@ def complete(arguments: list[str], model: Callable[[], Path]) -> list[str]:
     suits it."""
     from fetch_default_model import NAME
 
-    from engine.errors import ConfigError
+    from engine.values.errors import ConfigError
     from server.cli import make_parser
 
     try:

@@ -23,13 +23,13 @@ from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.outputs import check_output
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, read_lengths
-from engine.config import EngineConfig
 from engine.cost.profile import read_profile
-from engine.errors import ConfigError
 from engine.executor import check_executor
 from engine.sizing.fit import check_early
 from engine.sizing.model import find_shape
 from engine.text import Tokenizer, load_tokenizer
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 from server.settings import Parser, add_flags, read_configs
 
 NUM_REQUESTS = 100

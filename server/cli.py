@@ -7,8 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError, SeesawError
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError, SeesawError
 from server.config import ServerConfig
 from server.entry import interruptible
 from server.settings import Parser, add_flags, help_text, read_configs

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 
 MIB = 1 << 20
 
@@ -20,7 +20,7 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """All that the server needs to know beside `engine.config.EngineConfig`."""
+    """All that the server needs to know beside `engine.values.config.EngineConfig`."""
 
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = _option(8000, "port to listen on; 0 takes a free one")

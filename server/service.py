@@ -24,12 +24,12 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from engine.config import EngineConfig
-from engine.errors import EngineDeadError
 from engine.heap import freeze_heap
-from engine.messages import EngineInfo
 from engine.sizing.fit import check_early
 from engine.text import BYTES_TOKENIZER, Tokenizer, load_tokenizer
+from engine.values.config import EngineConfig
+from engine.values.errors import EngineDeadError
+from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen

@@ -17,9 +17,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
-from engine.wording import at_least
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import at_least
 from server.config import ServerConfig
 
 API_KEY_VARIABLE = "SEESAW_API_KEY"

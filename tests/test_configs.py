@@ -11,7 +11,7 @@ import pytest
 
 from engine.bench.offline import run_workloads
 from engine.bench.workload import Job, read_lengths
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 from server.settings import HINTS, read_configs
 
 CONFIGS = document_config.config_files()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.values.config import EngineConfig
 from server.config import ServerConfig
 
 REPOSITORY = Path(__file__).parent.parent

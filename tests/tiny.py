@@ -17,12 +17,12 @@ import torch
 
 from engine.kv.geometry import KVGeometry
 from engine.model.llama import Llama
-from engine.model.ops.base import BatchInputs, make_ops
 from engine.model.shapes import ModelShape, check_plan, read_shape
 from engine.model.sums import ReducedSums
+from engine.ops.base import BatchInputs, make_ops
 from engine.parallel.groups import SingleShard, TensorGroup
 from engine.parallel.layout import Layout, Plan
-from engine.sampling import RowSampling
+from engine.sampling.params import RowSampling
 from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights

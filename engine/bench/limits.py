@@ -21,15 +21,15 @@ from engine.bench.links import measure_links
 from engine.bench.outputs import check_output
 from engine.bench.tables import aligned
 from engine.bench.workload import Workload, add_workload_flag
-from engine.config import CustomAllReduce, EngineConfig
 from engine.cost.profile import HostProfile
 from engine.cost.work import Chunks, exchange_s, step_work
 from engine.device.choice import why_no_gpu
 from engine.device.out_of_memory import memory_errors
-from engine.errors import ConfigError
 from engine.model.shapes import ModelShape, check_layout
 from engine.parallel.layout import Layout, Plan
 from engine.sizing.model import find_shape, known_shape
+from engine.values.config import CustomAllReduce, EngineConfig
+from engine.values.errors import ConfigError
 
 STEPS: dict[str, Chunks] = {
     "decode, 256 sequences at 512 tokens": [(1, 512)] * 256,

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from engine.config import CustomAllReduce
 from engine.model.sums import Sums
 from engine.parallel.groups import join_world
 from engine.parallel.peers import can_share
 from engine.parallel.process_groups import ShardGroup
+from engine.values.config import CustomAllReduce
 
 SUM_COLUMNS = 8192
 LINK_BYTES = [1 << power for power in (14, 17, 20, 23, 26, 28)]

@@ -15,13 +15,13 @@ import msgspec
 from engine.bench.bounds import Host, RunFloors, run_floors
 from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
 from engine.bench.workload import Job, prompts
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.heap import frozen_heap
 from engine.llm import LLM, RequestOutput
-from engine.messages import EngineInfo, Stats
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.sizing.model import find_shape, max_model_len
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.wire.messages import EngineInfo, Stats
 
 COUNTERS = (  # of Stats; its other fields say how it is now
     "prompt_tokens",

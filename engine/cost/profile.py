@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
-from engine.wording import count
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import count
 
 logger = logging.getLogger(__name__)
 

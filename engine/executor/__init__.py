@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.config import EngineConfig
 from engine.cost.estimate import constant
 from engine.executor.base import Executor
 from engine.kv.geometry import KVGeometry
 from engine.sizing.advice import host_pool_advice
 from engine.sizing.fit import fit_model
 from engine.sizing.model import find_shape
+from engine.values.config import EngineConfig
 
 
 def make_executor(

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.cost.times import Measured
 from engine.model.shapes import ModelShape
-from engine.steps import Command, Report
+from engine.wire.commands import Command, Report
 
 
 @dataclass(frozen=True)

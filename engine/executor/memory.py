@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from engine.errors import EngineDeadError
 from engine.executor.ranks import GRACE_S, fork_server
 from engine.supervision import end_children, exit_with_parent, ignore_ctrl_c
+from engine.values.errors import EngineDeadError
 
 
 def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:

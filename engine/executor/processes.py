@@ -12,10 +12,8 @@ from pathlib import Path
 
 import zmq
 
-from engine.config import EngineConfig
 from engine.cost.rank_times import merge
 from engine.device.choice import choose_device
-from engine.errors import EngineDeadError
 from engine.executor.base import Capacity, Executor
 from engine.executor.memory import free_device_bytes
 from engine.executor.ranks import Ranks
@@ -25,9 +23,11 @@ from engine.parallel.shared_memory import shared_bytes
 from engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
 from engine.sizing.host_memory import message_bytes
 from engine.sizing.model import find_shape
-from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
+from engine.values.config import EngineConfig
+from engine.values.errors import EngineDeadError
+from engine.values.wording import count
 from engine.weights.checkpoint import resolve_checkpoint
-from engine.wording import count
+from engine.wire.commands import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
 from engine.worker.spec import WorkerSpec
 
 

@@ -21,9 +21,9 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from engine.errors import ConfigError, EngineDeadError, SeesawError
-from engine.steps import Command, Failure, FromRank, RankReady, Report, Shutdown
 from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
+from engine.values.errors import ConfigError, EngineDeadError, SeesawError
+from engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
 from engine.worker.spec import WorkerSpec
 from engine.worker.worker import run_worker
 

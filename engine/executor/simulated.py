@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EngineConfig
 from engine.cost.estimate import estimate
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.times import Measured, StepLoad, pairs_of
@@ -25,7 +24,8 @@ from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout
 from engine.sizing.fit import ModelFit, fit_model
 from engine.sizing.model import find_shape
-from engine.steps import Command, Forward, Report, Swap, Transition, num_slots
+from engine.values.config import EngineConfig
+from engine.wire.commands import Command, Forward, Report, Swap, Transition, num_slots
 
 Seconds = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ import math
 from engine.cost.speeds import layout_speed, prefill_step_tokens
 from engine.cost.times import LayoutTimes, Measured
 from engine.parallel.layout import Layout, Plan
-from engine.wording import count
+from engine.values.wording import count
 
 
 def speed_lines(plan: Plan, times: Measured, max_num_seqs: int) -> list[str]:

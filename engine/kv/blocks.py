@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
 
-from engine.errors import IntegrityError, OutOfBlocksError
+from engine.values.errors import IntegrityError, OutOfBlocksError
 
 
 class BlockPool:

@@ -17,7 +17,7 @@ import torch
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
-from engine.steps import Report, Swap
+from engine.wire.commands import Report, Swap
 
 
 class BlockCopier:
@@ -74,7 +74,7 @@ class Copies(ABC):
     """Executes swaps beside the forwards, in the order of submission.
 
     A swap is submitted after every earlier forward of this rank has been launched, and sees what they
-    wrote. What comes after must not touch its blocks until all ranks have reported it (`engine.steps`).
+    wrote. What comes after must not touch its blocks until all ranks have reported it (`engine.wire.commands`).
     """
 
     @abstractmethod

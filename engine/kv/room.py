@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.errors import ConfigError
-from engine.wording import GIB, as_size
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB, as_size
 
 
 def shm_folder() -> Path:

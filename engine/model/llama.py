@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
 from engine.model.sums import Sums
+from engine.ops.base import Ops
 from engine.parallel.groups import TensorGroup
-from engine.sampling import RowSampling
+from engine.sampling.params import RowSampling
 from engine.weights.placement import SliceShape
 from engine.weights.tensors import LayerWeights, StageWeights
 

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from engine.config import CustomAllReduce
-from engine.model.ops.base import Ops
 from engine.model.shapes import ModelShape
+from engine.ops.base import Ops
 from engine.parallel.groups import TensorGroup
 from engine.parallel.process_groups import ShardGroup
+from engine.values.config import CustomAllReduce
 
 
 class Sums(ABC):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from engine.errors import ConfigError
-from engine.wording import count
+from engine.values.errors import ConfigError
+from engine.values.wording import count
 
 
 class Coord(NamedTuple):

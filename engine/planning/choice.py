@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.config import EngineConfig
 from engine.cost.engine_times import EngineTimes
 from engine.planning.cost import CostPolicy
 from engine.planning.paper import PaperPolicy
 from engine.planning.policy import Policy, StaticPolicy
+from engine.values.config import EngineConfig
 
 
 def make_policy(config: EngineConfig, times: EngineTimes) -> Policy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from engine.config import EngineConfig
 from engine.cost.balance import StepCost
 from engine.cost.engine_times import EngineTimes
 from engine.parallel.layout import Layout, Plan
@@ -13,6 +12,7 @@ from engine.planning.outlook import Limits, Outlook
 from engine.planning.policy import Mode, Phase, Policy, Situation
 from engine.planning.rivals import Rivals
 from engine.planning.surges import Surges
+from engine.values.config import EngineConfig
 
 # Between two looks; what happens meanwhile cannot matter much.
 _LOOK_EVERY_S = 0.05

@@ -10,7 +10,7 @@ from engine.scheduler.block_manager import Replica
 from engine.scheduler.rotation import Dispatched
 from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import Sequence
-from engine.steps import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
+from engine.wire.commands import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
 
 _NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
 

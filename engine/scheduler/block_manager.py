@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from engine.errors import IntegrityError
 from engine.kv.blocks import BlockPool
 from engine.kv.geometry import KVGeometry
 from engine.parallel.layout import Layout
 from engine.scheduler.rotation import Rotation
 from engine.scheduler.sequence import Sequence
-from engine.steps import Swap
+from engine.values.errors import IntegrityError
+from engine.wire.commands import Swap
 
 MAX_STAGES = 64  # whose turns are remembered
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from engine.cost.times import StepLoad
-from engine.messages import Stats
+from engine.wire.messages import Stats
 
 
 class Counters:

@@ -9,7 +9,7 @@ import numpy as np
 from engine.cost.times import StepLoad
 from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import Sequence
-from engine.steps import Forward, Report, Swap, Transition
+from engine.wire.commands import Forward, Report, Swap, Transition
 
 _NOBODY: Ints = np.zeros(0, dtype=np.int64)
 

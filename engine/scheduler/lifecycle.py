@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 
-from engine.config import EngineConfig
 from engine.cost.engine_times import EngineTimes
 from engine.cost.times import StepLoad
-from engine.errors import IntegrityError
 from engine.executor.base import Capacity
 from engine.kv.geometry import KVGeometry
 from engine.scheduler.block_manager import BlockManager, Replica
@@ -21,8 +19,10 @@ from engine.scheduler.idle import IdleTime
 from engine.scheduler.queues import Queues
 from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import SeqState, Sequence
-from engine.steps import Command, Forward, Swap, Transition, num_slots
 from engine.trace import Trace
+from engine.values.config import EngineConfig
+from engine.values.errors import IntegrityError
+from engine.wire.commands import Command, Forward, Swap, Transition, num_slots
 
 
 class Lifecycle:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import itertools
 
-from engine.config import EngineConfig
 from engine.cost.speeds import speeds
-from engine.errors import IntegrityError, QueueFullError, RequestError
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
-from engine.messages import Add, Output, Speeds, Stats
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
-from engine.sampling import MAX_SEED, RowSampling
+from engine.sampling.params import MAX_SEED, RowSampling
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
@@ -25,8 +22,11 @@ from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.sequence import SeqState, Sequence, take_tokens
 from engine.scheduler.situation import MOVING
 from engine.scheduler.transitions import Transitions
-from engine.steps import Command, Forward, Report, Swap, Transition
 from engine.trace import Trace
+from engine.values.config import EngineConfig
+from engine.values.errors import IntegrityError, QueueFullError, RequestError
+from engine.wire.commands import Command, Forward, Report, Swap, Transition
+from engine.wire.messages import Add, Output, Speeds, Stats
 
 
 class Scheduler:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from enum import Enum
 
-from engine.messages import FinishReason
-from engine.sampling import RowSampling, SamplingParams
+from engine.sampling.params import RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
-from engine.steps import Chunk
+from engine.wire.commands import Chunk
+from engine.wire.messages import FinishReason
 
 
 class SeqState(Enum):

@@ -13,7 +13,7 @@ from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import make_room
 from engine.scheduler.sequence import SeqState
 from engine.scheduler.situation import SchedulerSituation, evacuees
-from engine.steps import Transition
+from engine.wire.commands import Transition
 
 logger = logging.getLogger(__name__)
 

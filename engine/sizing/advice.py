@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry
 from engine.sizing.pools import host_option
-from engine.wording import at_least
+from engine.values.config import EngineConfig
+from engine.values.wording import at_least
 
 
 def host_pool_advice(

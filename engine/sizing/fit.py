@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry
 from engine.model.shapes import ModelShape, check_plan
 from engine.sizing.gpus import check_gpus, choose_way
@@ -16,6 +15,7 @@ from engine.sizing.host_memory import check_host_memory
 from engine.sizing.model import known_shape, max_model_len
 from engine.sizing.pools import check_pools, num_device_blocks, num_host_blocks
 from engine.sizing.weights import WeightsWay, store_bytes
+from engine.values.config import EngineConfig
 
 
 @dataclass(frozen=True)

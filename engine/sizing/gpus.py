@@ -10,15 +10,15 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.kv.geometry import KVGeometry
 from engine.model.shapes import ModelShape, check_layout
 from engine.parallel.layout import Layout, Plan
 from engine.sizing.pools import device_option, needed_blocks, num_device_blocks, shorter
 from engine.sizing.weights import WeightsWay, device_weight_bytes
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB, MIB, as_size
 from engine.weights.placement import rank_bytes, whole_bytes
-from engine.wording import GIB, MIB, as_size
 
 # What neither weights nor KV may take: CUDA graphs, and the largest step, which is measured when the weights are there.
 WORKSPACE_BYTES = 4 * GIB

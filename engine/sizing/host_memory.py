@@ -4,13 +4,13 @@ runs out kills processes. What there is, `engine.kv.room` measures.
 
 from __future__ import annotations
 
-from engine.config import EngineConfig
 from engine.kv.geometry import KVGeometry
 from engine.kv.room import check_memory, check_room
 from engine.model.shapes import ModelShape
 from engine.sizing.pools import device_option, host_option, num_device_blocks, num_host_blocks
 from engine.sizing.weights import WeightsWay, device_weight_bytes, store_bytes
-from engine.wording import MIB, as_size
+from engine.values.config import EngineConfig
+from engine.values.wording import MIB, as_size
 
 TOKEN_BYTES = 8  # int64
 WORKER_BYTES = 256 * MIB  # an idle worker has 50 MiB of its own (torch is shared); the rest is for a step's activations

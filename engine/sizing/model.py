@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.hub import local_folder
 from engine.model.shapes import ModelShape, read_shape
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 from engine.weights.checkpoint import resolve_checkpoint
 
 # What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.

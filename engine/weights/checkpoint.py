@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.config import LoadFormat
-from engine.errors import ConfigError
 from engine.hub import find_model
+from engine.values.config import LoadFormat
+from engine.values.errors import ConfigError
 
 
 def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.config import LoadFormat
-from engine.errors import ConfigError
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Span
+from engine.values.config import LoadFormat
+from engine.values.errors import ConfigError
 from engine.weights.dummy import DummySource
 from engine.weights.source import Source
 

@@ -13,7 +13,7 @@ import torch
 
 from engine.model.blas import faster_library
 from engine.model.llama import Llama
-from engine.model.ops.base import BatchInputs, GraphOps
+from engine.ops.base import BatchInputs, GraphOps
 
 
 def buckets(max_rows: int) -> list[int]:

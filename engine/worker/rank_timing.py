@@ -11,7 +11,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from engine.config import EngineConfig
 from engine.cost.rank_times import RankTimes
 from engine.cost.times import StageTimes
 from engine.device.moments import seconds_of
@@ -19,10 +18,11 @@ from engine.device.upload import upload
 from engine.kv.copies import BlockCopier
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
-from engine.model.ops.base import BatchInputs
+from engine.ops.base import BatchInputs
 from engine.parallel.groups import LayoutGroups, TensorGroup
-from engine.sampling import RowSampling
-from engine.steps import Swap
+from engine.sampling.params import RowSampling
+from engine.values.config import EngineConfig
+from engine.wire.commands import Swap
 from engine.worker.runner import Runner
 from engine.worker.timing import Limits, StageTimer
 

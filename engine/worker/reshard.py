@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.steps import Transition
 from engine.weights.modes import Weights
+from engine.wire.commands import Transition
 from engine.worker.runner import Runner
 
 

@@ -18,12 +18,12 @@ from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.model.llama import Llama
-from engine.model.ops.base import BatchInputs, GraphOps, Ops
 from engine.model.sums import Sums
+from engine.ops.base import BatchInputs, GraphOps, Ops
 from engine.parallel.groups import LayoutGroups
-from engine.sampling import RowSampling
-from engine.steps import Forward
+from engine.sampling.params import RowSampling
 from engine.weights.modes import Weights
+from engine.wire.commands import Forward
 from engine.worker.graphs import DecodeGraphs
 from engine.worker.slots import Rows, SlotTable
 from engine.worker.tokens import TokenBuffer

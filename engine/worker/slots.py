@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.model.ops.base import BatchInputs
-from engine.sampling import RowSampling
-from engine.steps import Forward
+from engine.ops.base import BatchInputs
+from engine.sampling.params import RowSampling
+from engine.wire.commands import Forward
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig
 from engine.kv.segment import Segment
 from engine.model.shapes import ModelShape
 from engine.sizing.weights import WeightsWay
+from engine.values.config import EngineConfig
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from itertools import accumulate
 
 import torch
 
-from engine.config import EngineConfig
 from engine.cost.times import Curve, StageTimes, StepLoad
 from engine.kv.geometry import KVGeometry
-from engine.model.ops.base import BatchInputs
+from engine.ops.base import BatchInputs
+from engine.values.config import EngineConfig
 
 PREFILLS = (16, 64, 512, 2048, 8192)  # tokens of a step
 DECODES = (1, 8, 64, 256, 1024, 4096)  # sequences

@@ -23,27 +23,37 @@ from engine.cost.rank_times import RankTimes
 from engine.device.moments import seconds_of
 from engine.device.out_of_memory import memory_errors
 from engine.device.reports import EventReports
-from engine.errors import ConfigError
 from engine.heap import freeze_heap
 from engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
 from engine.kv.segment import register
-from engine.model.ops.base import Ops, make_ops
 from engine.model.sums import Sums, make_sums
+from engine.ops.base import Ops, make_ops
 from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
 from engine.parallel.process_groups import ProcessLinks
 from engine.parallel.shared_memory import SharedLinks
 from engine.sizing.gpus import gpu_blocks, in_flight_bytes
 from engine.sizing.host_memory import message_bytes
 from engine.sizing.pools import device_option
-from engine.steps import AllocatePools, Command, Forward, RankReady, Report, Shutdown, Swap, Transition, num_slots
 from engine.supervision import exit_with_parent, ignore_ctrl_c
+from engine.values.errors import ConfigError
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
 from engine.weights.store import WeightStore
+from engine.wire.commands import (
+    AllocatePools,
+    Command,
+    Forward,
+    RankReady,
+    Report,
+    Shutdown,
+    Swap,
+    Transition,
+    num_slots,
+)
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
 from engine.worker.rank_timing import time_rank

@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
-from engine.errors import SeesawError
-from engine.messages import EngineInfo
 from engine.text import Tokenizer
+from engine.values.errors import SeesawError
+from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http import errors
 from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from engine.errors import RequestError
+from engine.values.errors import RequestError
 
 M = TypeVar("M", bound=BaseModel)
 

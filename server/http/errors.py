@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from engine.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
+from engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
 from server.link.errors import GenerationError, ShuttingDownError
 
 logger = logging.getLogger(__name__)

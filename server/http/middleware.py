@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.wording import as_size
+from engine.values.wording import as_size
 from server.http.errors import ErrorInfo
 
 REQUEST_ID = "X-Request-Id"

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 from server.config import ServerConfig
 
 BACKLOG = 2048

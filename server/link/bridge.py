@@ -19,8 +19,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
-from engine.messages import (
+from engine.sampling.params import SamplingParams
+from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
+from engine.wire.messages import (
     Abort,
     Add,
     Dead,
@@ -37,7 +38,6 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.sampling import SamplingParams
 from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
 

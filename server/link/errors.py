@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import SeesawError
+from engine.values.errors import SeesawError
 
 
 class ShuttingDownError(SeesawError):

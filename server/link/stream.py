@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.errors import SeesawError
-from engine.messages import Output
+from engine.values.errors import SeesawError
+from engine.wire.messages import Output
 from server.metrics import Metrics
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from engine.messages import FinishReason
 from engine.text import OutputText
+from engine.wire.messages import FinishReason
 from server.link.errors import GenerationError
 from server.link.stream import Stream
 from server.metrics import Metrics

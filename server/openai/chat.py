@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request, Response
 from msgspec import UNSET
 
-from engine.errors import RequestError
+from engine.values.errors import RequestError
 from server.link.text_stream import Delta
 from server.openai.protocol.chat import ChatRequest
 from server.openai.protocol.chat_answer import (

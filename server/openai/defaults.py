@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError, RequestError
 from engine.hub import find_model
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.messages import EngineInfo
+from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http.errors import ModelNotFoundError
 

@@ -15,10 +15,10 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from engine.errors import RequestError, SeesawError
-from engine.messages import EngineInfo
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.text import OutputText
+from engine.values.errors import RequestError, SeesawError
+from engine.wire.messages import EngineInfo
 from server.http.body import read_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError, RequestError
 from engine.text import Tokenizer
+from engine.values.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 

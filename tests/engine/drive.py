@@ -10,12 +10,12 @@ from pathlib import Path
 
 import zmq
 
-from engine.config import EngineConfig
 from engine.core import Core
 from engine.executor.processes import ProcessExecutor
-from engine.messages import Add
 from engine.planning.policy import Policy
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
+from engine.wire.messages import Add
 from tests.tiny import reference_greedy
 
 

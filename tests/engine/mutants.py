@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from engine.kv.copies import BlockCopier
-from engine.steps import Swap
+from engine.wire.commands import Swap
 from engine.worker import worker
 from engine.worker.spec import WorkerSpec
 from engine.worker.worker import run_worker

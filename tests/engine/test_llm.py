@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.errors import ConfigError, EngineDeadError, RequestError
+from engine.values.errors import ConfigError, EngineDeadError, RequestError
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:

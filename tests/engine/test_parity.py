@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
 from engine.parallel.layout import Layout
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
 from tests.engine import mutants
 from tests.engine.drive import greedy, matches_reference, random_prompts, running
 from tests.tiny import layout_error, write_tiny_checkpoint

@@ -12,11 +12,11 @@ import pytest
 import zmq
 
 from engine import process
-from engine.config import EngineConfig
-from engine.errors import EngineDeadError
 from engine.executor.simulated import SimulatedExecutor
-from engine.messages import Dead, FromEngine
 from engine.process import from_engine_address, run_engine
+from engine.values.config import EngineConfig
+from engine.values.errors import EngineDeadError
+from engine.wire.messages import Dead, FromEngine
 from tests.patience import PATIENCE_S
 
 

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from engine import supervision
-from engine.config import EngineConfig
-from engine.errors import EngineDeadError
 from engine.executor.ranks import Ranks, fork_server
 from engine.process import EngineProcess
-from engine.steps import Failure
 from engine.supervision import KILLED_S, deaf_children, end_children
+from engine.values.config import EngineConfig
+from engine.values.errors import EngineDeadError
+from engine.wire.commands import Failure
 from tests.patience import PATIENCE_S
 
 

@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from engine.errors import ConfigError
-from engine.messages import FinishReason, Output
 from engine.text import (
     CONTEXT_TOKENS,
     MAX_PENDING_TOKENS,
@@ -23,6 +21,8 @@ from engine.text import (
     StopStrings,
     load_tokenizer,
 )
+from engine.values.errors import ConfigError
+from engine.wire.messages import FinishReason, Output
 
 
 def byte_level() -> FastTokenizer:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.errors import ConfigError
-from engine.messages import Stats
 from engine.parallel.layout import Layout, Plan
 from engine.trace import FLUSH_EVENTS, Trace
+from engine.values.errors import ConfigError
+from engine.wire.messages import Stats
 
 PLAN = Plan(Layout.parse("P2"), Layout.parse("T2"))
 

@@ -10,7 +10,7 @@ from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
 from engine.kv.segment import Segment, register
 from engine.parallel.layout import Layout, Plan
-from engine.steps import Report, Swap
+from engine.wire.commands import Report, Swap
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.config import AttentionBackend
-from engine.errors import ConfigError
-from engine.model.ops.base import BatchInputs, GraphOps, make_ops
-from engine.model.ops.capability import attention_backends, capability_of
 from engine.model.rope import inverse_frequencies, rotate
-from engine.model.sampler import sample
-from engine.sampling import RowSampling
+from engine.ops.base import BatchInputs, GraphOps, make_ops
+from engine.ops.capability import attention_backends, capability_of
+from engine.sampling.params import RowSampling
+from engine.sampling.sampler import sample
+from engine.values.config import AttentionBackend
+from engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu

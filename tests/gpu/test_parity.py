@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
-from engine.model.ops.base import BatchInputs, GraphOps
-from engine.model.ops.capability import attention_backends, capability_of
+from engine.ops.base import BatchInputs, GraphOps
+from engine.ops.capability import attention_backends, capability_of
 from engine.parallel.layout import Layout, Plan
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 from engine.worker.graphs import DecodeGraphs
 from tests.engine.drive import greedy, random_prompts, running
 from tests.gpu import one_gpu

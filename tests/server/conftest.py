@@ -13,8 +13,8 @@ import httpx
 import pytest
 import uvicorn
 
-from engine.messages import Ready
 from engine.text import ByteTokenizer, Tokenizer
+from engine.wire.messages import Ready
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.link.bridge import Bridge

@@ -1,4 +1,4 @@
-"""An engine that speaks `engine.messages` and says what a test tells it to; nothing is computed.
+"""An engine that speaks `engine.wire.messages` and says what a test tells it to; nothing is computed.
 
 `FakeEngine` runs in the test's event loop, so a test knows at every moment what has been said. As a program
 (`FakeProcess`) it is a whole engine process for `server.service`.
@@ -19,8 +19,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.config import EngineConfig
-from engine.messages import (
+from engine.supervision import exit_with_parent
+from engine.values.config import EngineConfig
+from engine.wire.messages import (
     Abort,
     Add,
     Dead,
@@ -37,7 +38,6 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.supervision import exit_with_parent
 from tests.patience import PATIENCE_S
 
 M = TypeVar("M")

@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.wording import GIB
+from engine.values.config import EngineConfig
+from engine.values.wording import GIB
 from server import cli, entry, settings
 from server.config import ReasoningParser, ServerConfig, ToolCallParser
 from server.render.reasoning import REASONING_PARSERS

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 from server.threads import in_daemon_thread
 from tests.patience import PATIENCE_S
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.errors import RequestError
+from engine.values.errors import RequestError
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.messages import Message
 

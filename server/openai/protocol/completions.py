@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import PlainValidator
 
-from engine.errors import RequestError
+from engine.values.errors import RequestError
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.errors import RequestError
-from engine.sampling import MAX_INT, SamplingParams
+from engine.sampling.params import MAX_INT, SamplingParams
+from engine.values.errors import RequestError
 from server.openai.defaults import SamplingDefaults
 
 logger = logging.getLogger(__name__)

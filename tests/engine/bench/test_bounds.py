@@ -12,9 +12,9 @@ from engine.bench.figures import FullDecode
 from engine.bench.workload import Job
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import step_work
-from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 from engine.parallel.layout import Layout, Plan
+from engine.values.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPE = read_shape(REPOSITORY / "configs" / "models" / "llama3-70b")

@@ -12,8 +12,8 @@ from engine.bench import limits
 from engine.bench.bounds import Host, bound
 from engine.bench.workload import parse_workload
 from engine.cost.profile import HostProfile
-from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
+from engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 REPOSITORY = Path(__file__).parents[3]

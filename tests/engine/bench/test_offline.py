@@ -16,10 +16,10 @@ from engine.bench.figures import RequestRecord, summarize
 from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
-from engine.config import EngineConfig
 from engine.cost.profile import HostProfile
-from engine.errors import ConfigError
 from engine.model.shapes import read_shape
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 
 CONFIG = EngineConfig(
     prefill="P4",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.bench.workload import Job, Workload, arrange, parse_workload, prompts, read_lengths
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 
 JOBS = [Job(n, 1) for n in (5, 9, 1, 7)]
 

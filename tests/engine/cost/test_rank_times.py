@@ -10,7 +10,7 @@ import pytest
 from engine.cost.rank_times import RankTimes, merge
 from engine.cost.times import Curve, Measured, StageTimes
 from engine.parallel.layout import Layout, Plan
-from engine.steps import FromRank, RankReady
+from engine.wire.commands import FromRank, RankReady
 
 
 def stage(seconds: float, pair_s: float = 0.0, context_s: float = 0.0) -> StageTimes:

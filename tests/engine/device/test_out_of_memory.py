@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from engine.device.out_of_memory import memory_errors
-from engine.errors import ConfigError
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.parallel.layout import Layout, Plan
+from engine.values.errors import ConfigError
 from tests.tiny import CPU, tiny_shape
 
 

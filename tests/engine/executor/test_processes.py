@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 import engine.executor.ranks
-from engine.config import EngineConfig
-from engine.errors import ConfigError, EngineDeadError
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
-from engine.sampling import RowSampling
-from engine.steps import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
+from engine.sampling.params import RowSampling
 from engine.supervision import end_children
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError, EngineDeadError
+from engine.wire.commands import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
 from tests.engine.forwards import make_forward
 from tests.patience import PATIENCE_S
 from tests.shm import named_segments

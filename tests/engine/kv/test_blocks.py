@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import IntegrityError, OutOfBlocksError
 from engine.kv.blocks import BlockPool, block_keys
+from engine.values.errors import IntegrityError, OutOfBlocksError
 
 
 @given(total=st.integers(1, 20), seed=st.integers(0, 2**32))

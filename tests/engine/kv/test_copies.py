@@ -15,7 +15,7 @@ from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
 from engine.kv.host_pool import HostPool
 from engine.parallel.layout import Layout, Plan
-from engine.steps import Report, Swap
+from engine.wire.commands import Report, Swap
 from tests.tiny import tiny_shape
 
 CPU = torch.device("cpu")

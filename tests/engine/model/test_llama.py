@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.parallel.layout import Layout, Plan
-from engine.sampling import RowSampling
+from engine.sampling.params import RowSampling
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ReloadWeights, ResidentWeights
 from engine.weights.placement import whole_bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
 from engine.model.shapes import read_shape
+from engine.values.errors import ConfigError
 
 LLAMA = {
     "model_type": "llama",

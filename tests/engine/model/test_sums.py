@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from engine.model.ops.base import make_ops
 from engine.model.sums import ReducedSums, Sums, make_sums
+from engine.ops.base import make_ops
 from engine.parallel.groups import SingleShard
 from tests.tiny import ThreadGroup, tiny_shape
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 import pytest
 import torch
 
-from engine.config import CustomAllReduce
 from engine.parallel import peers
 from engine.parallel.process_groups import ShardGroup
+from engine.values.config import CustomAllReduce
 
 Links = Collection[tuple[int, int]]
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.config import EngineConfig
 from engine.cost.estimate import constant
 from engine.cost.times import Measured
 from engine.executor.simulated import SimulatedExecutor
 from engine.model.shapes import ModelShape
-from engine.steps import AllocatePools, Command, Forward, Shutdown, Swap, Transition
+from engine.values.config import EngineConfig
+from engine.wire.commands import AllocatePools, Command, Forward, Shutdown, Swap, Transition
 from tests.engine.forwards import parts
 
 VOCAB = 1009
@@ -72,7 +72,7 @@ class Cell(NamedTuple):
 
 
 class SymbolicExecutor(SimulatedExecutor):
-    """Keeps both pools as symbols, and checks what the commands promise (`engine.steps`)."""
+    """Keeps both pools as symbols, and checks what the commands promise (`engine.wire.commands`)."""
 
     def __init__(
         self,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig
 from engine.core import Core
-from engine.messages import Add
 from engine.parallel.layout import Plan
 from engine.planning.policy import Mode, Policy, Situation
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.scheduler.sequence import SeqState
-from engine.steps import Command, Swap
+from engine.values.config import EngineConfig
+from engine.wire.commands import Command, Swap
+from engine.wire.messages import Add
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.messages import FinishReason
-from engine.sampling import RowSampling, SamplingParams
+from engine.sampling.params import RowSampling, SamplingParams
 from engine.scheduler.rotation import MAX_PENDING_TOKENS, Rotation
 from engine.scheduler.sequence import Sequence
+from engine.wire.messages import FinishReason
 
 BLOCK = 4
 GREEDY = RowSampling(0.0, 1.0, 0, 0.0, 0)

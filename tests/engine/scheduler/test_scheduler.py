@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import EngineConfig
 from engine.core import Core
 from engine.cost.estimate import estimate
-from engine.errors import IntegrityError, QueueFullError, RequestError
 from engine.executor.simulated import NO_HOST
-from engine.messages import Add, FinishReason, Output
 from engine.planning.policy import Phase, Situation, StaticPolicy
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.config import EngineConfig
+from engine.values.errors import IntegrityError, QueueFullError, RequestError
+from engine.wire.messages import Add, FinishReason, Output
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured, next_token, reference
 
 PLANS = [

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig
 from engine.core import Core
-from engine.messages import Add
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode, Policy, Situation
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.situation import SchedulerSituation
+from engine.values.config import EngineConfig
+from engine.wire.messages import Add
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured
 
 P2, T2, D2 = Layout(pp=2), Layout(tp=2), Layout(dp=2)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineConfig
 from engine.executor import make_executor
-from engine.wording import GIB
+from engine.values.config import EngineConfig
+from engine.values.wording import GIB
 
 
 def said(**options: object) -> list[str]:

@@ -13,15 +13,15 @@ import pytest
 from engine import LLM
 from engine.bench.offline import run_workloads
 from engine.bench.workload import Job
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.executor import check_executor, make_executor, processes
 from engine.executor.ranks import Ranks
 from engine.kv import room
 from engine.kv.segment import Segment
 from engine.process import EngineProcess
 from engine.sizing.model import DEFAULT_SHAPE, find_shape
-from engine.wording import GIB
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB
 from server import cli
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"

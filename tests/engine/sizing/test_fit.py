@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.sizing.fit import check_early
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 
 
 def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path) -> None:

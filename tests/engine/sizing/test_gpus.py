@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.kv.geometry import KVGeometry
 from engine.model.shapes import read_shape
 from engine.sizing.gpus import RESERVE_BYTES, WORKSPACE_BYTES, check_gpus, choose_way, gpu_blocks
 from engine.sizing.pools import needed_blocks
 from engine.sizing.weights import WeightsWay, device_weight_bytes
-from engine.wording import GIB
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig
 from engine.device import choice
-from engine.errors import ConfigError
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
 from engine.kv import room
@@ -19,7 +17,9 @@ from engine.kv.segment import Segment
 from engine.model.shapes import read_shape
 from engine.sizing.host_memory import WORKER_BYTES, check_host_memory, cpu_memory_bytes
 from engine.sizing.weights import WeightsWay
-from engine.wording import GIB
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 from engine.weights.checkpoint import resolve_checkpoint
 from tests.tiny import write_tiny_checkpoint
 

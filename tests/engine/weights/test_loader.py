@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.errors import ConfigError
 from engine.model.shapes import read_shape
 from engine.parallel.moves import Span
+from engine.values.errors import ConfigError
 from engine.weights.arena import Arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.source import fill

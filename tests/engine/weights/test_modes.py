@@ -7,10 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import ConfigError
 from engine.model.shapes import ModelShape, check_plan, num_slices
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
+from engine.values.errors import ConfigError
 from engine.weights.arena import Arena, rank_arena
 from engine.weights.dummy import DummySource
 from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights

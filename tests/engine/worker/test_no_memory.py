@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
 from engine.executor.processes import ProcessExecutor
+from engine.values.errors import ConfigError
 from tests.engine import mutants
 from tests.engine.executor.test_processes import make_config
 from tests.tiny import write_tiny_checkpoint

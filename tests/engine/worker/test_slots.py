@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.sampling import RowSampling
-from engine.steps import Chunk, Forward, SlotInit, TableUpdate
+from engine.sampling.params import RowSampling
+from engine.wire.commands import Chunk, Forward, SlotInit, TableUpdate
 from engine.worker.slots import SlotTable
 from tests.engine.forwards import make_forward
 

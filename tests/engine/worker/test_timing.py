@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.cost.times import StageTimes
-from engine.model.ops.base import BatchInputs
+from engine.ops.base import BatchInputs
 from engine.worker.rank_timing import slowest
 from engine.worker.timing import DECODES, PREFILLS, Limits, StageTimer, spread
 from tests.tiny import CPU, ThreadGroup

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.errors import EngineDeadError
-from engine.messages import Add, LayoutSpeed, Speeds, Stats
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.errors import EngineDeadError
+from engine.wire.messages import Add, LayoutSpeed, Speeds, Stats
 from server.config import ServerConfig
 from server.http import app
 from tests.patience import PATIENCE_S

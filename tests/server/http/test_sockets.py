@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine.errors import ConfigError
+from engine.values.errors import ConfigError
 from server.config import ServerConfig
 from server.http.sockets import base_url, bound, check_tls, listen
 from tests.patience import PATIENCE_S

@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from engine.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
-from engine.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from engine.wire.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
 from server.link.bridge import Bridge
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected

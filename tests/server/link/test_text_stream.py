@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.messages import Add
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 from engine.text import ByteTokenizer, OutputText
+from engine.wire.messages import Add
 from server.link.text_stream import Delta, TextStream
 from tests.server.conftest import Line
 

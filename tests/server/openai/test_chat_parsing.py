@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Add, FinishReason, Output
 from engine.text import ByteTokenizer
+from engine.wire.messages import Add, FinishReason, Output
 from server.config import ReasoningParser
 from tests.server.conftest import TEMPLATE, MakeSite, Site, chat_config
 from tests.server.fake_engine import Script

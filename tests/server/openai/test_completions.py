@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine.errors import EngineDeadError
-from engine.messages import Abort, Add, FinishReason, Output
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.values.errors import EngineDeadError
+from engine.wire.messages import Abort, Add, FinishReason, Output
 from server.config import ServerConfig
 from server.http.body import LARGE_BODY_BYTES
 from server.openai.protocol import completions as protocol

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.values.config import EngineConfig
+from engine.values.errors import ConfigError
 from server.openai.defaults import SamplingDefaults, load_defaults
 
 

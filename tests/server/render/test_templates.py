@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ConfigError, RequestError
 from engine.text import ByteTokenizer
+from engine.values.errors import ConfigError, RequestError
 from server.render.templates import ChatTemplate, read_template
 
 USER = {"role": "user", "content": "hi"}

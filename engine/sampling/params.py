@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from engine.errors import RequestError
+from engine.values.errors import RequestError
 
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
@@ -57,7 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RowSampling(msgspec.Struct, frozen=True, array_like=True):
-    """How one sequence's rows are sampled, as the workers need it (`engine.steps.SlotInit`).
+    """How one sequence's rows are sampled, as the workers need it (`engine.wire.commands.SlotInit`).
 
     Noise is a pure function of (seed, position of the sampled token), so that a seeded request gives
     the same tokens in any batch, layout, or after any preemption.

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import msgspec
 
-from engine.sampling import SamplingParams
+from engine.sampling.params import SamplingParams
 
 
 class FinishReason(IntEnum):

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.errors import ConfigError
-from engine.model.ops.base import make_ops
-from engine.model.ops.capability import (
+from engine.ops.base import make_ops
+from engine.ops.capability import (
     Capability,
     attention_backends,
     capability_of,
     has_dependent_launch,
     parse_architecture,
 )
+from engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 CUDA = torch.device("cuda", 0)
@@ -73,5 +73,5 @@ def test_other_devices_have_no_backend_to_choose() -> None:
 
 
 def test_the_rule_needs_no_torch() -> None:
-    program = "import sys, engine.model.ops.capability; sys.exit('torch' in sys.modules or 'flashinfer' in sys.modules)"
+    program = "import sys, engine.ops.capability; sys.exit('torch' in sys.modules or 'flashinfer' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from engine.config import AttentionBackend
-from engine.errors import ConfigError
+from engine.values.config import AttentionBackend
+from engine.values.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.wording import as_size, at_least, count
+from engine.values.wording import as_size, at_least, count
 from server.settings import parse_bytes
 
 GIB = 1 << 30

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from engine.config import AttentionBackend
-from engine.errors import ConfigError
-from engine.model.ops.capability import capability_of
 from engine.model.shapes import ModelShape
-from engine.sampling import RowSampling
+from engine.ops.capability import capability_of
+from engine.sampling.params import RowSampling
+from engine.values.config import AttentionBackend
+from engine.values.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def make_ops(
 ) -> Ops:
     """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model so."""
     if device.type == "cuda" and shape.dtype != "float32":
-        from engine.model.ops.flashinfer import FlashInferOps
+        from engine.ops.flashinfer import FlashInferOps
 
         return FlashInferOps(shape, block_size, device, capability_of(device), attention_backend)
     if attention_backend != "auto":
@@ -130,6 +130,6 @@ def make_ops(
             f"attention_backend {attention_backend} is for GPUs in half precision, and this is {shape.dtype} on "
             f"{device.type}: use --attention-backend auto"
         )
-    from engine.model.ops.torch import TorchOps
+    from engine.ops.torch import TorchOps
 
     return TorchOps(shape, block_size, device)

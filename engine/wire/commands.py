@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cost.rank_times import RankTimes
-from engine.sampling import RowSampling
+from engine.sampling.params import RowSampling
 
 IntArray = npt.NDArray[np.int32]
 

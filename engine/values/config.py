@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from engine.errors import ConfigError
 from engine.parallel.layout import Layout, Plan
-from engine.wording import GIB
+from engine.values.errors import ConfigError
+from engine.values.wording import GIB
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["safetensors", "dummy"]

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from engine.config import AttentionBackend
 from engine.device.upload import upload
-from engine.errors import ConfigError
-from engine.model.ops.base import BatchInputs, GraphOps
-from engine.model.ops.capability import HEAD_DIMS, Capability, attention_backends, has_dependent_launch
 from engine.model.rope import inverse_frequencies
-from engine.model.sampler import noise_keys
 from engine.model.shapes import ModelShape
-from engine.sampling import RowSampling
+from engine.ops.base import BatchInputs, GraphOps
+from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, has_dependent_launch
+from engine.sampling.params import RowSampling
+from engine.sampling.sampler import noise_keys
+from engine.values.config import AttentionBackend
+from engine.values.errors import ConfigError
 
 try:
     import flashinfer
     import flashinfer.sampling
 
-    from engine.model.ops import kernels
+    from engine.ops import kernels
 except ImportError as error:
     raise ConfigError(
         f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"

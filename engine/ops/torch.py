@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.model.ops.base import BatchInputs, Ops
 from engine.model.rope import inverse_frequencies, rotate
-from engine.model.sampler import best, sample
 from engine.model.shapes import ModelShape
-from engine.sampling import RowSampling
+from engine.ops.base import BatchInputs, Ops
+from engine.sampling.params import RowSampling
+from engine.sampling.sampler import best, sample
 
 # Most tokens of KV that one decode group copies out of the pool: bounds the workspace, and stays near the caches.
 _GROUP_TOKENS = 1 << 13

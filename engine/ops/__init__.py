@@ -1,0 +1,1 @@
+"""The operators: what differs between devices in computing."""

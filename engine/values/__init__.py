@@ -1,0 +1,1 @@
+"""Plain values that everything may import: configuration, errors, words. No torch."""
