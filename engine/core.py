@@ -12,7 +12,7 @@ from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError
-from engine.wire.messages import Add, EngineInfo, Output, Stats
+from engine.wire.messages import Add, EngineInfo, Outputs, Stats
 
 MAX_TRIES = 64  # to find something to send
 
@@ -38,7 +38,7 @@ class Core:
         """Forget a request, or one of its sequences; its blocks come free once nothing in flight names them."""
         self._scheduler.abort(request_id, index)
 
-    def turn(self) -> list[Output]:
+    def turn(self) -> Outputs:
         """Take in what the ranks report, send what can be sent, return the new tokens.
 
         Raises EngineDeadError if a rank is gone, IntegrityError if bookkeeping is wrong or nothing can go on.

@@ -32,7 +32,6 @@ from engine.wire.messages import (
     Add,
     Dead,
     FromEngine,
-    Outputs,
     Ping,
     Pong,
     Progress,
@@ -205,7 +204,7 @@ class _Loop:
                 stats = self._core.stats() if due or self._core.is_idle else None
                 if stats is not None:
                     self._stats_sent_s = now
-                self._frontend.send(Outputs(outputs, stats))
+                self._frontend.send(msgspec.structs.replace(outputs, stats=stats))
 
     def _add(self, request: Add) -> None:
         try:

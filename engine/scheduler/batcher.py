@@ -131,8 +131,7 @@ class Batcher:
         """Those of these slots that have a block for their next token, and stay."""
         full = [seq for seq in replica.rotation.of(replica.rotation.full(slots)) if seq not in leavers]
         free = replica.pool.free
-        for seq in full[:free]:
-            self._blocks.grow(seq)
+        self._blocks.grow(replica, full[:free])
         stuck = full[free:]
         if stuck:
             self._make_one_leave(replica, leavers)

@@ -137,11 +137,11 @@ class BlockManager:
         seq.begin_prefill(len(shared) * self._block_size)
         return True
 
-    def grow(self, seq: Sequence) -> None:
-        """Give a decoding sequence another block, of which there is one."""
-        replica = self.replicas[seq.replica]
-        seq.grow(replica.pool.allocate(1))
-        replica.rotation.changed_blocks(seq)
+    def grow(self, replica: Replica, sequences: list[Sequence]) -> None:
+        """Give decoding sequences another block each, of which there are enough."""
+        for seq, block in zip(sequences, replica.pool.allocate(len(sequences)), strict=True):
+            seq.grow(block)
+        replica.rotation.grew(sequences)
 
     def publish(self, seq: Sequence, first_token: int) -> None:
         """Full prompt blocks that a dispatched step fills from `first_token` on may be shared from now on:

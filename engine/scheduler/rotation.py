@@ -60,8 +60,8 @@ class Rotation:
         self._sequences[slot] = seq
         self._order = np.append(self._order, slot)
         self.context_tokens += seq.dispatched
+        rows.room[slot], rows.has_news[slot] = len(seq.device_blocks) * self._block_size, True
         seq.enter(rows)
-        self.changed_blocks(seq)
 
     def leave(self, seq: Sequence) -> None:
         """It does not decode any more; its last tokens may still be on their way."""
@@ -69,10 +69,11 @@ class Rotation:
         seq.leave_rows()
         self._order = self._order[self._order != seq.slot]
 
-    def changed_blocks(self, seq: Sequence) -> None:
-        """It has more device blocks than the ranks know, or may have."""
-        self.rows.room[seq.slot] = len(seq.device_blocks) * self._block_size
-        self.rows.has_news[seq.slot] = True
+    def grew(self, sequences: list[Sequence]) -> None:
+        """Each has another device block, which the ranks do not know yet."""
+        slots = [seq.slot for seq in sequences]
+        self.rows.room[slots] += self._block_size
+        self.rows.has_news[slots] = True
 
     def close(self, slot: int) -> None:
         """Nobody wants what is still on its way for this slot."""

@@ -26,7 +26,7 @@ from engine.trace import Trace
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError, QueueFullError, RequestError
 from engine.wire.commands import Command, Forward, Report, Swap, Transition
-from engine.wire.messages import Add, Output, Speeds, Stats
+from engine.wire.messages import Add, Output, Outputs, Speeds, Stats, StepTokens
 
 
 class Scheduler:
@@ -46,7 +46,8 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
         self._stops: set[int] = set()  # all tokens that may end one of these, or one before
-        self._outputs: list[Output] = []
+        self._steps: list[StepTokens] = []  # since outputs were last taken, as are the ends
+        self._ends: list[Output] = []
         self._lifecycle = Lifecycle(config, capacity, now, trace)
         self._batcher = Batcher(self._lifecycle)
         policy = policy or make_policy(config, self._lifecycle.times)
@@ -115,9 +116,10 @@ class Scheduler:
         if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
             del self._requests[seq.request_id]
 
-    def take_outputs(self) -> list[Output]:
+    def take_outputs(self) -> Outputs:
         """The tokens that came in since the last call."""
-        outputs, self._outputs = self._outputs, []
+        outputs = Outputs(self._ends, steps=self._steps)
+        self._ends, self._steps = [], []
         return outputs
 
     @property
@@ -220,16 +222,18 @@ class Scheduler:
                 sequences.append(seq)
                 news.append(token)
         take_tokens(sequences, news)
-        outputs = [Output(seq.request_id, seq.index, [token]) for seq, token in zip(sequences, news, strict=True)]
-        for i in may_end:
+        counters.generation_tokens[phase] += len(news)
+        for i in reversed(may_end):  # from the end on, so that those before keep their places
             seq = sequences[i]
             reason, stop_token = seq.end()
             if reason is not None:
-                outputs[i] = Output(seq.request_id, seq.index, [news[i]], reason, stop_token)
+                self._ends.append(Output(seq.request_id, seq.index, [news[i]], reason, stop_token))
+                del sequences[i], news[i]
                 counters.finished += 1
                 self._finish(seq)
-        self._outputs += outputs
-        counters.generation_tokens[phase] += len(outputs)
+        if news:
+            ids, indexes = [seq.request_id for seq in sequences], [seq.index for seq in sequences]
+            self._steps.append(StepTokens(ids, indexes, news))
 
     # --- for the operator
 

@@ -216,8 +216,8 @@ class Sequence:
         """All tokens it has are to be computed, but for the first `dispatched`, whose blocks it shares."""
         self._dispatched, self.prefill_end = dispatched, len(self.tokens)
 
-    def grow(self, blocks: list[int]) -> None:
-        self.device_blocks += blocks
+    def grow(self, block: int) -> None:
+        self.device_blocks.append(block)
 
     def vacate(self) -> tuple[list[int], int]:
         """It is on no device any more. Returns the blocks and the slot that it had."""

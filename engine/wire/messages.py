@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 import msgspec
@@ -112,9 +113,30 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     queue_full: bool = False
 
 
+class StepTokens(msgspec.Struct, frozen=True, array_like=True):
+    """One new token each of sequences that go on. By column, since there may be a thousand in every step."""
+
+    ids: list[str]
+    indexes: list[int]
+    tokens: list[int]
+
+
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
-    outputs: list[Output]
+    """What is new of all sequences: the tokens of `steps`, in their order, and then `outputs`, which say more."""
+
+    outputs: list[Output] = []
     stats: Stats | None = None
+    steps: list[StepTokens] = []
+
+    def __iter__(self) -> Iterator[Output]:
+        """One by one."""
+        for step in self.steps:
+            for id, index, token in zip(step.ids, step.indexes, step.tokens, strict=True):
+                yield Output(id, index, [token])
+        yield from self.outputs
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs or self.steps)
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

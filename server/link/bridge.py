@@ -249,11 +249,11 @@ class Bridge:
     def _handle(self, message: FromEngine) -> None:
         self._num_heard += 1
         match message:
-            case Outputs(outputs=outputs, stats=stats):
-                if stats is not None:
-                    self._stats = stats
+            case Outputs():
+                if message.stats is not None:
+                    self._stats = message.stats
                 now_s = time.monotonic()
-                for output in outputs:
+                for output in message:
                     self._deliver(output, now_s)
             case Refused(id=id, message=reason, param=param, queue_full=queue_full):
                 request = self._live.get(id)

@@ -125,8 +125,8 @@ def test_a_block_is_needed_where_the_last_one_is_full(prompt: int, grows: bool) 
     rotation = rotation_of(seq)
     assert rotation.full(rotation.due(1, pp=1)).tolist() == ([2] if grows else [])
     if grows:
-        seq.grow([30])
-        rotation.changed_blocks(seq)
+        seq.grow(30)
+        rotation.grew([seq])
         assert len(rotation.full(rotation.due(1, pp=1))) == 0
 
 
