@@ -232,6 +232,7 @@ class BlockManager:
             return
         replica = self.replicas[seq.replica]
         blocks, slot = seq.vacate()
+        replica.rotation.forget(slot)
         replica.pool.release(blocks)
         replica.free_slots.append(slot)
 

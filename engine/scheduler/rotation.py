@@ -75,6 +75,10 @@ class Rotation:
         self.rows.room[slots] += self._block_size
         self.rows.has_news[slots] = True
 
+    def forget(self, slot: int) -> None:
+        """The slot is free; nothing on its way names it."""
+        self._sequences[slot] = None
+
     def close(self, slot: int) -> None:
         """Nobody wants what is still on its way for this slot."""
         self.rows.is_live[slot] = False

@@ -118,6 +118,15 @@ def test_nobody_wants_what_comes_after_the_end() -> None:
     assert rotation.rows.is_live[0], "the slot is another's now"
 
 
+def test_a_sequence_is_kept_no_longer_than_its_slot() -> None:
+    seq = resident(3, 5)
+    rotation = rotation_of(seq)
+    rotation.leave(seq)
+    assert rotation.of(np.array([3])) == [seq], "its last tokens may be on their way"
+    rotation.forget(3)
+    assert rotation.of(np.array([3])) == [None]
+
+
 @pytest.mark.parametrize(("prompt", "grows"), [(4, False), (5, True), (8, False)])
 def test_a_block_is_needed_where_the_last_one_is_full(prompt: int, grows: bool) -> None:
     seq = resident(2, prompt)
