@@ -12,6 +12,8 @@ from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
 
+# Of a step's tokens, what may be left out to have whole tiles: what is left out has to come in another step.
+_MOST_EXCESS = 1 / 8
 _NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
 
 
@@ -80,7 +82,8 @@ class Batch:
         if count < most:
             self.is_cut = True
             excess = (self.num_tokens + count) % self.multiple
-            count -= excess if excess < count else 0
+            if excess < count and excess <= _MOST_EXCESS * (self.num_tokens + count):
+                count -= excess
         self._pairs += pairs_of(seq.dispatched, count)
         self.cost += self.costs.chunk(seq.dispatched, count)
         self._announce(seq)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 from engine.cost.speeds import speeds
 from engine.executor.base import Capacity
@@ -45,7 +46,7 @@ class Scheduler:
         self._eos = frozenset(capacity.shape.eos_token_ids)
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
-        self._stops: set[int] = set()  # all tokens that may end one of these, or one before
+        self._stops: Counter[int] = Counter()  # all tokens that may end one of these: how many they may end
         self._steps: list[StepTokens] = []  # since outputs were last taken, as are the ends
         self._ends: list[Output] = []
         self._lifecycle = Lifecycle(config, capacity, now, trace)
@@ -85,8 +86,7 @@ class Scheduler:
             self._lifecycle.queues.add(seq)
         if not self._requests:
             self._lifecycle.idle.woke(now)
-            self._stops.clear()
-        self._stops |= stops
+        self._stops.update(stops)
         self._requests[request.id] = sequences
 
     def _check(self, request: Add) -> None:
@@ -115,6 +115,7 @@ class Scheduler:
         self._lifecycle.finish(seq)
         if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
             del self._requests[seq.request_id]
+            self._stops -= Counter(seq.stops)
 
     def take_outputs(self) -> Outputs:
         """The tokens that came in since the last call."""
@@ -211,7 +212,7 @@ class Scheduler:
             slots, last, news = slots[live], last[live], list(itertools.compress(news, live.tolist()))
         sequences = replica.rotation.of(slots)
         may_end = last.nonzero()[0].tolist()
-        if not self._stops.isdisjoint(news):
+        if not self._stops.keys().isdisjoint(news):
             may_end = sorted({*may_end, *(i for i, token in enumerate(news) if token in self._stops)})
         for seq, token in zip(flight.sequences, tokens[len(flight.slots) :], strict=True):
             if seq.is_live:
@@ -239,6 +240,8 @@ class Scheduler:
 
     def check_idle(self) -> None:
         """With no request and nothing in flight, nothing may be held. Raises IntegrityError."""
+        if self._lifecycle.queues.waiting_tokens:
+            raise IntegrityError(f"{self._lifecycle.queues.waiting_tokens} tokens wait though no request is left")
         if self._lifecycle.queues.live:
             raise IntegrityError(f"{self._lifecycle.queues.live} sequences are left though no request is")
         self._lifecycle.blocks.check([])

@@ -178,8 +178,10 @@ class Sequence:
         return Chunk(self.slot, start, self.tokens[start:stop], stop == len(self.tokens))
 
     def sent(self, step: int) -> None:
-        """A step that names it went out."""
+        """A step that names it went out. It may have joined those that decode with that very step."""
         self._step = step
+        if self.rows is not None:
+            self.rows.step[self.slot] = step
 
     def enter(self, rows: Rows) -> None:
         """It decodes from now on, and its replica's rows say how far it is. Called by `Rotation` only."""

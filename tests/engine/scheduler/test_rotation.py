@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine.core import Core
 from engine.sampling.params import RowSampling, SamplingParams
 from engine.scheduler.rotation import MAX_PENDING_TOKENS, Rotation
 from engine.scheduler.sequence import Sequence
-from engine.wire.messages import FinishReason
+from engine.values.config import EngineConfig
+from engine.wire.messages import Add, FinishReason
+from tests.engine.scheduler.symbolic import SymbolicExecutor, reference
 
 BLOCK = 4
 GREEDY = RowSampling(0.0, 1.0, 0, 0.0, 0)
@@ -145,3 +148,43 @@ def test_what_is_left_to_decode() -> None:
     assert rotation.left_tokens() == a.left + b.left == 14
     rotation.dispatch(rotation.due(1, pp=1), turn=1)
     assert rotation.left_tokens() == a.left + b.left == 12
+
+
+def symbolic_core(prefill: str, num_device_blocks: int, max_model_len: int) -> Core:
+    config = EngineConfig(
+        prefill=prefill,
+        block_size=4,
+        max_model_len=max_model_len,
+        num_device_blocks=num_device_blocks,
+        num_host_blocks=4,
+        max_num_seqs=8,
+        max_num_batched_tokens=16,
+    )
+    return Core(config, SymbolicExecutor(config))
+
+
+def test_who_leaves_before_its_first_token_came_waits_for_it() -> None:
+    """With the step that ends its prompt it joins those that decode; that very step is what it must wait for."""
+    core = symbolic_core("P2", num_device_blocks=4, max_model_len=16)
+    got: dict[str, list[int]] = {}
+    for i in range(3):
+        core.add(Add(f"r{i}", [i] * 4, SamplingParams(max_tokens=8, temperature=0.0)))
+    while not core.is_idle:
+        for output in core.turn():
+            got.setdefault(output.id, []).extend(output.tokens)
+    assert core.stats().preemptions > 0
+    assert got == {f"r{i}": reference([i] * 4, 8) for i in range(3)}
+
+
+def test_an_abort_frees_nothing_that_a_step_in_flight_names() -> None:
+    core = symbolic_core("P4", num_device_blocks=40, max_model_len=64)
+    for i in range(4):
+        core.add(Add(f"r{i}", [i] * 16, SamplingParams(max_tokens=8, temperature=0.0)))
+    core.turn()
+    used = core.stats().device_blocks_used
+    for i in range(4):
+        core.abort(f"r{i}")
+    assert core.stats().device_blocks_used == used > 0
+    while not core.is_idle:
+        assert not list(core.turn())
+    assert core.stats().device_blocks_used == 0
