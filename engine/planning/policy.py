@@ -132,7 +132,7 @@ class Situation(ABC):
 
     @abstractmethod
     def mean_left_tokens(self) -> float:
-        """The output tokens that a running sequence may still ask for, on average. Looks at each: for few."""
+        """The output tokens that a running sequence may still ask for, on average."""
 
     @abstractmethod
     def kv_bytes(self, tokens: float) -> float:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from engine.cost.balance import StepCost
 from engine.cost.times import StepLoad, pairs_of
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.rotation import Dispatched
-from engine.scheduler.rows import Ints
+from engine.scheduler.rows import NO_SLOTS, Ints
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
 
 # Of a step's tokens, what may be left out to have whole tiles: what is left out has to come in another step.
 _MOST_EXCESS = 1 / 8
-_NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
 
 
 class Batch:
@@ -103,7 +100,7 @@ class Batch:
     @property
     def slots(self) -> Ints:
         """Of those that decode."""
-        return _NO_SLOTS if self._dispatched is None else self._dispatched.slots
+        return NO_SLOTS if self._dispatched is None else self._dispatched.slots
 
     def build(self, id: int) -> Forward:
         """The command; from now on all that it names know of it."""

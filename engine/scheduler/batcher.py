@@ -62,9 +62,7 @@ class Batcher:
         """What a micro-batch of nothing but prompts may cost, by how many tokens of them there are."""
         if layout.pp == 1:
             return self._config.max_num_batched_tokens
-        tokens = self._queues.waiting_tokens
-        tokens += sum(seq.prefill_end - seq.dispatched for seq in self._queues.walk(SeqState.PREFILL))
-        kilotokens = -(-tokens // layout.dp) // 1024
+        kilotokens = -(-self._queues.unfilled_tokens // layout.dp) // 1024
         if (layout, kilotokens) != self._chunk_of:  # as on the turn before, mostly
             most = self._config.max_num_batched_tokens
             self._chunk_of = layout, kilotokens

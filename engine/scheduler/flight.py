@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from engine.cost.times import StepLoad
-from engine.scheduler.rows import Ints
+from engine.scheduler.rows import NO_SLOTS, Ints
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import Forward, Report, Swap, Transition
-
-_NOBODY: Ints = np.zeros(0, dtype=np.int64)
 
 
 @dataclass
@@ -26,7 +22,7 @@ class InFlight:
     waiting_for: int  # ranks
     sent_s: float
     sequences: list[Sequence] = field(default_factory=list)
-    slots: Ints = field(default_factory=lambda: _NOBODY)
+    slots: Ints = field(default_factory=lambda: NO_SLOTS)
     kind: str = ""
     load: StepLoad = StepLoad()  # of a forward
     seconds: float = 0.0  # of the slowest rank

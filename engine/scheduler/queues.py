@@ -64,5 +64,11 @@ class Queues:
         return returned + sum(len(self._queues[state]) for state in states)
 
     @property
+    def unfilled_tokens(self) -> int:
+        """Tokens of prompts that are not dispatched yet: of those that wait, and of those under way."""
+        begun = self._queues[SeqState.PREFILL]
+        return self.waiting_tokens + sum(seq.prefill_end - seq.dispatched for seq in begun)
+
+    @property
     def live(self) -> int:
         return self.count(*SeqState)

@@ -8,6 +8,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+NO_SLOTS: Ints = np.zeros(0, dtype=np.int64)
+
 
 class Rows:
     """A row is a sequence's from when it begins to decode until its slot is another's.

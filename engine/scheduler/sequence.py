@@ -143,11 +143,6 @@ class Sequence:
         return min(self.max_length, self.prompt_len + ends_after) if ends_after else self.max_length
 
     @property
-    def generated(self) -> int:
-        """Output tokens there are, those in flight included."""
-        return self.length - self.prompt_len
-
-    @property
     def left(self) -> int:
         """Output tokens that it may still ask for."""
         return self.max_length - self.length

@@ -73,8 +73,7 @@ class SchedulerSituation(Situation):
 
     @property
     def unfilled_tokens(self) -> int:
-        begun = self._lifecycle.queues.walk(SeqState.PREFILL)
-        return self.waiting_tokens + sum(seq.prefill_end - seq.dispatched for seq in begun)
+        return self._lifecycle.queues.unfilled_tokens
 
     @property
     def expected_output_tokens(self) -> float:

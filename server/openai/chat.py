@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import Request, Response
 from msgspec import UNSET
@@ -24,7 +25,7 @@ from server.openai.protocol.chat_answer import (
     MessageDelta,
 )
 from server.openai.protocol.generation import Usage
-from server.openai.serving import Arrival, Running, Serving, as_event, encode
+from server.openai.serving import Arrival, Running, Serving, as_json
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
 from server.render.templates import ChatTemplate
@@ -189,12 +190,7 @@ class _Choice:
 
 
 async def _whole(running: Running, choices: list[_Choice]) -> Response:
-    try:
-        async for batch in running.text.deltas():
-            for delta in batch:
-                choices[delta.choice].collect(delta)
-    finally:
-        running.text.close()
+    await running.collect(lambda delta: choices[delta.choice].collect(delta))
     header = running.header
     completion = ChatCompletion(
         id=header.id,
@@ -203,20 +199,11 @@ async def _whole(running: Running, choices: list[_Choice]) -> Response:
         choices=[choice.whole() for choice in choices],
         usage=Usage.of(header.prompt_tokens, running.text.num_tokens),
     )
-    return Response(encode(completion), media_type="application/json")
+    return as_json(completion)
 
 
-async def _chunks(running: Running, choices: list[_Choice], body: ChatRequest) -> AsyncIterator[bytes]:
-    """Events; all that is ready at once leaves in one piece."""
-    async for batch in running.text.deltas():
-        num_tokens = running.text.num_tokens if body.wants_running_usage else None
-        yield b"".join(
-            as_event(_chunk(running, [piece], num_tokens))
-            for delta in batch
-            for piece in choices[delta.choice].pieces(delta)
-        )
-    if body.wants_usage:
-        yield as_event(_chunk(running, [], running.text.num_tokens))
+def _chunks(running: Running, choices: list[_Choice], body: ChatRequest) -> AsyncIterator[bytes]:
+    return running.events(body, lambda delta: choices[delta.choice].pieces(delta), partial(_chunk, running))
 
 
 def _chunk(running: Running, choices: list[ChunkChoice], completion_tokens: int | None) -> ChatChunk:

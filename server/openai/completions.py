@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import Request, Response
 
 from server.link.text_stream import Delta
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
-from server.openai.serving import Arrival, Running, Serving, as_event, encode
+from server.openai.serving import Arrival, Running, Serving, as_json
 
 
 class Completions:
@@ -37,35 +38,24 @@ class Completions:
 async def _whole(running: Running) -> Response:
     pieces: list[list[str]] = [[] for _ in range(running.num_choices)]
     last: dict[int, Delta] = {}
-    try:
-        async for batch in running.text.deltas():
-            for delta in batch:
-                pieces[delta.choice].append(delta.text)
-                last[delta.choice] = delta
-    finally:
-        running.text.close()
+
+    def take(delta: Delta) -> None:
+        pieces[delta.choice].append(delta.text)
+        last[delta.choice] = delta
+
+    await running.collect(take)
     choices = [
         Choice(index, "".join(pieces[index]), last[index].finish_reason, last[index].stop_reason)
         for index in range(running.num_choices)
     ]
-    completion = _completion(running, choices, running.text.num_tokens)
-    return Response(encode(completion), media_type="application/json")
+    return as_json(_completion(running, choices, running.text.num_tokens))
 
 
-async def _chunks(running: Running, body: CompletionRequest) -> AsyncIterator[bytes]:
-    """Events; all that is ready at once leaves in one piece."""
-    async for batch in running.text.deltas():
-        num_tokens = running.text.num_tokens if body.wants_running_usage else None
-        yield b"".join(
-            as_event(
-                _completion(
-                    running, [Choice(delta.choice, delta.text, delta.finish_reason, delta.stop_reason)], num_tokens
-                )
-            )
-            for delta in batch
-        )
-    if body.wants_usage:
-        yield as_event(_completion(running, [], running.text.num_tokens))
+def _chunks(running: Running, body: CompletionRequest) -> AsyncIterator[bytes]:
+    def pieces(delta: Delta) -> list[Choice]:
+        return [Choice(delta.choice, delta.text, delta.finish_reason, delta.stop_reason)]
+
+    return running.events(body, pieces, partial(_completion, running))
 
 
 def _completion(running: Running, choices: list[Choice], completion_tokens: int | None) -> Completion:

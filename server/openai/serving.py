@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from server.http.body import read_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
-from server.link.text_stream import TextStream
+from server.link.text_stream import Delta, TextStream
 from server.openai.defaults import SamplingDefaults
 from server.openai.models import Models
 from server.openai.protocol.generation import GenerationRequest, Usage
@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 
 B = TypeVar("B", bound=BaseModel)
+C = TypeVar("C")  # a choice of a chunk
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,29 @@ class Running:
     header: Header
     text: TextStream
     num_choices: int
+
+    async def collect(self, take: Callable[[Delta], None]) -> None:
+        """Hand over all pieces of the answer as they come, and close it."""
+        try:
+            async for batch in self.text.deltas():
+                for delta in batch:
+                    take(delta)
+        finally:
+            self.text.close()
+
+    async def events(
+        self,
+        body: GenerationRequest,
+        pieces: Callable[[Delta], Iterable[C]],
+        chunk: Callable[[list[C], int | None], msgspec.Struct],
+    ) -> AsyncIterator[bytes]:
+        """The answer as server-sent events; all that is ready at once leaves in one piece. `pieces` of a delta are the
+        choices of a chunk each, and `chunk` makes it, with the number of tokens if they are to be told."""
+        async for batch in self.text.deltas():
+            num_tokens = self.text.num_tokens if body.wants_running_usage else None
+            yield b"".join(as_event(chunk([piece], num_tokens)) for delta in batch for piece in pieces(delta))
+        if body.wants_usage:
+            yield as_event(chunk([], self.text.num_tokens))
 
 
 class Serving:
@@ -221,4 +245,9 @@ async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def as_event(chunk: msgspec.Struct) -> bytes:
     """One server-sent event."""
-    return b"data: %b\n\n" % encode(chunk)
+    return b"data: %b\n\n" % _encode(chunk)
+
+
+def as_json(answer: msgspec.Struct) -> Response:
+    """A whole response."""
+    return Response(_encode(answer), media_type="application/json")

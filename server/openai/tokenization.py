@@ -13,7 +13,7 @@ from server.openai.protocol.tokenization import (
     Tokens,
     read_tokenize,
 )
-from server.openai.serving import Arrival, Serving, encode
+from server.openai.serving import Arrival, Serving, as_json
 
 
 class Tokenization:
@@ -40,11 +40,10 @@ class Tokenization:
         strings = None
         if body.return_token_strs:
             strings = await self._serving.tokens.run(lambda: [decode([token]) for token in tokens])
-        answer = Tokens(len(tokens), self._serving.max_model_len, tokens, strings)
-        return Response(encode(answer), media_type="application/json")
+        return as_json(Tokens(len(tokens), self._serving.max_model_len, tokens, strings))
 
     async def _detokenize(self, body: Detokenize, _: Arrival) -> Response:
         self._serving.check_model(body.model)
         self._serving.check_ids(body.tokens, "tokens")
         text = await self._serving.tokens.run(lambda: self._serving.tokens.tokenizer.decode(body.tokens))
-        return Response(encode(DetokenizedText(text)), media_type="application/json")
+        return as_json(DetokenizedText(text))
