@@ -23,6 +23,7 @@ from engine.sizing.fit import check_early
 from engine.text import Detokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
+from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, EngineInfo, FinishReason, Stats
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Completion:
     text: str
     finish_reason: str
     token_times_s: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each token, if they were asked for
 
 
 @dataclass
@@ -53,6 +55,7 @@ class RequestOutput:
     arrived_s: float
     first_token_s: float = math.inf
     finished_s: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first, if asked for
 
 
 class LLM:
@@ -164,6 +167,9 @@ class LLM:
                 completion = result.outputs[output.index]
                 completion.token_ids += output.tokens
                 completion.token_times_s += [now] * len(output.tokens)
+                completion.logprobs += output.logprobs
+                if output.index == 0:
+                    result.prompt_logprobs += output.prompt_logprobs
                 if output.finish_reason is not None:
                     completion.finish_reason = FinishReason(output.finish_reason).wire
             if self._handle is not None and not self._core.is_idle:

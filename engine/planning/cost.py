@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 0.05
 _LEAST_GAIN = 0.02
 # Of a surge's price, what it must save: copies slow its transitions down, and what either layout prefills in a row of
 # steps is known to some per cent only.
-_PRICE_MARGIN = 1.5
+_PRICE_MARGIN = 1.25
 # Of the time that is left, what a change of where sequences decode must save: it stands or falls with the last few and
 # longest of them, of which least is known.
 _LEAST_MOVE_GAIN = 0.15
@@ -39,7 +39,7 @@ _LEAST_SURGE = 0.7
 class CostPolicy(Policy):
     """Steady where sequences decode, surges where they pay, and another layout for all where that is better.
 
-    - A surge is begun when the time that it saves on what waits exceeds both transitions by half, and what surges
+    - A surge is begun when the time that it saves on what waits exceeds both transitions by a quarter, and what surges
       turned out to take beyond that. What prompts would cost here is what they add to the steps of those who decode, so
       what these would have got done meanwhile is counted.
     - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.

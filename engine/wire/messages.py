@@ -8,6 +8,7 @@ from enum import IntEnum
 import msgspec
 
 from engine.sampling.params import SamplingParams
+from engine.wire.logprobs import TokenLogprobs
 
 
 class FinishReason(IntEnum):
@@ -60,6 +61,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the token id that stopped it, if one did
+    logprobs: list[TokenLogprobs] = []  # of each of the tokens, if they were asked for
+    prompt_logprobs: list[TokenLogprobs] = []  # of all prompt tokens but the first; with the first output
 
 
 class LayoutSpeed(msgspec.Struct, frozen=True):

@@ -30,9 +30,9 @@ def test_it_starts_where_it_decodes() -> None:
     assert decide(Fake(), times(1e-4, 2e-4)) == STEADY
 
 
-@pytest.mark.parametrize(("tokens", "mode"), [(10_000, STEADY), (29_000, STEADY), (40_000, SURGE), (200_000, SURGE)])
-def test_a_surge_must_save_half_more_than_two_transitions(tokens: int, mode: Mode) -> None:
-    """A token saves 0.1 ms in P2, so that 20,000 pay for two transitions of a second, and 30,000 for half more."""
+@pytest.mark.parametrize(("tokens", "mode"), [(10_000, STEADY), (24_000, STEADY), (30_000, SURGE), (200_000, SURGE)])
+def test_a_surge_must_save_quarter_more_than_two_transitions(tokens: int, mode: Mode) -> None:
+    """A token saves 0.1 ms in P2, so that 20,000 pay for two transitions of a second, and 25,000 for a quarter more."""
     assert decide(backlog(tokens), times(1e-4, 2e-4)) == mode
 
 
