@@ -20,7 +20,8 @@ from engine.executor import make_executor
 from engine.model.shapes import ModelShape
 from engine.sampling.params import SamplingParams
 from engine.sizing.fit import check_early
-from engine.text import Detokenizer, Tokenizer, load_tokenizer
+from engine.text.detokenizer import Detokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Add, EngineInfo, FinishReason, Stats

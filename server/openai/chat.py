@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import Request, Response
 from msgspec import UNSET
 
+from engine.text.chat_template import ChatTemplate
 from engine.values.errors import RequestError
 from server.link.text_stream import Delta
 from server.openai.protocol.chat import ChatRequest
@@ -28,7 +29,6 @@ from server.openai.protocol.generation import Usage
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
-from server.render.templates import ChatTemplate
 
 
 class Chat:

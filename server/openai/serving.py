@@ -15,8 +15,9 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
-from engine.text import OutputText
+from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
 from server.http.body import read_body
@@ -24,7 +25,6 @@ from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
 from server.link.text_stream import Delta, TextStream
-from server.openai.defaults import SamplingDefaults
 from server.openai.models import Models
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool

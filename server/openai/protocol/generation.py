@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import MAX_INT, SamplingParams
 from engine.values.errors import RequestError
-from server.openai.defaults import SamplingDefaults
 
 logger = logging.getLogger(__name__)
 

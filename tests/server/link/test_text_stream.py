@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.sampling.params import SamplingParams
-from engine.text import ByteTokenizer, OutputText
+from engine.text.output_text import OutputText
+from engine.text.tokenizer import ByteTokenizer
 from engine.wire.messages import Add
 from server.link.text_stream import Delta, TextStream
 from tests.server.conftest import Line

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
-from server.openai.defaults import SamplingDefaults
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
 from tests.server.openai.streams import events

@@ -1,7 +1,7 @@
 """From a conversation to the text of a prompt, by the checkpoint's own chat template or the operator's.
 
 Rendering is transformers', in its sandbox. What a template raises is the client's to mend: nearly always it is its own
-word on the order of messages. Used by `server.openai.chat`, in a thread.
+word on the order of messages. Used by `server.openai.chat`, in a thread, and by `engine.LLM`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.text import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from engine.values.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ Conversation = Sequence[Mapping[str, Any]]
 
 
 def read_template(choice: str) -> str | None:
-    """The template that `--chat-template` names by its path or is itself; None if it is empty. Raises ConfigError."""
+    """The template of a path, or that `choice` is itself; None if it is empty. Raises ConfigError."""
     if not choice:
         return None
     if "{" in choice:
@@ -31,7 +31,7 @@ def read_template(choice: str) -> str | None:
         return path.read_text()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot read the chat template {choice} ({error}): give --chat-template a file or the template itself"
+            f"cannot read the chat template {choice} ({error}): give a file, or the template itself"
         ) from None
 
 
@@ -93,7 +93,8 @@ class ChatTemplate:
             self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
-                "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
+                "This model has no chat template: give one (--chat-template, or LLM.chat's chat_template), or send a "
+                "prompt (/v1/completions, or LLM.generate).",
                 "messages",
             ) from None
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.sampling.defaults import SamplingDefaults, load_defaults
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
-from server.openai.defaults import SamplingDefaults, load_defaults
 
 
 def checkpoint(folder: Path, content: Any) -> EngineConfig:
