@@ -1,8 +1,9 @@
-"""What a client may ask of the sampler. A plain value: crosses every process boundary as it is."""
+"""What a client may ask of the sampler and of the text. A plain value: crosses every process boundary as it is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -14,10 +15,7 @@ GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; 
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16.
-
-    Stop strings are not here: they need text, which only the frontend has.
-    """
+    """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16."""
 
     max_tokens: int = 16
     temperature: float = 1.0
@@ -31,6 +29,15 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     # Ends after so many tokens as if by itself: unlike max_tokens, no schedule can count on it. For benchmarks, whose
     # output lengths are given but must not be known beforehand. 0: off.
     ends_after: int = 0
+    # What becomes of the text: for `engine.text.output_text`, which ends sequences by it. The engine's loop reads none.
+    stop: str | Sequence[str] | None = None  # strings
+    include_stop_str_in_output: bool = False  # the string or the token that ended it
+    skip_special_tokens: bool = True
+
+    @property
+    def stop_strings(self) -> Sequence[str]:
+        """`stop`, however many they are."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
     @property
     def is_greedy(self) -> bool:
@@ -48,6 +55,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
             raise RequestError(f"top_k must be -1 or 0 (off), or between 1 and {MAX_INT}.", "top_k")
         if not all(0 <= token <= MAX_INT for token in self.stop_token_ids):
             raise RequestError(f"stop_token_ids must be between 0 and {MAX_INT}.", "stop_token_ids")
+        if not all(self.stop_strings):
+            raise RequestError("stop must hold no empty string.", "stop")
         if not 0.0 <= self.min_p <= 1.0:
             raise RequestError(f"min_p must be in [0, 1], got {self.min_p}.", "min_p")
         if not 1 <= self.n <= 128:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.sampling.params import SamplingParams
 from engine.text.detokenizer import Detokenizer
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -16,20 +17,12 @@ class OutputText:
     `num_tokens` counts the tokens up to the end, the one that ended it included.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: Sequence[int] = (),
-        *,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        skip_special_tokens: bool = True,
-        include_stop: bool = False,
-    ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens)
-        self._stops = StopStrings(stop, include_stop)
-        self._stop_token_ids = stop_token_ids
-        self._include_stop = include_stop
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        """`prompt` is the token ids before it, on which its first text may depend."""
+        self._detokenizer = Detokenizer(tokenizer, prompt, sampling.skip_special_tokens)
+        self._stops = StopStrings(sampling.stop_strings, sampling.include_stop_str_in_output)
+        self._stop_token_ids = sampling.stop_token_ids
+        self._include_stop = sampling.include_stop_str_in_output
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None  # the stop string, or the one of `stop_token_ids`, that ended it
