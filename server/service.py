@@ -28,7 +28,7 @@ from engine.heap import freeze_heap
 from engine.sampling.defaults import SamplingDefaults, load_defaults
 from engine.sizing.fit import check_early
 from engine.text.chat_template import ChatTemplate, read_template
-from engine.text.tokenizer import BYTES_TOKENIZER, Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import EngineInfo
@@ -138,7 +138,7 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
     """What the server itself needs of the checkpoint. Raises ConfigError."""
-    tokenizer = load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER)
+    tokenizer = load_tokenizer(engine.tokenizer or engine.model)
     ChatTemplate(tokenizer, read_template(server.chat_template)).check()
     return tokenizer, load_defaults(server.generation_config, engine)
 

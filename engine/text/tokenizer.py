@@ -1,4 +1,4 @@
-"""Tokenizers: a checkpoint's own, or bytes where there is none. Used by the server and by `engine.LLM`."""
+"""Tokenizers: a checkpoint's own, bytes where it has none, or none at all. Used by the server and by `engine.LLM`."""
 
 from __future__ import annotations
 
@@ -69,12 +69,30 @@ class ByteTokenizer:
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
+class NoTokenizer:
+    """Token ids in, token ids out: no token has a text, and no text has tokens."""
+
+    vocab_size = 0
+    special_ids: frozenset[int] = frozenset()
+    max_token_chars = 1
+    chat_renderer: Any = None
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Raises ValueError if there are any."""
+        if texts:
+            raise ValueError("there is no tokenizer (skip_tokenizer): prompts must be token ids")
+        return []
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return ""
+
+
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder or hub name; `bytes` is the ByteTokenizer.
+    """Load the tokenizer of a checkpoint folder or hub name; `bytes`, or no name, is the ByteTokenizer.
 
     Raises ConfigError if there is none. Slow (imports transformers, may download): keep it off event loops.
     """
-    if name == BYTES_TOKENIZER:
+    if name in ("", BYTES_TOKENIZER):
         return ByteTokenizer()
     folder = find_model(name, ["*.json", "tokenizer*"], "tokenizer", "name a local folder or `bytes` with --tokenizer")
     from transformers import AutoTokenizer
