@@ -1,9 +1,9 @@
-"""What a client may ask of the sampler. Plain values: they cross every process boundary as they are."""
+"""What a client may ask of the sampler and of the text. Plain values: they cross every process boundary as they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -18,10 +18,7 @@ GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; 
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16.
-
-    Stop strings are not here: they need text, which only the frontend has.
-    """
+    """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16."""
 
     max_tokens: int = 16
     temperature: float = 1.0
@@ -44,8 +41,18 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float = 1.0  # divides (or multiplies, below 0) the logits of what prompt and output have
     logit_bias: dict[int, float] = {}  # added to the logits of these tokens
     min_tokens: int = 0  # before so many no token may stop it
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids: what the output may not hold in a row
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # what the output may not hold in a row
     allowed_token_ids: tuple[int, ...] | None = None  # and no others
+    # What becomes of the text: for `engine.text.output_text`, which ends sequences by it. The engine's loop reads none.
+    stop: str | Sequence[str] | None = None  # strings
+    include_stop_str_in_output: bool = False  # the string or the token that ended it
+    skip_special_tokens: bool = True
+    bad_words: Sequence[str] = ()  # `engine.text.bad_words` makes `bad_words_token_ids` of them
+
+    @property
+    def stop_strings(self) -> Sequence[str]:
+        """`stop`, however many they are."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
     @property
     def is_greedy(self) -> bool:
@@ -68,6 +75,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
             raise RequestError(f"top_k must be -1 or 0 (off), or between 1 and {MAX_INT}.", "top_k")
         if not all(0 <= token <= MAX_INT for token in self.stop_token_ids):
             raise RequestError(f"stop_token_ids must be between 0 and {MAX_INT}.", "stop_token_ids")
+        if not all(self.stop_strings):
+            raise RequestError("stop must hold no empty string.", "stop")
         if not 0.0 <= self.min_p <= 1.0:
             raise RequestError(f"min_p must be in [0, 1], got {self.min_p}.", "min_p")
         if not 1 <= self.n <= 128:
@@ -95,11 +104,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
             raise RequestError("logit_bias must hold finite numbers.", "logit_bias")
         for name, count in (
             ("logit_bias", len(self.logit_bias)),
-            ("bad_words", sum(map(len, self.bad_words))),
+            ("bad_words", sum(map(len, self.bad_words_token_ids))),
         ):
             if count > MAX_TOKENS_NAMED:
                 raise RequestError(f"{name} names {count} tokens, more than {MAX_TOKENS_NAMED}.", name)
-        if not all(self.bad_words):
+        if not all(self.bad_words_token_ids):
             raise RequestError("bad_words must not hold an empty one.", "bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty: leave it out, or name a token.", "allowed_token_ids")
@@ -108,7 +117,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """Raise RequestError, naming the field, if a token is named that is not of the vocabulary."""
         named = {
             "logit_bias": self.logit_bias,
-            "bad_words": [token for word in self.bad_words for token in word],
+            "bad_words": [token for word in self.bad_words_token_ids for token in word],
             "allowed_token_ids": self.allowed_token_ids or (),
         }
         for name, tokens in named.items():
@@ -173,7 +182,7 @@ class Processing(msgspec.Struct, frozen=True, array_like=True):
             params.repetition_penalty,
             params.logit_bias,
             params.min_tokens,
-            [list(word) for word in params.bad_words],
+            [list(word) for word in params.bad_words_token_ids],
             None if allowed is None else sorted(set(allowed)),
         )
         return processing if params.tells or processing.adjusts else None

@@ -1,4 +1,4 @@
-"""The few messages between the frontend and the engine process. Token ids only, never text or tensors."""
+"""The few messages between the frontend and the engine process. Token ids only, never tensors or an answer's text."""
 
 from __future__ import annotations
 

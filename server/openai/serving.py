@@ -15,8 +15,9 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
-from engine.text import OutputText
+from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
 from server.http.body import read_body
@@ -24,7 +25,6 @@ from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
 from server.link.text_stream import Delta, TextStream
-from server.openai.defaults import SamplingDefaults
 from server.openai.models import Models
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
@@ -194,7 +194,6 @@ class Serving:
     def start(
         self,
         kind: str,
-        body: GenerationRequest,
         prompts: Sequence[list[int]],
         sampling: SamplingParams,
         arrival: Arrival,
@@ -202,18 +201,13 @@ class Serving:
         show_special_tokens: bool = False,
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
-        body says, since somebody reads them."""
+        sampling says, since somebody reads them."""
+        if show_special_tokens:
+            sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
 
         def make_text(choice: int) -> OutputText:
-            return OutputText(
-                self.tokens.tokenizer,
-                prompts[choice // sampling.n],
-                stop=body.stops,
-                stop_token_ids=body.stop_token_ids or (),
-                skip_special_tokens=body.skip_special_tokens and not show_special_tokens,
-                include_stop=body.include_stop_str_in_output,
-            )
+            return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)
 
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)

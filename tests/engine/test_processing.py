@@ -48,7 +48,7 @@ ASKED = [
     greedy(repetition_penalty=0.6, frequency_penalty=-1.5, logprobs=1),
     greedy(logit_bias={3: 4.0, 9: -7.5, 200: 2.5}, logprobs=2),
     greedy(allowed_token_ids=tuple(range(40, 60)), logprobs=3),
-    greedy(bad_words=((5,), (17, 4), (8, 9, 10)), allowed_token_ids=(4, 5, 8, 9, 10, 17), logprobs=1),
+    greedy(bad_words_token_ids=((5,), (17, 4), (8, 9, 10)), allowed_token_ids=(4, 5, 8, 9, 10, 17), logprobs=1),
     greedy(prompt_logprobs=4, logprobs=1),
     greedy(prompt_logprobs=0, n=2),
     greedy(ignore_eos=False, logit_bias={EOS: 100.0}, min_tokens=6, logprobs=1),
@@ -76,7 +76,7 @@ def processed(raw: torch.Tensor, prompt: list[int], output: list[int], params: S
         forbidden = torch.ones(VOCAB, dtype=torch.bool)
         forbidden[list(params.allowed_token_ids)] = False
         logits[forbidden] = -torch.inf
-    for word in params.bad_words:
+    for word in params.bad_words_token_ids:
         if len(word) == 1 or output[1 - len(word) :] == list(word[:-1]):
             logits[word[-1]] = -torch.inf
     if len(output) < params.min_tokens:

@@ -1,7 +1,7 @@
 """From a conversation to the text of a prompt, by the checkpoint's own chat template or the operator's.
 
 Rendering is transformers', in its sandbox. What a template raises is the client's to mend: nearly always it is its own
-word on the order of messages. Used by `server.openai.chat`, in a thread.
+word on the order of messages. Used by `server.openai.chat`, in a thread, and by `engine.LLM`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.text import Tokenizer
+from engine.text.conversation import Conversation, template_messages
+from engine.text.tokenizer import Tokenizer
 from engine.values.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 
-Conversation = Sequence[Mapping[str, Any]]
-
 
 def read_template(choice: str) -> str | None:
-    """The template that `--chat-template` names by its path or is itself; None if it is empty. Raises ConfigError."""
+    """The template of a path, or that `choice` is itself; None if it is empty. Raises ConfigError."""
     if not choice:
         return None
     if "{" in choice:
@@ -31,7 +30,7 @@ def read_template(choice: str) -> str | None:
         return path.read_text()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot read the chat template {choice} ({error}): give --chat-template a file or the template itself"
+            f"cannot read the chat template {choice} ({error}): give a file, or the template itself"
         ) from None
 
 
@@ -67,13 +66,20 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. `variables` are for the template. Raises RequestError."""
+        """The prompt's text. Messages may be as OpenAI's clients write them; `variables` are for the template. Raises
+        RequestError."""
         reserved = (variables or {}).keys() & self._parameters()
         if reserved:
             raise RequestError(
                 f"chat_template_kwargs must not hold {min(reserved)!r}: it is no variable of a template.",
                 "chat_template_kwargs",
             )
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true: choose one.",
+                "continue_final_message",
+            )
+        messages = template_messages(conversation)
         options = {
             "tools": list(tools) if tools else None,
             "documents": list(documents) if documents else None,
@@ -83,7 +89,7 @@ class ChatTemplate:
         }
         self._check_there_is_one(options["chat_template"], options["tools"])
         try:
-            return self._apply(conversation, options | dict(variables or {}))
+            return self._apply(messages, options | dict(variables or {}))
         except Exception as error:
             logger.debug("a chat template raised", exc_info=True)
             raise RequestError(f"The chat template cannot render these messages: {error}", "messages") from None
@@ -93,12 +99,13 @@ class ChatTemplate:
             self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
-                "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
+                "This model has no chat template: give one (--chat-template, or LLM.chat's chat_template), or send a "
+                "prompt (/v1/completions, or LLM.generate).",
                 "messages",
             ) from None
 
-    def _apply(self, conversation: Conversation, options: dict[str, Any]) -> str:
-        text = self._loaded().apply_chat_template(list(conversation), tokenize=False, **options)
+    def _apply(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        text = self._loaded().apply_chat_template(messages, tokenize=False, **options)
         assert isinstance(text, str)
         return text
 

@@ -1,7 +1,8 @@
 """The sampling that a request gets where it says nothing: the checkpoint's generation_config.json, as in vLLM.
 
-`--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Whatever
-it is, tokens that end a sequence by the model's own file end it.
+`--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Which
+tokens end a sequence is not decided here: those of the model's own file always do (`engine.model.shapes`). Used by the
+server and by `engine.LLM`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class SamplingDefaults:
 
     values: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+
+    def params(self) -> SamplingParams:
+        """The sampling of a request that says nothing at all."""
+        return SamplingParams(**self.values | _cap(self.max_tokens))
 
 
 NO_DEFAULTS = SamplingDefaults()
@@ -38,14 +42,16 @@ NO_DEFAULTS = SamplingDefaults()
 
 def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     """What `--generation-config` asks for. Raises ConfigError. May ask the hub: keep it off event loops."""
-    own = _read(_own_file(engine))
-    if choice not in ("auto", OPENAI_ONLY):
-        chosen = Path(choice).expanduser()
-        path = chosen / FILE if chosen.is_dir() else chosen
-        if not path.is_file():
-            raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
-        return _defaults(path, _read(path), own)
-    return _defaults(_own_file(engine), own if choice == "auto" else {}, own)
+    if choice == OPENAI_ONLY:
+        return NO_DEFAULTS
+    if choice == "auto":
+        path = _own_file(engine)
+        return NO_DEFAULTS if path is None else _read(path)
+    chosen = Path(choice).expanduser()
+    path = chosen / FILE if chosen.is_dir() else chosen
+    if not path.is_file():
+        raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
+    return _read(path)
 
 
 def _own_file(engine: EngineConfig) -> Path | None:
@@ -60,33 +66,25 @@ def _own_file(engine: EngineConfig) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read(path: Path) -> SamplingDefaults:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path} ({error}): mend it, or set --generation-config vllm") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold one JSON object: mend it, or set --generation-config vllm")
-    return raw
-
-
-def _defaults(path: Path | None, raw: dict[str, Any], own: dict[str, Any]) -> SamplingDefaults:
-    """`raw` has the sampling, `own` the tokens that end a sequence of this model."""
     try:
         values = {name: kind(raw[name]) for name, kind in SAMPLING.items() if raw.get(name) is not None}
         max_tokens = None if raw.get("max_new_tokens") is None else int(raw["max_new_tokens"])
-        eos = own.get("eos_token_id")
-        eos_ids = () if eos is None else tuple(map(int, eos)) if isinstance(eos, list) else (int(eos),)
-        SamplingParams(**values, max_tokens=1 if max_tokens is None else max_tokens).validate()
+        defaults = SamplingDefaults(values, max_tokens)
+        defaults.params().validate()
     except (RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
     if raw.get("repetition_penalty") not in (None, 1):
         logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
     if values or max_tokens is not None:
         logger.info("requests that do not say otherwise sample with %s, as %s says", values | _cap(max_tokens), path)
-    return SamplingDefaults(values, max_tokens, eos_ids)
+    return defaults
 
 
 def _cap(max_tokens: int | None) -> dict[str, int]:
