@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 OPENAI_ONLY = "vllm"  # vLLM's word for leaving the checkpoint's values out
-SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
+SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,6 @@ def _read(path: Path) -> SamplingDefaults:
         defaults.params().validate()
     except (RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
-    if raw.get("repetition_penalty") not in (None, 1):
-        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
     if values or max_tokens is not None:
         logger.info("requests that do not say otherwise sample with %s, as %s says", values | _cap(max_tokens), path)
     return defaults

@@ -23,6 +23,7 @@ class OutputText:
         self._stops = StopStrings(sampling.stop_strings, sampling.include_stop_str_in_output)
         self._stop_token_ids = sampling.stop_token_ids
         self._include_stop = sampling.include_stop_str_in_output
+        self._min_tokens = sampling.min_tokens
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None  # the stop string, or the one of `stop_token_ids`, that ended it
@@ -35,7 +36,9 @@ class OutputText:
             self.num_tokens += 1
             if token == output.stop_token and not self._include_stop:
                 break  # always the last one
-            pieces.append(self._stops.push(self._detokenizer.push(token)))
+            piece = self._detokenizer.push(token)
+            # As in vLLM, what the first `min_tokens` say is no stop string, nor a part of one.
+            pieces.append(piece if self.num_tokens <= self._min_tokens else self._stops.push(piece))
             if self._stops.matched is not None:
                 return self._end_by_stop_string(pieces)
         if output.finish_reason is not None:

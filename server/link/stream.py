@@ -120,7 +120,10 @@ class Stream:
         earlier = self._pending.get(choice)
         if earlier is not None:
             earlier.tokens.extend(output.tokens)
-            output = msgspec.structs.replace(output, tokens=earlier.tokens)
+            earlier.logprobs.extend(output.logprobs)
+            output = msgspec.structs.replace(
+                output, tokens=earlier.tokens, logprobs=earlier.logprobs, prompt_logprobs=earlier.prompt_logprobs
+            )
         self._pending[choice] = output
         self._wake.set()
         return output.finish_reason is not None and self._close_choice(request, choice)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from engine.text.output_text import OutputText
+from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import FinishReason
 from server.link.errors import GenerationError
 from server.link.stream import Stream
@@ -21,6 +22,9 @@ class Delta(NamedTuple):
     num_tokens: int  # of the choice so far
     finish_reason: str | None
     stop_reason: str | int | None
+    tokens: list[int]  # that are new
+    logprobs: list[TokenLogprobs]  # of these, if they were asked for
+    prompt_logprobs: list[TokenLogprobs]  # of all tokens of the prompt but the first, with the choice's first delta
 
 
 class TextStream:
@@ -45,13 +49,26 @@ class TextStream:
                 text = self._texts.get(choice)
                 if text is None:
                     text = self._texts[choice] = self._make_text(choice)
+                before = text.num_tokens
                 piece = text.push(output)
+                new = text.num_tokens - before  # behind a stop string comes nothing more
                 if text.finish_reason is not None:
                     self._finish(choice, text.finish_reason)
                     if output.finish_reason is None:
                         self._stream.drop(choice)
                 reason = None if text.finish_reason is None else text.finish_reason.wire
-                deltas.append(Delta(choice, piece, text.num_tokens, reason, text.stop_reason))
+                deltas.append(
+                    Delta(
+                        choice,
+                        piece,
+                        text.num_tokens,
+                        reason,
+                        text.stop_reason,
+                        output.tokens[:new],
+                        output.logprobs[:new],
+                        output.prompt_logprobs,
+                    )
+                )
             yield deltas
 
     @property

@@ -52,7 +52,7 @@ class Chat:
         text = await self.render(body)
         prompts = await self._serving.encode([text], body.add_special_tokens, "messages")
         special = self._answers.needs_special_tokens(body.may_call)
-        running = self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
+        running = await self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
         choices = [
             _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
         ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from functools import partial
 
 from fastapi import Request, Response
+from msgspec import UNSET
 
+from engine.wire.logprobs import TokenLogprobs
 from server.link.text_stream import Delta
+from server.openai.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
 from server.openai.serving import Arrival, Running, Serving, as_json
 
@@ -26,34 +30,90 @@ class Completions:
         sampling = self._serving.admit(body, body.num_prompts)
         prompts = body.token_lists
         if prompts:
-            self._serving.check_prompts(prompts, "prompt")
+            prompts = self._serving.fit_prompts(prompts, body.truncate_prompt_tokens, "prompt")
         else:
-            prompts = await self._serving.encode(body.texts, body.add_special_tokens, "prompt")
-        running = self._serving.start("cmpl", prompts, sampling, arrival)
+            prompts = await self._serving.encode(
+                body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
+            )
+        running = await self._serving.start("cmpl", prompts, sampling, arrival)
+        choices = []
+        for index in range(running.num_choices):
+            prompt = index // sampling.n
+            text = (body.texts[prompt] if body.texts else self._serving.text_of(prompts[prompt])) if body.echo else ""
+            choices.append(_Choice(index, body, prompts[prompt], text, self._serving.names))
         if body.stream:
-            return self._serving.stream(running, _chunks(running, body))
-        return await _whole(running)
+            return self._serving.stream(running, _chunks(running, choices, body))
+        return await _whole(running, choices, body)
 
 
-async def _whole(running: Running) -> Response:
-    pieces: list[list[str]] = [[] for _ in range(running.num_choices)]
-    last: dict[int, Delta] = {}
+@dataclass
+class _Choice:
+    """One of the answers on its way: what has come of it, and is not yet told."""
 
-    def take(delta: Delta) -> None:
-        pieces[delta.choice].append(delta.text)
-        last[delta.choice] = delta
+    index: int
+    body: CompletionRequest
+    prompt: list[int]
+    prompt_text: str
+    names: TokenNames
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    of_prompt: list[TokenLogprobs] = field(default_factory=list)
+    has_begun: bool = False
+    is_first: bool = True
+    offset: int = 0  # characters of all tokens told of so far
+    last: Delta | None = None
 
-    await running.collect(take)
-    choices = [
-        Choice(index, "".join(pieces[index]), last[index].finish_reason, last[index].stop_reason)
-        for index in range(running.num_choices)
-    ]
-    return as_json(_completion(running, choices, running.text.num_tokens))
+    def take(self, delta: Delta) -> None:
+        """Keep what is new."""
+        body, self.last = self.body, delta
+        if not self.has_begun:
+            self.has_begun = True
+            self.of_prompt = delta.prompt_logprobs
+            if body.echo:
+                self.texts.append(self.prompt_text)
+                self.tokens += self.prompt
+                self.logprobs += [None, *delta.prompt_logprobs]
+        if not body.is_only_echoed:
+            self.texts.append(delta.text)
+            self.tokens += delta.tokens
+            self.logprobs += delta.logprobs
+
+    def told(self) -> Choice:
+        """All that was kept, which is then forgotten."""
+        body, names, logprobs, last = self.body, self.names, None, self.last
+        assert last is not None
+        if body.logprobs is not None and len(self.logprobs) == len(self.tokens):
+            as_ids = bool(body.return_tokens_as_token_ids)
+            logprobs = completion_logprobs(
+                names, self.tokens, self.logprobs, top=body.logprobs, offset=self.offset, as_ids=as_ids
+            )
+            self.offset = logprobs.text_offset[-1] + len(logprobs.tokens[-1]) if logprobs.tokens else self.offset
+        choice = Choice(
+            self.index,
+            "".join(self.texts),
+            last.finish_reason,
+            last.stop_reason,
+            logprobs,
+            UNSET if body.prompt_logprobs is None else prompt_logprobs(names, self.prompt, self.of_prompt),
+            self.tokens if body.return_token_ids else UNSET,
+            self.prompt if body.return_token_ids and self.is_first else UNSET,
+        )
+        self.texts, self.tokens, self.logprobs, self.is_first = [], [], [], False
+        return choice
 
 
-def _chunks(running: Running, body: CompletionRequest) -> AsyncIterator[bytes]:
+async def _whole(running: Running, choices: list[_Choice], body: CompletionRequest) -> Response:
+    await running.collect(lambda delta: choices[delta.choice].take(delta))
+    num_tokens = 0 if body.is_only_echoed else running.text.num_tokens
+    return as_json(_completion(running, [choice.told() for choice in choices], num_tokens))
+
+
+def _chunks(running: Running, choices: list[_Choice], body: CompletionRequest) -> AsyncIterator[bytes]:
     def pieces(delta: Delta) -> list[Choice]:
-        return [Choice(delta.choice, delta.text, delta.finish_reason, delta.stop_reason)]
+        choice = choices[delta.choice]
+        choice.take(delta)
+        return [choice.told()]
 
     return running.events(body, pieces, partial(_completion, running))
 

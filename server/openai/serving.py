@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
+from engine.text.bad_words import with_bad_words
 from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
@@ -25,6 +26,7 @@ from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
 from server.link.text_stream import Delta, TextStream
+from server.openai.logprobs import TokenNames
 from server.openai.models import Models
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # nginx's status for a client that left; it is only ever seen in the access log.
 CLIENT_CLOSED_REQUEST = 499
+# Before a prompt that is cut short, since a text that begins elsewhere may begin with other tokens.
+_MORE_TOKENS = 64
 
 B = TypeVar("B", bound=BaseModel)
 C = TypeVar("C")  # a choice of a chunk
@@ -108,6 +112,7 @@ class Serving:
     ) -> None:
         """`keep_alive_s`: as of `EventStream`."""
         self.tokens = tokens
+        self.names = TokenNames(tokens.tokenizer)
         self.max_sequences = bridge.max_queued_requests
         self.max_model_len = info.max_model_len
         self._bridge = bridge
@@ -155,11 +160,37 @@ class Serving:
         """Raise ModelNotFoundError unless it is the one that is served."""
         self._models.check(model)
 
-    async def encode(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
-        """Token ids of prompts, which fit the context."""
-        prompts = await self.tokenize(texts, add_special_tokens, param)
-        self.check_prompts(prompts, param)
-        return prompts
+    async def encode(
+        self, texts: Sequence[str], add_special_tokens: bool, param: str, keep: int | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts, which fit the context. `keep`: as of `fit_prompts`."""
+        if keep is not None:  # of the rest of a text no token would be kept
+            most_chars = (self._kept(keep) + _MORE_TOKENS) * self.tokens.tokenizer.max_token_chars
+            texts = [text[-most_chars:] for text in texts]
+        prompts = (
+            await self.tokens.encode(texts, add_special_tokens)
+            if keep
+            else await self.tokenize(texts, add_special_tokens, param)
+        )
+        return self.fit_prompts(prompts, keep, param)
+
+    def fit_prompts(self, prompts: Sequence[list[int]], keep: int | None, param: str) -> list[list[int]]:
+        """Prompts that are checked, of each no more than the last `keep` tokens; -1: than fit the context."""
+        fitting = list(prompts) if keep is None else [prompt[-self._kept(keep) :] for prompt in prompts]
+        self.check_prompts(fitting, param)
+        return fitting
+
+    def _kept(self, keep: int) -> int:
+        if keep > self.max_model_len:
+            raise RequestError(
+                f"truncate_prompt_tokens is {keep} but the context is {self.max_model_len} tokens: ask for fewer.",
+                "truncate_prompt_tokens",
+            )
+        return self.max_model_len - 1 if keep == -1 else keep
+
+    def text_of(self, prompt: Sequence[int]) -> str:
+        """Of token ids, special ones included."""
+        return self.tokens.tokenizer.decode(prompt)
 
     async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
         """Token ids of texts that may fit the context."""
@@ -191,7 +222,7 @@ class Serving:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
             raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
 
-    def start(
+    async def start(
         self,
         kind: str,
         prompts: Sequence[list[int]],
@@ -202,6 +233,8 @@ class Serving:
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
         sampling says, since somebody reads them."""
+        if sampling.bad_words:
+            sampling = await self.tokens.run(lambda: with_bad_words(sampling, self.tokens.tokenizer))
         if show_special_tokens:
             sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]

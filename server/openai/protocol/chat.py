@@ -35,10 +35,8 @@ class ChatRequest(GenerationRequest):
         "audio": (),
         "function_call": ("none",),
         "functions": ([],),
-        "logprobs": (False,),
         "modalities": (["text"],),
         "thinking_token_budget": (),
-        "top_logprobs": (0,),
         "web_search_options": (),
     }
 
@@ -47,6 +45,8 @@ class ChatRequest(GenerationRequest):
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     reasoning_effort: str | None = None
     # Beyond OpenAI's, as in vLLM:
     add_generation_prompt: bool | None = None
@@ -63,6 +63,10 @@ class ChatRequest(GenerationRequest):
         if self.max_completion_tokens is not None:
             return self.max_completion_tokens, "max_completion_tokens"
         return self.max_tokens, "max_tokens"
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def begins_message(self) -> bool:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.openai.protocol.generation import Usage
+from server.openai.protocol.logprobs import ChatLogprobs, PromptLogprobs
 
 Text = str | UnsetType
 
@@ -39,7 +40,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: MessageDelta
     finish_reason: str | None = None
     stop_reason: str | int | UnsetType | None = UNSET
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first one
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -78,7 +81,8 @@ class AnswerChoice(msgspec.Struct, frozen=True):
     message: AnswerMessage
     finish_reason: str | None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,3 +94,5 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[AnswerChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET

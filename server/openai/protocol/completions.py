@@ -11,6 +11,7 @@ from pydantic import PlainValidator
 
 from engine.values.errors import RequestError
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
+from server.openai.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -51,15 +52,14 @@ class CompletionRequest(GenerationRequest):
     """The body of a request."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED | {
-        "echo": (False,),
-        "logprobs": (),
         "prompt_embeds": (),
         "suffix": ("",),
     }
 
     prompt: Annotated[Prompt, PlainValidator(_read_prompt, json_schema_input_type=Prompt)]
-    best_of: int | None = None
     add_special_tokens: bool = True
+    echo: bool = False
+    logprobs: int | None = None
 
     @classmethod
     def parse(cls, body: bytes, max_prompts: int) -> CompletionRequest:
@@ -93,12 +93,22 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def token_limit(self) -> tuple[int | None, str]:
+        if self.is_only_echoed:
+            return 1, "max_tokens"  # as in vLLM, which shows nothing of it
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens, "max_tokens"
 
-    def check(self) -> None:
-        super().check()
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise RequestError("best_of is not supported unless it equals n: leave it out.", "best_of")
+    @property
+    def is_only_echoed(self) -> bool:
+        """Whether nothing but the prompt is wanted, with its log-probabilities perhaps: for evaluations."""
+        return self.echo and self.max_tokens == 0
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -106,7 +116,10 @@ class Choice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

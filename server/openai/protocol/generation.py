@@ -13,40 +13,36 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.params import MAX_INT, SamplingParams
+from engine.sampling.params import MAX_INT, MAX_TOKENS_NAMED, SamplingParams
 from engine.values.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
+MAX_BAD_WORDS = 1024
+MAX_BIAS = 100.0  # OpenAI's; vLLM cuts larger ones down to it
 
 # Parameters of OpenAI and vLLM that change what a client gets and are not supported, with the values that ask
 # for nothing. Ignoring the others would silently give something else than was asked for.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "frequency_penalty": (0,),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "logits_processors": ([],),
-    "min_tokens": (0,),
-    "presence_penalty": (0,),
     "priority": (0,),
-    "prompt_logprobs": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
+# Of `SamplingParams`, under the same names.
+SAMPLING_FIELDS = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "n", "min_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
 # Parameters that do not change the answer of a server like this one: for OpenAI's own accounts, caches and speeds.
 IGNORED = frozenset(
     (
@@ -82,6 +78,9 @@ class GenerationRequest(BaseModel):
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = Field(default=None, max_length=MAX_TOKENS_NAMED)
     # Beyond OpenAI's, as in vLLM:
     top_k: int | None = None
     min_p: float | None = None
@@ -89,6 +88,14 @@ class GenerationRequest(BaseModel):
     stop_token_ids: list[int] | None = Field(default=None, max_length=1024)
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    bad_words: list[str] | None = Field(default=None, max_length=MAX_BAD_WORDS)
+    allowed_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -98,6 +105,16 @@ class GenerationRequest(BaseModel):
     def token_limit(self) -> tuple[int | None, str]:
         """The most tokens that an answer may have, None for all that fit, and the parameter that says so."""
         return self.max_tokens, "max_tokens"
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many likeliest tokens are to be told of in the place of each; None if nothing is."""
+        raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same in the place of each token of the prompt."""
+        return self.prompt_logprobs
 
     @property
     def wants_usage(self) -> bool:
@@ -117,6 +134,16 @@ class GenerationRequest(BaseModel):
                     raise RequestError(f"{name} is not supported: leave it out.", name)
             elif name not in IGNORED:
                 _warn_of_unknown(name[:100])
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs needs stream to be false.", "prompt_logprobs")
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < -1:
+            raise RequestError(
+                "truncate_prompt_tokens must be at least 1, or -1 for as many as fit.", "truncate_prompt_tokens"
+            )
+        if self.truncate_prompt_tokens == 0:
+            raise RequestError("truncate_prompt_tokens must leave a token: give at least 1.", "truncate_prompt_tokens")
+        if not all(self.bad_words or ()):
+            raise RequestError("bad_words must not hold an empty one.", "bad_words")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true.", "stream_options")
         if len(self.stops) > MAX_STOP_STRINGS:
@@ -129,8 +156,8 @@ class GenerationRequest(BaseModel):
         limit, limit_name = self.token_limit
         if limit is not None and not 1 <= limit <= MAX_INT:
             raise RequestError(f"{limit_name} must be at least 1 and at most {MAX_INT}.", limit_name)
-        names = ("temperature", "top_p", "top_k", "min_p", "seed", "n")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        bias = {token: min(MAX_BIAS, max(-MAX_BIAS, value)) for token, value in (self.logit_bias or {}).items()}
         sampling = SamplingParams(
             **defaults.values | given,
             max_tokens=MAX_INT if limit is None else limit,
@@ -139,6 +166,11 @@ class GenerationRequest(BaseModel):
             stop=self.stop,
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
+            logprobs=self.num_top_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
+            logit_bias=bias,
+            bad_words=self.bad_words or (),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
         )
         sampling.validate()
         return sampling
