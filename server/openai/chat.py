@@ -47,18 +47,23 @@ class Chat:
         return await self._serving.answer(request, ChatRequest.model_validate_json, self._respond)
 
     async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
-        sampling = self._serving.admit(body, 1)
-        self._check_calls(body)
-        text = await self.render(body)
-        prompts = await self._serving.encode([text], body.add_special_tokens, "messages")
-        special = self._answers.needs_special_tokens(body.may_call)
-        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival, show_special_tokens=special)
-        choices = [
-            _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
-        ]
+        running, choices = await self.begin(body, arrival)
         if body.stream:
             return self._serving.stream(running, _chunks(running, choices, body))
         return await _whole(running, choices)
+
+    async def begin(self, body: ChatRequest, arrival: Arrival) -> tuple[Running, list[ChatChoice]]:
+        """The answers on their way, and the readers of each: the same for all shapes that they are sent in."""
+        sampling = self._serving.admit(body, 1)
+        self._check_calls(body)
+        text = await self.render(body)
+        prompts = await self._serving.encode([text], body.add_special_tokens, body.prompt_param)
+        special = self._answers.needs_special_tokens(body.may_call)
+        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival, show_special_tokens=special)
+        choices = [
+            ChatChoice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
+        ]
+        return running, choices
 
     async def render(self, body: ChatRequest) -> str:
         """The text of the prompt."""
@@ -71,7 +76,7 @@ class Chat:
             raise RequestError(
                 f"{len(body.messages)} messages do not fit the context of {self._serving.max_model_len} tokens: "
                 "send fewer.",
-                "messages",
+                body.prompt_param,
             )
         return await self._serving.tokens.run(lambda: self._render(body))
 
@@ -93,11 +98,12 @@ class Chat:
             add_generation_prompt=body.begins_message,
             continue_final_message=body.continue_final_message,
             variables=effort | (body.chat_template_kwargs or {}),
+            param=body.prompt_param,
         )
 
 
 @dataclass
-class _Choice:
+class ChatChoice:
     """One of the answers on its way, and what the request wants to see of it."""
 
     index: int
@@ -189,7 +195,7 @@ class _Choice:
         return "tool_calls" if reason == "stop" and self.reader.num_calls else reason
 
 
-async def _whole(running: Running, choices: list[_Choice]) -> Response:
+async def _whole(running: Running, choices: list[ChatChoice]) -> Response:
     await running.collect(lambda delta: choices[delta.choice].collect(delta))
     header = running.header
     completion = ChatCompletion(
@@ -202,7 +208,7 @@ async def _whole(running: Running, choices: list[_Choice]) -> Response:
     return as_json(completion)
 
 
-def _chunks(running: Running, choices: list[_Choice], body: ChatRequest) -> AsyncIterator[bytes]:
+def _chunks(running: Running, choices: list[ChatChoice], body: ChatRequest) -> AsyncIterator[bytes]:
     return running.events(body, lambda delta: choices[delta.choice].pieces(delta), partial(_chunk, running))
 
 

@@ -1,4 +1,4 @@
-"""What completions and chat share: from a body to tokens that fit, and from the engine's outputs to an answer."""
+"""What all handlers of generation share: from a body to tokens that fit, and from the engine's outputs to an answer."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ class Running:
     header: Header
     text: TextStream
     num_choices: int
+    sampling: SamplingParams  # with what defaults the request left open
 
     async def collect(self, take: Callable[[Delta], None]) -> None:
         """Hand over all pieces of the answer as they come, and close it."""
@@ -219,11 +220,19 @@ class Serving:
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
         text = TextStream(stream, make_text, self._bridge.metrics)
-        return Running(header, text, len(prompts) * sampling.n)
+        return Running(header, text, len(prompts) * sampling.n, sampling)
 
-    def stream(self, running: Running, chunks: AsyncIterator[bytes]) -> Response:
-        """A response of server-sent events. An exception in their midst is an event, too: the status was sent."""
-        return EventStream(_until_done(chunks), running.text.close, self._keep_alive_s)
+    def stream(
+        self,
+        running: Running,
+        chunks: AsyncIterator[bytes],
+        *,
+        failed: Callable[[Exception], bytes] = error_event,
+        end: bytes = b"data: [DONE]\n\n",
+    ) -> Response:
+        """A response of server-sent events. An exception in their midst is an event, too (`failed` makes it): the
+        status was sent. `end` comes after all."""
+        return EventStream(_until_end(chunks, failed, end), running.text.close, self._keep_alive_s)
 
     def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
         """As in vLLM, an answer has what room the prompt leaves, and no more than the checkpoint's defaults allow."""
@@ -232,20 +241,25 @@ class Serving:
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
 
-async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _until_end(
+    chunks: AsyncIterator[bytes], failed: Callable[[Exception], bytes], end: bytes
+) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
             yield chunk
     except Exception as error:
         if not isinstance(error, SeesawError):
             logger.exception("a stream failed")
-        yield error_event(error)
-    yield b"data: [DONE]\n\n"
+        yield failed(error)
+    if end:
+        yield end
 
 
 def as_event(chunk: msgspec.Struct) -> bytes:
-    """One server-sent event."""
-    return b"data: %b\n\n" % _encode(chunk)
+    """One server-sent event, which has a name if the struct has a tag."""
+    data = b"data: %b\n\n" % _encode(chunk)
+    tag = chunk.__struct_config__.tag
+    return data if tag is None else b"event: %b\n%b" % (str(tag).encode(), data)
 
 
 def as_json(answer: msgspec.Struct) -> Response:

@@ -66,8 +66,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        param: str = "messages",
     ) -> str:
-        """The prompt's text. `variables` are for the template. Raises RequestError."""
+        """The prompt's text. `variables` are for the template, `param` is where the client wrote the conversation.
+        Raises RequestError."""
         reserved = (variables or {}).keys() & self._parameters()
         if reserved:
             raise RequestError(
@@ -81,20 +83,20 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        self._check_there_is_one(options["chat_template"], options["tools"])
+        self._check_there_is_one(options["chat_template"], options["tools"], param)
         try:
             return self._apply(conversation, options | dict(variables or {}))
         except Exception as error:
             logger.debug("a chat template raised", exc_info=True)
-            raise RequestError(f"The chat template cannot render these messages: {error}", "messages") from None
+            raise RequestError(f"The chat template cannot render these messages: {error}", param) from None
 
-    def _check_there_is_one(self, template: Any, tools: Any) -> None:
+    def _check_there_is_one(self, template: Any, tools: Any, param: str) -> None:
         try:
             self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
                 "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
-                "messages",
+                param,
             ) from None
 
     def _apply(self, conversation: Conversation, options: dict[str, Any]) -> str:

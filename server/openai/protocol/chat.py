@@ -42,6 +42,8 @@ class ChatRequest(GenerationRequest):
         "web_search_options": (),
     }
 
+    prompt_param: ClassVar[str] = "messages"  # what errors about the prompt name
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
     tools: list[Tool] | None = None

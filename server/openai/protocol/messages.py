@@ -9,7 +9,11 @@ from pydantic import BaseModel, Field, PlainValidator
 
 from engine.values.errors import RequestError
 
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # kind: field
+# The field that has the text, by a part's type.
+TEXT_PARTS = {
+    **dict.fromkeys(("text", "input_text", "output_text", "reasoning_text", "summary_text"), "text"),
+    "refusal": "refusal",
+}
 
 Content = str | list[str | dict[str, Any]]
 
@@ -37,6 +41,10 @@ def _read_part(index: int, part: Any) -> str:
     return text
 
 
+# A content as it is sent; the value is its text.
+Text = Annotated[str, PlainValidator(_read_content, json_schema_input_type=Content)]
+
+
 class FunctionCall(BaseModel):
     name: str
     arguments: str | dict[str, Any] = "{}"
@@ -52,7 +60,7 @@ class Message(BaseModel):
     """A message of any role: what roles there are, the chat template says. What else it holds is ignored."""
 
     role: str = Field(min_length=1, max_length=64)
-    content: Annotated[str, PlainValidator(_read_content, json_schema_input_type=Content)] | None = None
+    content: Text | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -78,7 +86,9 @@ class Message(BaseModel):
                     "type": call.type,
                     "function": {
                         "name": call.function.name,
-                        "arguments": _read_arguments(call.function.arguments, f"{where}.tool_calls.{at}"),
+                        "arguments": read_arguments(
+                            call.function.arguments, f"{where}.tool_calls.{at}.function.arguments"
+                        ),
                     },
                 }
                 for at, call in enumerate(self.tool_calls)
@@ -86,7 +96,8 @@ class Message(BaseModel):
         return message
 
 
-def _read_arguments(arguments: str | dict[str, Any], where: str) -> dict[str, Any]:
+def read_arguments(arguments: str | dict[str, Any], param: str) -> dict[str, Any]:
+    """The arguments of a call, which models write as JSON. Raises RequestError."""
     if isinstance(arguments, dict):
         return arguments
     try:
@@ -94,7 +105,5 @@ def _read_arguments(arguments: str | dict[str, Any], where: str) -> dict[str, An
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise RequestError(
-            f"{where}.function.arguments must be a JSON object as a string.", f"{where}.function.arguments"
-        )
+        raise RequestError(f"{param} must be a JSON object as a string.", param)
     return value
