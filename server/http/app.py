@@ -21,6 +21,7 @@ from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.openai.models import Models, model_names
+from server.openai.responses import Responses
 from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
@@ -65,6 +66,7 @@ def create_app(
     tokenization = Tokenization(serving, chat)
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
+    app.add_api_route("/v1/responses", Responses(serving, chat).create, methods=["POST"])
     app.add_api_route("/v1/models", models.list)
     app.add_api_route("/v1/models/{model:path}", models.retrieve)
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
