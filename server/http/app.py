@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http import errors
 from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
+from server.http.openapi import make_document
 from server.link.bridge import Bridge
 from server.openai.chat import Chat
 from server.openai.completions import Completions
@@ -58,8 +60,18 @@ def create_app(
         yield
         tokens.close()
 
-    # No /docs: its page needs a CDN, and clients know this API from OpenAI's own documentation.
-    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan, openapi_url=None)
+    app = FastAPI(
+        title="Seesaw",
+        version=seesaw_version(),
+        lifespan=lifespan,
+        openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
+        docs_url="/docs",  # a page whose scripts come from a CDN (jsdelivr.net)
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.openapi = functools.cache(  # type: ignore[method-assign]
+        lambda: make_document(app.title, app.version, has_keys=bool(config.api_key))
+    )
     _add_middleware(app, config)
     errors.install(app)
 
@@ -67,8 +79,8 @@ def create_app(
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
     app.add_api_route("/v1/responses", Responses(serving, chat).create, methods=["POST"])
-    app.add_api_route("/v1/models", models.list)
-    app.add_api_route("/v1/models/{model:path}", models.retrieve)
+    app.add_api_route("/v1/models", models.list, response_model=None)
+    app.add_api_route("/v1/models/{model:path}", models.retrieve, response_model=None)
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
 

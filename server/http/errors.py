@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -34,6 +34,17 @@ class ModelNotFoundError(RequestError):
     """The request names a model that is not served."""
 
 
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None  # what the client should change, as a dotted path
+    code: int  # the status
+
+
+class ErrorBody(TypedDict):
+    error: ErrorDetail
+
+
 class ErrorInfo(NamedTuple):
     """What a client is told."""
 
@@ -43,7 +54,7 @@ class ErrorInfo(NamedTuple):
     headers: dict[str, str] | None = None
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorBody:
         kind = re.sub(r"[^A-Za-z]", "", HTTPStatus(self.status).phrase.title()).removesuffix("Error") + "Error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.status}}
 

@@ -5,11 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http.errors import ModelNotFoundError
+
+
+class ModelCard(TypedDict):
+    id: str
+    object: str
+    created: int  # Unix seconds
+    owned_by: str
+    root: str  # the checkpoint
+    parent: None
+    max_model_len: int  # tokens
+
+
+class ModelList(TypedDict):
+    object: str
+    data: list[ModelCard]
 
 
 class Models:
@@ -19,7 +34,7 @@ class Models:
         """Of several names, answers have the first."""
         self.name = names[0]
         created = int(time.time())
-        self._cards = {
+        self._cards: dict[str, ModelCard] = {
             name: {
                 "id": name,
                 "object": "model",
@@ -33,10 +48,10 @@ class Models:
         }
         self._path = info.model
 
-    async def list(self) -> dict[str, Any]:
+    async def list(self) -> ModelList:
         return {"object": "list", "data": [*self._cards.values()]}
 
-    async def retrieve(self, model: str) -> dict[str, Any]:
+    async def retrieve(self, model: str) -> ModelCard:
         self.check(model)
         return self._cards.get(model, self._cards[self.name])
 

@@ -189,3 +189,22 @@ class ArgumentsDone(StreamEvent, frozen=True, kw_only=True, tag="response.functi
     output_index: int
     name: str
     arguments: str
+
+
+AnyStreamEvent = (
+    ResponseCreated
+    | ResponseInProgress
+    | ItemAdded
+    | PartAdded
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+    | PartDone
+    | ItemDone
+    | ResponseCompleted
+    | ResponseIncomplete
+    | ResponseFailed
+)
