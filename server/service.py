@@ -35,9 +35,9 @@ from server.http.app import create_app
 from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
-from server.openai.defaults import SamplingDefaults, load_defaults
+from server.openai.defaults import SamplingDefaults, check_defaults, load_defaults
 from server.openai.models import model_names
-from server.render.templates import ChatTemplate, read_template
+from server.render.template_source import read_template
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
@@ -78,7 +78,9 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
     check_early(engine)
-    read_template(server.chat_template)  # what cannot be read is said before anything slow starts
+    # What cannot be used is said before anything slow starts.
+    read_template(server.chat_template)
+    check_defaults(server.generation_config, engine)
     check_tls(server)
     with bound(server) as listener:
         return asyncio.run(_serve(engine, server, listener, start_engine))
@@ -139,7 +141,6 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
     """What the server itself needs of the checkpoint. Raises ConfigError."""
     tokenizer = load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER)
-    ChatTemplate(tokenizer, read_template(server.chat_template)).check()
     return tokenizer, load_defaults(server.generation_config, engine)
 
 

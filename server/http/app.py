@@ -27,7 +27,8 @@ from server.openai.responses import Responses
 from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
-from server.render.templates import ChatTemplate, read_template
+from server.render.template_source import read_template
+from server.render.templates import ChatTemplate
 from server.render.tokens import TokenizerPool
 from server.version import seesaw_version
 

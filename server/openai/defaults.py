@@ -36,16 +36,40 @@ class SamplingDefaults:
 NO_DEFAULTS = SamplingDefaults()
 
 
+def check_defaults(choice: str, engine: EngineConfig) -> None:
+    """Raise ConfigError for what `load_defaults` would refuse, as far as it is known without asking a hub."""
+    chosen = _chosen_file(choice)
+    own = _read(_own_file(engine)) if Path(engine.model).expanduser().is_dir() else {}
+    _defaults(chosen or Path(engine.model) / FILE, _sampling(choice, chosen, own), own)
+
+
 def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     """What `--generation-config` asks for. Raises ConfigError. May ask the hub: keep it off event loops."""
-    own = _read(_own_file(engine))
-    if choice not in ("auto", OPENAI_ONLY):
-        chosen = Path(choice).expanduser()
-        path = chosen / FILE if chosen.is_dir() else chosen
-        if not path.is_file():
-            raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
-        return _defaults(path, _read(path), own)
-    return _defaults(_own_file(engine), own if choice == "auto" else {}, own)
+    chosen = _chosen_file(choice)
+    path = _own_file(engine)
+    own = _read(path)
+    raw = _sampling(choice, chosen, own)
+    defaults = _defaults(chosen or path, raw, own)
+    _tell(chosen or path, raw, defaults)
+    return defaults
+
+
+def _sampling(choice: str, chosen: Path | None, own: dict[str, Any]) -> dict[str, Any]:
+    """What has the sampling: the file that was chosen, or the model's own."""
+    if chosen is not None:
+        return _read(chosen)
+    return {} if choice == OPENAI_ONLY else own
+
+
+def _chosen_file(choice: str) -> Path | None:
+    """The file that the operator names, if any."""
+    if choice in ("auto", OPENAI_ONLY):
+        return None
+    chosen = Path(choice).expanduser()
+    path = chosen / FILE if chosen.is_dir() else chosen
+    if not path.is_file():
+        raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
+    return path
 
 
 def _own_file(engine: EngineConfig) -> Path | None:
@@ -82,12 +106,13 @@ def _defaults(path: Path | None, raw: dict[str, Any], own: dict[str, Any]) -> Sa
         SamplingParams(**values, max_tokens=1 if max_tokens is None else max_tokens).validate()
     except (RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
-    if raw.get("repetition_penalty") not in (None, 1):
-        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
-    if values or max_tokens is not None:
-        logger.info("requests that do not say otherwise sample with %s, as %s says", values | _cap(max_tokens), path)
     return SamplingDefaults(values, max_tokens, eos_ids)
 
 
-def _cap(max_tokens: int | None) -> dict[str, int]:
-    return {} if max_tokens is None else {"max_tokens": max_tokens}
+def _tell(path: Path | None, raw: dict[str, Any], defaults: SamplingDefaults) -> None:
+    """The operator reads what requests get."""
+    if raw.get("repetition_penalty") not in (None, 1):
+        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
+    shown = defaults.values | ({} if defaults.max_tokens is None else {"max_tokens": defaults.max_tokens})
+    if shown:
+        logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)

@@ -9,30 +9,24 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from engine.text import Tokenizer
-from engine.values.errors import ConfigError, RequestError
+from engine.values.errors import RequestError
+from server.render.template_source import reads
 
 logger = logging.getLogger(__name__)
 
 Conversation = Sequence[Mapping[str, Any]]
 
 
-def read_template(choice: str) -> str | None:
-    """The template that `--chat-template` names by its path or is itself; None if it is empty. Raises ConfigError."""
-    if not choice:
-        return None
-    if "{" in choice:
-        return choice
-    path = Path(choice).expanduser()
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the chat template {choice} ({error}): give --chat-template a file or the template itself"
-        ) from None
+@lru_cache(maxsize=16)  # once for each
+def _warn_of_unread_tools(template: str) -> None:
+    if not reads(template, "tools"):
+        logger.warning("requests hold tools, but the chat template does not read any: the model does not hear of them")
 
 
 class ChatTemplate:
@@ -42,19 +36,6 @@ class ChatTemplate:
         """`template` is used instead of the checkpoint's."""
         self._renderer: Any = tokenizer.chat_renderer
         self._template = template
-
-    def check(self) -> None:
-        """Raise ConfigError if the operator's template is no Jinja. Slow at first: it may import transformers."""
-        if self._template is None:
-            return
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            self._apply([{"role": "user", "content": ""}], {"chat_template": self._template})
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error}") from None
-        except Exception as error:  # it does not like this conversation, which says nothing about others
-            logger.debug("the chat template refuses a trial: %s", error)
 
     def render(
         self,
@@ -83,21 +64,27 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        self._check_there_is_one(options["chat_template"], options["tools"], param)
+        source = self._source(options["chat_template"], options["tools"], param)
+        if tools:
+            _warn_of_unread_tools(source)
         try:
             return self._apply(conversation, options | dict(variables or {}))
         except Exception as error:
             logger.debug("a chat template raised", exc_info=True)
+            if template and type(error) is not TemplateError:  # which `raise_exception` raises, about the messages
+                raise RequestError(f"chat_template fails on these messages: {error}", "chat_template") from None
             raise RequestError(f"The chat template cannot render these messages: {error}", param) from None
 
-    def _check_there_is_one(self, template: Any, tools: Any, param: str) -> None:
+    def _source(self, template: Any, tools: Any, param: str) -> str:
+        """The template that will be used. Raises RequestError if there is none."""
         try:
-            self._loaded().get_chat_template(template, tools)
+            source: str = self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
                 "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
                 param,
             ) from None
+        return source
 
     def _apply(self, conversation: Conversation, options: dict[str, Any]) -> str:
         text = self._loaded().apply_chat_template(list(conversation), tokenize=False, **options)

@@ -169,6 +169,23 @@ def test_a_taken_port_is_said_before_anything_starts(capsys: pytest.CaptureFixtu
     assert error.startswith(f"seesaw: error: cannot listen on 127.0.0.1 port {port} (") and "--port" in error
 
 
+def test_files_that_cannot_be_used_are_said_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("{% if %}")
+    for flag, value, part in (
+        ("--chat-template", str(broken), "syntax error in line 1"),
+        ("--chat-template", "{{ 1 | unheard_of }}", "syntax error"),
+        ("--generation-config", str(broken), "cannot read"),
+        ("--generation-config", str(tmp_path / "nowhere"), "there is no"),
+    ):
+        # A port that cannot be taken would be the next error.
+        assert cli.main(["serve", "m", "--load-format", "dummy", "--host", "256.0.0.1", flag, value]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("seesaw: error: ") and part in line
+
+
 def test_every_setting_has_a_flag_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "--help"])

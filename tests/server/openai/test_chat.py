@@ -175,6 +175,9 @@ async def test_a_clients_template_is_taken_only_where_the_operator_says_so(make_
     site = await make_site(chat_config())
     assert "--trust-request-chat-template" in await refused(site, "chat_template", chat_template="{{ 1 }}")
     site = await make_site(chat_config(trust_request_chat_template=True))
+    for broken in ("{% if %}", "{{ messages[0].content + 1 }}", "{{ unheard_of.x }}"):
+        assert "fails on these messages" in await refused(site, "chat_template", chat_template=broken)
+    assert "alternate" in await refused(site, "messages", chat_template="{{ raise_exception('must alternate') }}")
     assert await prompt_of(site, chat_template="<{{ messages|length }}>") == "<1>"
 
 
