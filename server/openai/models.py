@@ -47,6 +47,7 @@ class Models:
             for name in names
         }
         self._path = info.model
+        self._listed = " and ".join(map(repr, names))
 
     async def list(self) -> ModelList:
         return {"object": "list", "data": [*self._cards.values()]}
@@ -58,7 +59,8 @@ class Models:
     def check(self, model: str | None) -> None:
         """Raise ModelNotFoundError unless the name is ours, the checkpoint's path, or empty."""
         if model and model not in self._cards and model != self._path:
-            raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self.name!r} does.", "model")
+            does = "does" if len(self._cards) == 1 else "do"
+            raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self._listed} {does}.", "model")
 
 
 def model_names(config: ServerConfig, info: EngineInfo) -> tuple[str, ...]:
