@@ -148,7 +148,9 @@ class Serving:
         limit, limit_name = body.token_limit
         if limit is not None and limit > self.max_model_len:
             raise RequestError(
-                f"{limit_name} is {limit} but the context is {self.max_model_len} tokens: ask for fewer.", limit_name
+                f"{limit_name} is {limit}, but this model's maximum context length is {self.max_model_len} tokens: ask "
+                "for fewer.",
+                limit_name,
             )
         return sampling
 
@@ -168,7 +170,7 @@ class Serving:
         for text in texts:
             if len(text) > most_chars:  # said now, since tokenizing it would take long
                 raise RequestError(
-                    f"The prompt has {len(text)} characters, which do not fit the context of "
+                    f"The prompt has {len(text)} characters, which do not fit this model's maximum context length of "
                     f"{self.max_model_len} tokens: shorten it.",
                     param,
                 )
@@ -181,8 +183,8 @@ class Serving:
                 raise RequestError("The prompt is empty: it must have at least one token.", param)
             if len(prompt) >= self.max_model_len:
                 raise RequestError(
-                    f"The prompt has {len(prompt)} tokens but the context is {self.max_model_len} tokens, of which at "
-                    "least one must remain for the output: shorten it.",
+                    f"This model's maximum context length is {self.max_model_len} tokens, of which at least one must "
+                    f"remain for the output, but the prompt has {len(prompt)}: shorten it.",
                     param,
                 )
             self.check_ids(prompt, param)
@@ -204,6 +206,8 @@ class Serving:
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
         body says, since somebody reads them."""
+        if body.needs_room:
+            self._check_room(prompts, *body.token_limit)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
 
         def make_text(choice: int) -> OutputText:
@@ -234,8 +238,21 @@ class Serving:
         status was sent. `end` comes after all."""
         return EventStream(_until_end(chunks, failed, end), running.text.close, self._keep_alive_s)
 
+    def _check_room(self, prompts: Sequence[Sequence[int]], limit: int | None, limit_name: str) -> None:
+        """So many tokens fit after each prompt. The words are vLLM's: clients read the numbers and try again."""
+        longest = max(map(len, prompts))
+        if limit is not None and longest + limit > self.max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {limit} "
+                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
+                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+                "output tokens.",
+                limit_name,
+            )
+
     def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
-        """As in vLLM, an answer has what room the prompt leaves, and no more than the checkpoint's defaults allow."""
+        """An answer without a limit of the client's has all the room that is left. None has more than the checkpoint's
+        defaults allow."""
         room = self.max_model_len - len(prompt)
         most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))

@@ -95,6 +95,10 @@ class CompletionRequest(GenerationRequest):
     def token_limit(self) -> tuple[int | None, str]:
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens, "max_tokens"
 
+    @property
+    def needs_room(self) -> bool:
+        return self.max_tokens is not None
+
     def check(self) -> None:
         super().check()
         if self.best_of is not None and self.best_of != (self.n or 1):

@@ -57,8 +57,11 @@ IGNORED = frozenset(
 
 
 @lru_cache(maxsize=1000)  # once for each name
-def _warn_of_unknown(name: str) -> None:
-    logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
+def _tell_of_ignored(name: str) -> None:
+    if name in IGNORED:
+        logger.info("requests hold the parameter %r, which is accepted and has no effect here", name)
+    else:
+        logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
 
 
 class StreamOptions(BaseModel):
@@ -100,6 +103,11 @@ class GenerationRequest(BaseModel):
         return self.max_tokens, "max_tokens"
 
     @property
+    def needs_room(self) -> bool:
+        """Whether the prompt must leave room for the token limit: it does if the limit is the client's own."""
+        return self.token_limit[0] is not None
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -115,8 +123,8 @@ class GenerationRequest(BaseModel):
             if name in self.unsupported:
                 if value is not None and value not in self.unsupported[name]:
                     raise RequestError(f"{name} is not supported: leave it out.", name)
-            elif name not in IGNORED:
-                _warn_of_unknown(name[:100])
+            else:
+                _tell_of_ignored(name[:100])
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true.", "stream_options")
         if len(self.stops) > MAX_STOP_STRINGS:

@@ -72,7 +72,6 @@ class ResponsesRequest(GenerationRequest):
     text: TextOptions | None = None
     metadata: dict[str, Any] | None = None
     include: list[str] | None = None
-    store: bool | None = None  # ignored, as in vLLM without a store: clients' default is true
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none

@@ -305,6 +305,7 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
         ("max_tokens", {"max_tokens": 5}, "max_output_tokens"),
         ("max_output_tokens", {"max_output_tokens": 0}, "at least 1"),
         ("max_output_tokens", {"max_output_tokens": 65}, "64 tokens"),
+        ("max_output_tokens", {"max_output_tokens": 58}, "at least 65 tokens"),
         ("n", {"n": 2}, "one answer"),
         ("tools.0.type", {"tools": [{"type": "web_search"}]}, "function"),
         ("tools.0.name", {"tools": [{"type": "function"}]}, "missing"),
