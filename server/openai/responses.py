@@ -8,7 +8,6 @@ import msgspec
 from fastapi import Request
 from fastapi import Response as HTTPResponse
 
-from engine.values.errors import RequestError
 from server.http.errors import describe
 from server.link.text_stream import Delta
 from server.openai.chat import Chat, ChatChoice
@@ -39,20 +38,13 @@ class Responses:
         self._chat = chat
 
     async def create(self, request: Request) -> HTTPResponse:
-        return await self._serving.answer(request, ResponsesRequest.model_validate_json, self._respond)
+        return await self._serving.answer(request, ResponsesRequest.parse, self._respond)
 
     async def _respond(self, body: ResponsesRequest, arrival: Arrival) -> HTTPResponse:
-        body.check()
-        if len(body.input) > self._serving.max_model_len:
-            raise RequestError(
-                f"{len(body.input)} items do not fit the context of {self._serving.max_model_len} tokens: send fewer.",
-                "input",
-            )
-        chat = body.as_chat()
-        running, [choice] = await self._chat.begin(chat, arrival)
+        running, [choice] = await self._chat.begin(body.chat, arrival)
         answer = _Answer(running, choice, _begun(body, running, arrival))
         if body.stream:
-            events = running.events(chat, answer.events, lambda events, _: events[0])
+            events = running.events(body.chat, answer.events, lambda events, _: events[0])
             return self._serving.stream(running, _after(answer.begin(), events), failed=answer.failed, end=b"")
         await running.collect(answer.collect)
         return as_json(answer.response)

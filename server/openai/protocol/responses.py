@@ -1,7 +1,8 @@
-"""What `/v1/responses` takes: a chat in another shape, which `as_chat` gives it."""
+"""What `/v1/responses` takes: a chat in another shape, and the chat that it is."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -79,6 +80,14 @@ class ResponsesRequest(GenerationRequest):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @classmethod
+    def parse(cls, body: bytes) -> ResponsesRequest:
+        """A request that is a chat. Raises RequestError and pydantic's ValidationError."""
+        request = cls.model_validate_json(body)
+        request.check()
+        _ = request.chat
+        return request
+
     def check(self) -> None:
         super().check()
         for name in ("previous_response_id", "conversation"):
@@ -98,8 +107,9 @@ class ResponsesRequest(GenerationRequest):
         """What shape the answer's text shall have."""
         return (self.text and self.text.format) or {"type": "text"}
 
-    def as_chat(self) -> ChatRequest:
-        """The chat that this is. Raises RequestError."""
+    @cached_property
+    def chat(self) -> ChatRequest:
+        """The chat that this is. Raises RequestError and pydantic's ValidationError, unless `parse` has made it."""
         messages = as_messages(self.input)
         if self.instructions:
             messages.insert(0, Message(role="system", content=self.instructions))

@@ -281,7 +281,7 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
     [
         ("input", {"input": None}, "array"),
         ("input", {"input": []}, "at least 1"),
-        ("input", {"input": [{"role": "user", "content": "x"}] * 65}, "65 items"),
+        ("input", {"input": [{"role": "user", "content": "x"}] * 65}, "65 messages"),
         ("input", {"input": "x" * 60}, "tokens"),
         ("input", {"input": "x" * 100}, "characters"),
         ("input.0", {"input": ["x"]}, "an object"),
