@@ -1,6 +1,6 @@
 """Where a model is: a local folder, or a hub name, which is fetched unless it is cached.
 
-Used for weights (`engine.weights.loader`) and tokenizers (`engine.text`); imports no torch.
+Used for weights (`engine.weights.loader`) and tokenizers (`engine.text.tokenizer`); imports no torch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -18,41 +18,67 @@ import zmq
 from engine.core import Core, describe
 from engine.executor import make_executor
 from engine.model.shapes import ModelShape
+from engine.sampling.defaults import load_defaults
 from engine.sampling.params import SamplingParams
 from engine.sizing.fit import check_early
-from engine.text import Detokenizer, Tokenizer, load_tokenizer
+from engine.text.bad_words import with_bad_words
+from engine.text.chat_template import ChatTemplate
+from engine.text.conversation import Conversation
+from engine.text.output_text import OutputText
+from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
+from engine.text.template_source import read_template
+from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
-from engine.wire.messages import Add, EngineInfo, FinishReason, Stats
+from engine.wire.logprobs import TokenLogprobs
+from engine.wire.messages import Add, EngineInfo, Output, Stats
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | Sequence[int]
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
 UNBOUNDED = 1 << 31
 
 
 @dataclass
-class Completion:
-    """One continuation. `finish_reason` is `stop` or `length`; `token_times_s` says when each token came."""
+class CompletionOutput:
+    """One continuation. `finish_reason` is `stop` or `length`; `stop_reason` the stop string, or the one of
+    `stop_token_ids`, that ended it; `token_times_s` says when each token came."""
 
     index: int
-    token_ids: list[int]
-    text: str
-    finish_reason: str
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
     token_times_s: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each token, if they were asked for
 
 
 @dataclass
 class RequestOutput:
-    """The continuations of one prompt, by index. Times are seconds on the engine's clock."""
+    """The continuations of one prompt, by index. `prompt` is its text, if it was one. Times are seconds on the engine's
+    clock."""
 
-    prompt: Prompt
+    request_id: str
+    prompt: str | None
     prompt_token_ids: list[int]
-    outputs: list[Completion]
+    outputs: list[CompletionOutput]
     arrived_s: float
     first_token_s: float = math.inf
     finished_s: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first, if asked for
+
+    @property
+    def finished(self) -> bool:
+        """All continuations have ended."""
+        return all(output.finish_reason is not None for output in self.outputs)
+
+
+@dataclass
+class _Request:
+    """A request that the engine has: its result so far, and the text of each continuation on its way."""
+
+    result: RequestOutput
+    texts: list[OutputText]
 
 
 class LLM:
@@ -62,18 +88,25 @@ class LLM:
         for result in llm.generate(["Hello"], SamplingParams(max_tokens=32)):
             print(result.outputs[0].text)
 
-    Keyword arguments are the fields of `EngineConfig`. Use it as a context manager, or call `close`. Scripts need the
-    usual `if __name__ == "__main__":`, since workers are processes that import the main module. Not thread-safe.
+    Methods, their parameters and results have vLLM's names; other keyword arguments are the fields of `EngineConfig`.
+    Use it as a context manager, or call `close`. Scripts need the usual `if __name__ == "__main__":`, since workers are
+    processes that import the main module. Not thread-safe.
     """
 
-    def __init__(self, model: str, *, skip_tokenizer: bool = False, **options: Any) -> None:
-        """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out."""
+    def __init__(
+        self, model: str, *, skip_tokenizer: bool = False, generation_config: str = "auto", **options: Any
+    ) -> None:
+        """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out.
+        `generation_config`: where default sampling comes from, as `--generation-config` says it to a server."""
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
         self.config = EngineConfig(model=model, **{"max_queued_requests": UNBOUNDED, **options})
         check_early(self.config)
-        self._tokenizer: Tokenizer | None = None
-        if not skip_tokenizer:
-            self._tokenizer = load_tokenizer(self.config.tokenizer or model)
+        self._tokenizer: Tokenizer = (
+            NoTokenizer() if skip_tokenizer else load_tokenizer(self.config.tokenizer or self.config.model)
+        )
+        self._has_text = not skip_tokenizer
+        self._template = ChatTemplate(self._tokenizer)
+        self._defaults = load_defaults(generation_config, self.config)
         self._executor = make_executor(self.config, logger.info)
         try:
             self._core = Core(self.config, self._executor)
@@ -97,35 +130,54 @@ class LLM:
         """The model's sizes."""
         return self._executor.capacity.shape
 
-    def generate(
-        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[RequestOutput]:
-        """Complete prompts (texts or token ids; one, or many), all with the same parameters or each with its own.
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The sampling where none is given: what the checkpoint's generation_config.json says."""
+        return self._defaults.params()
 
-        Returns results in the order of the prompts. Raises RequestError, before anything runs, if one is invalid.
+    def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts (one or many: texts, token ids, or dicts that hold one as `prompt` or `prompt_token_ids`),
+        all with the same parameters or each with its own.
+
+        Returns results in the order of the prompts. Raises RequestError or ValueError, before anything runs, if one is
+        invalid.
         """
-        if self._closed:
-            raise EngineDeadError("this LLM is closed: make a new one")
-        many = _as_list(prompts)
-        each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(many):
-            raise ValueError(f"{len(many)} prompts came with {len(each)} sampling parameters")
-        results: dict[str, RequestOutput] = {}
-        try:
-            for prompt, tokens, sampling in zip(many, self._encode(many), each, strict=True):
-                request_id = f"offline-{next(self._ids)}"
-                completions = [Completion(index, [], "", "") for index in range(sampling.n)]
-                results[request_id] = RequestOutput(prompt, tokens, completions, self._executor.now())
-                self._core.add(Add(request_id, tokens, sampling))
-            self._run(results)
-        except BaseException:
-            for request_id in results:
-                self._core.abort(request_id)
-            raise
-        for result in results.values():
-            for completion in result.outputs:
-                completion.text = self._text(result.prompt_token_ids, completion.token_ids)
-        return list(results.values())
+        return self._complete(encode_prompts(self._tokenizer, as_list(prompts)), sampling_params)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Say the next message of a conversation, or of each of several. Messages and tools are as OpenAI's API has
+        them; `chat_template`, a file or the template itself, replaces the checkpoint's.
+
+        The prompt is the one that `/v1/chat/completions` makes. Tool calls stay in the text. Raises as `generate` does,
+        and ConfigError for a template that cannot be read.
+        """
+        template = read_template(chat_template or "")
+        texts = [
+            self._template.render(
+                conversation,
+                tools=tools,
+                template=template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=chat_template_kwargs,
+            )
+            for conversation in _as_conversations(messages)
+        ]
+        token_lists = self._tokenizer.encode(texts, add_special_tokens=False)  # the template has written them
+        return self._complete(list(map(EncodedPrompt, texts, token_lists)), sampling_params)
 
     def stats(self) -> Stats:
         """The engine's counters since start."""
@@ -143,37 +195,70 @@ class LLM:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _encode(self, prompts: list[Prompt]) -> list[list[int]]:
-        if self._tokenizer is None:
-            return [list(_token_ids(prompt)) for prompt in prompts]
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(self._tokenizer.encode(texts))
-        return [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    def _complete(
+        self, prompts: Sequence[EncodedPrompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[RequestOutput]:
+        if self._closed:
+            raise EngineDeadError("this LLM is closed: make a new one")
+        one = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        each = list(one) if isinstance(one, Sequence) else [one] * len(prompts)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
+        if not self._has_text and any(sampling.stop_strings for sampling in each):
+            raise ValueError("stop strings need a tokenizer, and there is none (skip_tokenizer)")
+        arrived_s = self._executor.now()
+        adds = [
+            Add(f"offline-{next(self._ids)}", prompt.token_ids, with_bad_words(sampling, self._tokenizer))
+            for prompt, sampling in zip(prompts, each, strict=True)
+        ]
+        try:
+            for add in adds:
+                self._core.add(add)
+            # Not before: only now are the token ids known to have a text.
+            requests = [self._request(add, prompt.text, arrived_s) for add, prompt in zip(adds, prompts, strict=True)]
+            self._run({request.result.request_id: request for request in requests})
+        except BaseException:
+            for add in adds:
+                self._core.abort(add.id)
+            raise
+        return [request.result for request in requests]
 
-    def _run(self, results: dict[str, RequestOutput]) -> None:
+    def _request(self, add: Add, prompt: str | None, arrived_s: float) -> _Request:
+        outputs = [CompletionOutput(index) for index in range(add.sampling.n)]
+        texts = [OutputText(self._tokenizer, add.prompt, add.sampling) for _ in outputs]
+        return _Request(RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s), texts)
+
+    def _run(self, requests: dict[str, _Request]) -> None:
         while not self._core.is_idle:
             with _uninterrupted():
                 outputs = self._core.turn()
-            now = self._executor.now()
-            for output in outputs:
-                result = results.get(output.id)
-                if result is None:
-                    continue  # of an earlier call that was interrupted
-                result.first_token_s = min(result.first_token_s, now)
-                result.finished_s = now
-                completion = result.outputs[output.index]
-                completion.token_ids += output.tokens
-                completion.token_times_s += [now] * len(output.tokens)
-                if output.finish_reason is not None:
-                    completion.finish_reason = FinishReason(output.finish_reason).wire
+                now = self._executor.now()
+                for output in outputs:
+                    request = requests.get(output.id)
+                    if request is not None:  # else of an earlier call that was interrupted
+                        self._take(request, output, now)
             if self._handle is not None and not self._core.is_idle:
                 self._poller.poll(POLL_MS)
 
-    def _text(self, prompt: list[int], tokens: list[int]) -> str:
-        if self._tokenizer is None:
-            return ""
-        detokenizer = Detokenizer(self._tokenizer, prompt)
-        return "".join([detokenizer.push(token) for token in tokens] + [detokenizer.flush()])
+    def _take(self, request: _Request, output: Output, now: float) -> None:
+        """What the engine says of one sequence."""
+        completion, text = request.result.outputs[output.index], request.texts[output.index]
+        if text.finish_reason is not None:
+            return  # it was on its way when a stop string ended the sequence
+        completion.text += text.push(output)
+        new = output.tokens[: text.num_tokens - len(completion.token_ids)]
+        if not completion.token_ids:
+            request.result.first_token_s = min(request.result.first_token_s, now)
+        completion.token_ids += new
+        completion.logprobs += output.logprobs[: len(new)]
+        if output.index == 0:
+            request.result.prompt_logprobs += output.prompt_logprobs
+        completion.token_times_s += [now] * len(new)
+        request.result.finished_s = now
+        if text.finish_reason is not None:
+            completion.finish_reason, completion.stop_reason = text.finish_reason.wire, text.stop_reason
+            if output.finish_reason is None:
+                self._core.abort(output.id, output.index)
 
 
 @contextmanager
@@ -198,15 +283,6 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    if not isinstance(prompts, Sequence):
-        return list(prompts)
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _token_ids(prompt: Prompt) -> Sequence[int]:
-    if isinstance(prompt, str):
-        raise ValueError("this LLM was made with skip_tokenizer: prompts must be token ids")
-    return prompt
+def _as_conversations(messages: Conversation | Sequence[Conversation]) -> Sequence[Conversation]:
+    """One conversation or many as many. What begins with a message is one."""
+    return [messages] if messages and isinstance(messages[0], Mapping) else messages  # type: ignore[list-item,return-value]

@@ -27,7 +27,7 @@ from engine.cost.profile import read_profile
 from engine.executor import check_executor
 from engine.sizing.fit import check_early
 from engine.sizing.model import find_shape
-from engine.text import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from server.settings import Parser, add_flags, read_configs

@@ -25,8 +25,10 @@ from typing import Any, Protocol
 import uvicorn
 
 from engine.heap import freeze_heap
+from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.sizing.fit import check_early
-from engine.text import BYTES_TOKENIZER, Tokenizer, load_tokenizer
+from engine.text.template_source import read_template
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import EngineInfo
@@ -35,9 +37,7 @@ from server.http.app import create_app
 from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
-from server.openai.defaults import SamplingDefaults, check_defaults, load_defaults
 from server.openai.models import model_names
-from server.render.template_source import read_template
 from server.settings import API_KEY_VARIABLE
 from server.threads import in_daemon_thread
 
@@ -141,7 +141,7 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
     """What the server itself needs of the checkpoint. Raises ConfigError."""
-    tokenizer = load_tokenizer(engine.tokenizer or engine.model or BYTES_TOKENIZER)
+    tokenizer = load_tokenizer(engine.tokenizer or engine.model)
     return tokenizer, load_defaults(server.generation_config, engine)
 
 

@@ -18,6 +18,9 @@ from engine.values.config import EngineConfig
 _LOOK_EVERY_S = 0.05
 # Of a surge's own time, what it must save beyond its price: no rate is known better.
 _LEAST_GAIN = 0.02
+# Of a surge's price, what it must save: copies slow its transitions down, and what either layout prefills in a row of
+# steps is known to some per cent only.
+_PRICE_MARGIN = 1.25
 # Of the time that is left, what a change of where sequences decode must save: it stands or falls with the last few and
 # longest of them, of which least is known.
 _LEAST_MOVE_GAIN = 0.15
@@ -36,9 +39,9 @@ _LEAST_SURGE = 0.7
 class CostPolicy(Policy):
     """Steady where sequences decode, surges where they pay, and another layout for all where that is better.
 
-    - A surge is begun when the time that it saves on what waits exceeds both transitions, and what surges turned out to
-      take beyond that. What prompts would cost here is what they add to the steps of those who decode, so what these
-      would have got done meanwhile is counted.
+    - A surge is begun when the time that it saves on what waits exceeds both transitions by a quarter, and what surges
+      turned out to take beyond that. What prompts would cost here is what they add to the steps of those who decode, so
+      what these would have got done meanwhile is counted.
     - It ends when the rest costs no more beside decoding, when the host pool is full, or after `max_stall_s`.
     - Where requests keep coming, a surge makes those who decode stand still again and again, for a gain that is none if
       its layout alone keeps up with all that comes. Then the engine goes there to stay, if that is no longer a stall,
@@ -123,7 +126,8 @@ class CostPolicy(Policy):
                 all_tokens = max(tokens, min(tokens + more, float(situation.host_free_tokens)))
                 surge_s = outlook.surge_s(layout, all_tokens)
             beside_s = outlook.beside_s(mode.layout, all_tokens, situation.device_free_tokens)
-            saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - there_and_back_s - self._surges.extra_s
+            price_s = _PRICE_MARGIN * there_and_back_s + self._surges.extra_s
+            saved_s = beside_s - surge_s * (1 + _LEAST_GAIN) - price_s
             if saved_s > best_s and situation.can_surge(surge):
                 best, best_s = surge, saved_s
         return best

@@ -132,7 +132,7 @@ class Outlook:
         """Seconds by which so many tokens of prompts lengthen the steps of all that can decode in a layout.
 
         Those that find room in `free_tokens` come in full steps. Beyond that a prompt comes whenever another sequence
-        ends, a few tokens a step.
+        ends.
         """
         rows = min(self._batch(layout), self.decoding)
         bulk = min(prompt_tokens, free_tokens) if rows else prompt_tokens
@@ -155,10 +155,17 @@ class Outlook:
         return max(1.0, tokens) * ways
 
     def round_s(self, layout: Layout, rows: float, riding_tokens: float) -> float:
-        """Seconds of a token for each of so many running sequences, with so many tokens of prompts beside them."""
-        dp = layout.dp
-        load = StepLoad(decodes=rows / dp, context=rows / dp * self._context) + self._prompts(riding_tokens / dp)
-        return self._times.of(layout).round_s(load)
+        """Seconds of a token for each of so many running sequences, while so many tokens of prompts come in on average.
+
+        A prompt comes whole once there is room for it, if a step holds it: most rounds bring none, and others many.
+        """
+        times, dp = self._times.of(layout), layout.dp
+        decode = StepLoad(decodes=rows / dp, context=rows / dp * self._context)
+        alone_s = times.round_s(decode)
+        if not riding_tokens:
+            return alone_s
+        chunk = max(riding_tokens, min(self._mean_prompt, self.most_riding(layout, rows)))
+        return alone_s + riding_tokens / chunk * (times.round_s(decode + self._prompts(chunk / dp)) - alone_s)
 
     def _prompts(self, tokens: float) -> StepLoad:
         return StepLoad(tokens, tokens * self._mean_prompt / 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engine.planning.outlook import Outlook
 from engine.planning.policy import Mode, Situation
 
-_CORRECTION = 0.5  # of a surge, in what is expected of the next
+_CORRECTION = 0.5  # of a surge, in what is expected of the next; all of it for the first, before which nothing is known
 
 
 @dataclass
@@ -29,8 +29,13 @@ class Surges:
     """Follows every surge, from the decision until sequences decode again where they did."""
 
     def __init__(self) -> None:
-        self.extra_s = 0.0  # that the next one is expected to take, beyond the arithmetic
+        self._extra_s: float | None = None
         self._last: _Surge | None = None
+
+    @property
+    def extra_s(self) -> float:
+        """Seconds that the next one is expected to take, beyond the arithmetic."""
+        return self._extra_s or 0.0
 
     def begins(self, mode: Mode, situation: Situation, outlook: Outlook) -> None:
         """It was decided on now."""
@@ -51,4 +56,7 @@ class Surges:
             return
         self._last = None
         expected_s = last.there_and_back_s + outlook.surge_s(last.mode.layout, last.prefilled_tokens)
-        self.extra_s += _CORRECTION * (max(0.0, last.took_s - expected_s) - self.extra_s)
+        extra_s = max(0.0, last.took_s - expected_s)
+        if self._extra_s is not None:
+            extra_s = self._extra_s + _CORRECTION * (extra_s - self._extra_s)
+        self._extra_s = extra_s

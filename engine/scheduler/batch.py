@@ -93,7 +93,7 @@ class Batch:
 
     def _announce(self, seq: Sequence) -> None:
         if not seq.slot_sent and seq.announce_slot():
-            self._inits.append(SlotInit(seq.slot, seq.row))
+            self._inits.append(SlotInit(seq.slot, seq.row, seq.announced_processing()))
         if seq.table_sent < len(seq.device_blocks):
             self._tables.append(TableUpdate(seq.slot, *seq.announce_blocks()))
 

@@ -98,10 +98,8 @@ class Batcher:
         replica.turn = batch.turn
         if batch.decodes:
             replica.decode_turns.append(batch.turn)
-        kind, load = batch.kind, batch.load
-        self._lifecycle.counters.stepped(kind, load)
-        forward = batch.build(self._lifecycle.next_id())
-        self._lifecycle.send_forward(forward, batch.slots, batch.sampled, kind, load)
+        self._lifecycle.counters.stepped(batch.kind, batch.load)
+        self._lifecycle.send_forward(batch.build(self._lifecycle.next_id()), batch)
 
     # --- decode
 

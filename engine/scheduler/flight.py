@@ -14,14 +14,16 @@ from engine.wire.commands import Forward, Report, Swap, Transition
 class InFlight:
     """A command is complete once every rank that got it has reported.
 
-    Of a forward, those that decode are sampled, by slot, then `sequences`, whose chunk ends in a token. Of a swap,
-    `sequences` is whose KV it is. `kind` says what a forward computes: `prefill`, `decode` or `mixed`.
+    Of a forward, those that decode are sampled, by slot, then `sequences`, whose chunk ends in a token; `prefills` have
+    a chunk each. Of a swap, `sequences` is whose KV it is. `kind` says what a forward computes: `prefill`, `decode` or
+    `mixed`.
     """
 
     command: Forward | Swap | Transition
     waiting_for: int  # ranks
     sent_s: float
     sequences: list[Sequence] = field(default_factory=list)
+    prefills: list[Sequence] = field(default_factory=list)
     slots: Ints = field(default_factory=lambda: NO_SLOTS)
     kind: str = ""
     load: StepLoad = StepLoad()  # of a forward

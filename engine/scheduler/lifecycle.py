@@ -9,15 +9,14 @@ from __future__ import annotations
 import itertools
 
 from engine.cost.engine_times import EngineTimes
-from engine.cost.times import StepLoad
 from engine.executor.base import Capacity
 from engine.kv.geometry import KVGeometry
+from engine.scheduler.batch import Batch
 from engine.scheduler.block_manager import BlockManager, Replica
 from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
 from engine.scheduler.queues import Queues
-from engine.scheduler.rows import Ints
 from engine.scheduler.sequence import SeqState, Sequence
 from engine.trace import Trace
 from engine.values.config import EngineConfig
@@ -58,14 +57,17 @@ class Lifecycle:
 
     # --- commands
 
-    def send_forward(self, forward: Forward, slots: Ints, sampled: list[Sequence], kind: str, load: StepLoad) -> None:
-        """`slots` decode, `sampled` are those whose chunk ends in a token; `load` is what the step holds."""
+    def send_forward(self, forward: Forward, batch: Batch) -> None:
+        """`forward` was built of `batch`."""
         if self.working_since_s is None:
             self.working_since_s = self.now
         if self.blocks.replicas[forward.replica].forwards_in_flight == 1:
             self.idle.sent(forward.replica, self.now)
         ranks = self.plan.layouts[forward.layout].ranks_per_replica
-        self._send(forward, InFlight(forward, ranks, self.now, sampled, slots, kind, load))
+        flight = InFlight(
+            forward, ranks, self.now, batch.sampled, batch.prefills, batch.slots, kind=batch.kind, load=batch.load
+        )
+        self._send(forward, flight)
 
     def send_transition(self, transition: Transition) -> None:
         self._send(transition, InFlight(transition, self.plan.world_size, self.now))

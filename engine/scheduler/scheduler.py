@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 
 from engine.cost.speeds import speeds
 from engine.executor.base import Capacity
-from engine.kv.blocks import block_keys
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
-from engine.sampling.params import MAX_SEED, RowSampling
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
 from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.requests import check_request, make_sequences
 from engine.scheduler.sequence import SeqState, Sequence, take_tokens
 from engine.scheduler.situation import MOVING
 from engine.scheduler.transitions import Transitions
@@ -27,7 +27,8 @@ from engine.trace import Trace
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError, QueueFullError, RequestError
 from engine.wire.commands import Command, Forward, Report, Swap, Transition
-from engine.wire.messages import Add, Output, Outputs, Speeds, Stats, StepTokens
+from engine.wire.logprobs import TokenLogprobs
+from engine.wire.messages import Add, FinishReason, Output, Outputs, Speeds, Stats, StepTokens
 
 
 class Scheduler:
@@ -43,12 +44,12 @@ class Scheduler:
     ) -> None:
         self._config = config
         self._capacity = capacity
-        self._eos = frozenset(capacity.shape.eos_token_ids)
         self._arrivals = itertools.count()
         self._requests: dict[str, list[Sequence]] = {}
         self._stops: Counter[int] = Counter()  # all tokens that may end one of these: how many they may end
-        self._steps: list[StepTokens] = []  # since outputs were last taken, as are the ends
-        self._ends: list[Output] = []
+        self._telling = 0  # requests of which more is told than tokens
+        self._steps: list[StepTokens] = []  # since outputs were last taken, as are `_outputs`
+        self._outputs: list[Output] = []
         self._lifecycle = Lifecycle(config, capacity, now, trace)
         self._batcher = Batcher(self._lifecycle)
         policy = policy or make_policy(config, self._lifecycle.times)
@@ -59,47 +60,18 @@ class Scheduler:
     def add(self, request: Add, now: float) -> None:
         """Queue a request. Raises RequestError (it is invalid) or QueueFullError, and then nothing has changed."""
         self._check(request)
-        params, prompt = request.sampling, request.prompt
-        arrivals = [next(self._arrivals) for _ in range(params.n)]
-        # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
-        seed = params.seed if params.seed is not None else (self._config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
-        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        keys = block_keys(prompt, self._config.block_size)
-        sequences: list[Sequence] = []
-        for index, arrival in enumerate(arrivals):
-            seq = Sequence(
-                request_id=request.id,
-                index=index,
-                arrival=arrival,
-                arrived_s=now,
-                prompt=prompt,
-                max_tokens=min(params.max_tokens, self._capacity.max_model_len - len(prompt)),
-                params=params,
-                stops=stops,
-                row=RowSampling(
-                    params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED
-                ),
-                keys=keys,
-                leader=sequences[0] if sequences else None,
-            )
-            sequences.append(seq)
+        arrivals = [next(self._arrivals) for _ in range(request.sampling.n)]
+        sequences = make_sequences(request, arrivals, now, self._config, self._capacity)
+        for seq in sequences:
             self._lifecycle.queues.add(seq)
         if not self._requests:
             self._lifecycle.idle.woke(now)
-        self._stops.update(stops)
+        self._stops.update(sequences[0].stops)
+        self._telling += request.sampling.tells
         self._requests[request.id] = sequences
 
     def _check(self, request: Add) -> None:
-        request.sampling.validate()
-        limit, vocab = self._capacity.max_model_len, self._capacity.shape.vocab
-        if not request.prompt:
-            raise RequestError("The prompt is empty: give at least one token.", "prompt")
-        if len(request.prompt) >= limit:
-            raise RequestError(
-                f"The prompt has {len(request.prompt)} tokens, but the context is {limit} with the output.", "prompt"
-            )
-        if min(request.prompt) < 0 or max(request.prompt) >= vocab:
-            raise RequestError(f"Token ids must be in 0 ... {vocab - 1}.", "prompt")
+        check_request(request, self._capacity)
         if request.id in self._requests:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
         if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:
@@ -116,11 +88,12 @@ class Scheduler:
         if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
             del self._requests[seq.request_id]
             self._stops -= Counter(seq.stops)
+            self._telling -= seq.params.tells
 
     def take_outputs(self) -> Outputs:
         """The tokens that came in since the last call."""
-        outputs = Outputs(self._ends, steps=self._steps)
-        self._ends, self._steps = [], []
+        outputs = Outputs(self._outputs, steps=self._steps)
+        self._outputs, self._steps = [], []
         return outputs
 
     @property
@@ -174,8 +147,10 @@ class Scheduler:
         lifecycle = self._lifecycle
         lifecycle.now = now
         flight = lifecycle.in_flight[report.id]
+        for prompt in report.prompts:
+            flight.prefills[prompt.chunk].learn_prompt_logprobs(prompt.start, prompt.logprobs)
         if report.tokens and isinstance(flight.command, Forward):
-            self._take_tokens(flight, lifecycle.blocks.replicas[flight.command.replica], report.tokens)
+            self._take_tokens(flight, lifecycle.blocks.replicas[flight.command.replica], report)
         if not flight.reported(report):
             return
         del lifecycle.in_flight[report.id]
@@ -203,9 +178,9 @@ class Scheduler:
         more = self._lifecycle.blocks.replicas[replica].forwards_in_flight > 0
         self._lifecycle.idle.completed(replica, flight.seconds, self._lifecycle.now, cause, more)
 
-    def _take_tokens(self, flight: InFlight, replica: Replica, tokens: list[int]) -> None:
+    def _take_tokens(self, flight: InFlight, replica: Replica, report: Report) -> None:
         """Tokens of a step, which was sent before all ends were known: those of sequences that are over are dropped."""
-        counters, phase = self._lifecycle.counters, self._transitions.mode.phase
+        counters, phase, tokens = self._lifecycle.counters, self._transitions.mode.phase, report.tokens
         slots, news = flight.slots, tokens[: len(flight.slots)]
         live, last = replica.rotation.take(slots, news)
         if not live.all():
@@ -224,17 +199,29 @@ class Scheduler:
                 news.append(token)
         take_tokens(sequences, news)
         counters.generation_tokens[phase] += len(news)
+        told = self._told(flight, replica, report) if report.logprobs else {}
         for i in reversed(may_end):  # from the end on, so that those before keep their places
             seq = sequences[i]
             reason, stop_token = seq.end()
             if reason is not None:
-                self._ends.append(Output(seq.request_id, seq.index, [news[i]], reason, stop_token))
+                self._outputs.append(_output(seq, news[i], told, reason, stop_token))
                 del sequences[i], news[i]
                 counters.finished += 1
                 self._finish(seq)
+        # Those of which more is told never come in `StepTokens`: outputs are read behind these.
+        for i in range(len(sequences) - 1, -1, -1) if self._telling else ():
+            if sequences[i].params.tells:
+                self._outputs.append(_output(sequences[i], news[i], told))
+                del sequences[i], news[i]
         if news:
             ids, indexes = [seq.request_id for seq in sequences], [seq.index for seq in sequences]
             self._steps.append(StepTokens(ids, indexes, news))
+
+    @staticmethod
+    def _told(flight: InFlight, replica: Replica, report: Report) -> dict[Sequence, TokenLogprobs]:
+        """What a step tells of tokens beside their ids."""
+        sequences = [*replica.rotation.of(flight.slots), *flight.sequences]
+        return {sequences[place]: logprobs for place, logprobs in report.logprobs.items()}
 
     # --- for the operator
 
@@ -271,3 +258,16 @@ class Scheduler:
             host_blocks_used=blocks.host.used,
             host_blocks_total=blocks.host.total,
         )
+
+
+def _output(
+    seq: Sequence,
+    token: int,
+    told: Mapping[Sequence, TokenLogprobs],
+    reason: FinishReason | None = None,
+    stop_token: int | None = None,
+) -> Output:
+    """A sequence's newest token, with all that is to be told of it."""
+    logprobs = [told[seq]] if seq in told else []
+    prompt_logprobs = seq.take_prompt_logprobs() if seq.prompt_logprobs else []
+    return Output(seq.request_id, seq.index, [token], reason, stop_token, logprobs, prompt_logprobs)

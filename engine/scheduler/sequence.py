@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from enum import Enum
 
-from engine.sampling.params import RowSampling, SamplingParams
+import msgspec
+
+from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
 from engine.wire.commands import Chunk
+from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import FinishReason
 
 
@@ -58,7 +61,9 @@ class Sequence:
         "max_length",
         "params",
         "prefill_end",
+        "processing",
         "prompt_len",
+        "prompt_logprobs",
         "replica",
         "request_id",
         "reserved_blocks",
@@ -86,15 +91,18 @@ class Sequence:
         row: RowSampling,
         keys: list[bytes],
         leader: Sequence | None = None,
+        processing: Processing | None = None,
     ) -> None:
         """`arrival` is its place in the global order: the smallest is the oldest. `stops` are the tokens that end it,
         `keys` the content keys of its prompt's full blocks; `leader` is the sibling whose prompt blocks it waits to
-        share."""
+        share; `processing`, without tokens, is of its logits."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.max_length = len(prompt) + max_tokens
         self.params, self.stops, self.row, self.keys, self.leader = params, stops, row, keys, leader
+        self.processing = processing
+        self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
         self.state = SeqState.WAITING
         self._dispatched = 0
         self.prefill_end = 0  # tokens known when it (re)entered PREFILL; below it, dispatching is prefill
@@ -191,6 +199,25 @@ class Sequence:
         """Whether the ranks must be told of its slot now; they are, from then on."""
         sent, self.slot_sent = self.slot_sent, True
         return not sent
+
+    def announced_processing(self) -> Processing | None:
+        """What the ranks are told of its logits together with its slot."""
+        processing = self.processing
+        if processing is None or not (processing.looks_back or processing.prompt_logprobs is not None):
+            return processing
+        return msgspec.structs.replace(processing, tokens=list(self.tokens))
+
+    def learn_prompt_logprobs(self, start: int, logprobs: list[TokenLogprobs]) -> None:
+        """Those of the prompt's tokens from position `start` on; it may have started over."""
+        known = 1 + len(self.prompt_logprobs)
+        self.prompt_logprobs += logprobs[known - start :]
+
+    def take_prompt_logprobs(self) -> list[TokenLogprobs]:
+        """All of them; the ranks need not work them out again, should it start over."""
+        told, self.prompt_logprobs = self.prompt_logprobs, []
+        if self.processing is not None:
+            self.processing = msgspec.structs.replace(self.processing, prompt_logprobs=None)
+        return told
 
     def announce_blocks(self) -> tuple[int, list[int]]:
         """The part of its block table that the ranks do not know yet, and where it starts."""

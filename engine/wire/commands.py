@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cost.rank_times import RankTimes
-from engine.sampling.params import RowSampling
+from engine.sampling.params import Processing, RowSampling
+from engine.wire.logprobs import PromptLogprobs, TokenLogprobs
 
 IntArray = npt.NDArray[np.int32]
 
@@ -34,6 +35,7 @@ class SlotInit(msgspec.Struct, frozen=True, array_like=True):
 
     slot: int
     sampling: RowSampling
+    processing: Processing | None = None  # of its logits, if a token is not all that is wanted of them
 
 
 class TableUpdate(msgspec.Struct, frozen=True, array_like=True):
@@ -147,13 +149,16 @@ Command = Forward | Swap | Transition | AllocatePools | Shutdown
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
-    """A rank completed a command. Only a replica's sampling rank fills `tokens` (one per sampled chunk)."""
+    """A rank completed a command. Only a replica's sampling rank fills `tokens` (one for each sequence that is
+    sampled), `logprobs` (by place among these, of those that asked for them) and `prompts`."""
 
     rank: int
     id: int
     tokens: list[int] = []
     seconds: float = 0.0  # this rank was busy with the command, from when a step's inputs were there
     bytes: int = 0  # bytes this rank moved, of swaps and transitions
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompts: list[PromptLogprobs] = []
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):

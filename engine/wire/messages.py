@@ -1,4 +1,4 @@
-"""The few messages between the frontend and the engine process. Token ids only, never text or tensors."""
+"""The few messages between the frontend and the engine process. Token ids only, never tensors or an answer's text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import IntEnum
 import msgspec
 
 from engine.sampling.params import SamplingParams
+from engine.wire.logprobs import TokenLogprobs
 
 
 class FinishReason(IntEnum):
@@ -60,6 +61,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the token id that stopped it, if one did
+    logprobs: list[TokenLogprobs] = []  # of each of the tokens, if they were asked for
+    prompt_logprobs: list[TokenLogprobs] = []  # of all prompt tokens but the first; with the first output
 
 
 class LayoutSpeed(msgspec.Struct, frozen=True):

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from engine.device.moments import Moment, elapsed_s, moment
+from engine.device.moments import Moment, moment
 from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
@@ -21,33 +20,18 @@ from engine.model.llama import Llama
 from engine.model.sums import Sums
 from engine.ops.base import BatchInputs, GraphOps, Ops
 from engine.parallel.groups import LayoutGroups
+from engine.sampling.logprobs import Logprobs
 from engine.sampling.params import RowSampling
+from engine.sampling.state import SamplerState
 from engine.weights.modes import Weights
 from engine.wire.commands import Forward
+from engine.worker.completion import Completion, Sampled
 from engine.worker.graphs import DecodeGraphs
 from engine.worker.slots import Rows, SlotTable
 from engine.worker.tokens import TokenBuffer
 
-
-@dataclass(frozen=True)
-class Completion:
-    """A launched step. `tokens` int64 `[sampled chunks]` are on their way to the host, on the sampling rank only.
-
-    On the CPU a launched step is done; on CUDA it is once `end` has come. `start` lies behind whatever the step had to
-    wait for, so what is between the two is this rank's own work.
-    """
-
-    tokens: torch.Tensor | None
-    start: Moment
-    end: Moment
-
-    def busy_s(self) -> float:
-        """Seconds that a step which is done kept this rank's device busy: without the wait for its neighbours."""
-        return elapsed_s(self.start, self.end)
-
-    def token_ids(self) -> list[int]:
-        """The sampled tokens of a step that is done; none on other ranks."""
-        return self.tokens.tolist() if self.tokens is not None else []
+# Of a prompt whose log-probabilities are wanted: so many have logits at once.
+_HEAD_ROWS = 128
 
 
 class Runner:
@@ -79,6 +63,7 @@ class Runner:
         self._kv = [pool.layers(index) for index in range(len(groups))]
         self._max_blocks = geometry.blocks_for(max_model_len)
         self._slots = SlotTable(num_slots, self._max_blocks, pool.num_blocks, geometry.block_size)
+        self._state = SamplerState(self._slots, num_slots, pool.num_blocks, geometry.shape.vocab, pool.device)
         in_flight = max(group.layout.max_in_flight for group in groups)
         self._tokens = TokenBuffer(num_slots, in_flight, pool.device)
         self._models: dict[int, Llama] = {}
@@ -119,8 +104,13 @@ class Runner:
         longest = self._max_blocks * self._slots.block_size
         lens = torch.tensor([min(longest, num_tokens - start) for start in range(0, num_tokens, longest)]).int()
         tables = torch.full((len(lens), self._max_blocks), self._pool.padding_block, dtype=torch.int32)
-        for row in (RowSampling(1.0, 0.9, 50, 0.01, seed=0), RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
+        restricted = RowSampling(1.0, 0.9, 50, 0.01, seed=0)
+        for row in (restricted, RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
             self.alone(BatchInputs(lens, lens, tables), [row] * num_rows)
+        if self._groups[self.layout].pipe.is_last:  # most memory is taken by logits that are processed
+            logits = self._models[self.layout].logits(self._noise(num_rows))
+            if logits is not None:
+                self._ops.sample(logits.to(torch.float32, copy=True), [restricted] * num_rows, [0] * num_rows)
 
     @torch.inference_mode()
     def alone(self, batch: BatchInputs, sampled: list[RowSampling]) -> Completion:
@@ -139,7 +129,7 @@ class Runner:
         _, start = self._compute(batch, self._graphs_for(batch), lambda: inputs)
         if len(rows):
             model.sample(rows, sampled, [0] * len(sampled))
-        return Completion(None, start, self._mark())
+        return Completion(Sampled(), start, self._mark())
 
     def _noise(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self._shape.hidden, dtype=self._dtype, device=self._device)
@@ -153,14 +143,16 @@ class Runner:
         if not groups.pipe.is_first:
             incoming = groups.pipe.post((forward.num_tokens, self._shape.hidden), self._dtype, self._device)
         self._slots.update(forward)
+        if groups.pipe.is_last:
+            self._state.update(forward, samples=groups.feedback.is_sampler)
         rows = self._slots.rows(forward)
         graphs = self._graphs_for(rows.batch)
         inputs = (lambda: self._input_tokens(rows.tokens)) if incoming is None else incoming.wait
         hidden, start = self._compute(rows.batch, graphs, inputs)
         if not groups.pipe.is_last:
             groups.pipe.send(hidden if graphs is None else hidden.clone())  # a graph's next replay writes there
-        tokens = self._sample(hidden, rows) if rows.sampled else None
-        return Completion(None if tokens is None else download(tokens), start, self._mark())
+        sampled = self._sample(hidden, forward, rows)
+        return Completion(sampled, start, self._mark())
 
     def _graphs_for(self, batch: BatchInputs) -> DecodeGraphs | None:
         graphs = self._graphs.get(self.layout)
@@ -205,21 +197,60 @@ class Runner:
             ids[upload(references, self._device)] = self._tokens.read(slots)
         return ids
 
-    def _sample(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor | None:
+    def _sample(self, hidden: torch.Tensor, forward: Forward, rows: Rows) -> Sampled:
         """Sample where the head is, and pass the tokens to the first stage.
 
         Every rank of the replica knows which slots are sampled, so the tokens travel bare.
         """
-        groups, model = self._groups[self.layout], self._models[self.layout]
+        groups, sampled = self._groups[self.layout], Sampled()
         tokens = None
+        if groups.pipe.is_last:
+            sampled.prompts = self._prompt_logprobs(hidden, forward)
+        if not rows.sampled:
+            return sampled
         if groups.pipe.is_last:
             if len(rows.sampled) < len(hidden):
                 hidden = hidden[upload(torch.tensor(rows.sampled), self._device)]
-            tokens = model.sample(hidden, self._slots.sampling(rows.slots), rows.positions)
+            tokens, sampled.logprobs = self._choose(hidden, rows)
             if tokens is not None:
                 groups.feedback.send(tokens)
+                sampled.tokens = download(tokens)
         if tokens is not None and groups.feedback.is_first_stage:
             self._tokens.write(rows.slots, tokens)
         elif groups.feedback.is_first_stage:
             self._tokens.expect(rows.slots, groups.feedback.post(len(rows.slots), self._device))
-        return tokens
+        return sampled
+
+    def _choose(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor | None, Logprobs | None]:
+        """A token after each row, and what is to be told of them; nothing but on shard 0."""
+        model, state = self._models[self.layout], self._state
+        sampling = self._slots.sampling(rows.slots)
+        processed = state.rows(rows.slots, rows.positions)
+        if not processed:
+            return model.sample(hidden, sampling, rows.positions), None
+        logits = model.logits(hidden)
+        if logits is None:
+            return None, None
+        scores = state.process(logits, processed, rows.tokens[torch.tensor(rows.sampled)])
+        tokens = self._ops.sample(scores, sampling, rows.positions)
+        state.sampled(tokens, processed)
+        return tokens, state.logprobs(logits, tokens, processed)
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, forward: Forward) -> list[tuple[int, Logprobs]]:
+        """Of the prompts that want them; the head takes some rows at a time, since its logits are large."""
+        told: list[tuple[int, Logprobs]] = []
+        first = len(forward.decodes)
+        for index, chunk in enumerate(forward.chunks):
+            processing = self._state.of(chunk.slot)
+            if processing is not None and processing.prompt_logprobs is not None:
+                end = min(chunk.start + len(chunk.tokens), processing.prompt_len - 1)
+                for start in range(chunk.start, end, _HEAD_ROWS):
+                    positions = range(start + 1, min(start + _HEAD_ROWS, end) + 1)
+                    row = first + start - chunk.start
+                    logits = self._models[self.layout].logits(hidden[row : row + len(positions)])
+                    if logits is not None:
+                        tokens = torch.tensor(processing.tokens[positions.start : positions.stop])
+                        tops = [processing.prompt_logprobs] * len(positions)
+                        told.append((index, Logprobs.of(logits, upload(tokens, self._device), tops, positions)))
+            first += len(chunk.tokens)
+        return told

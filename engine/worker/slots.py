@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,16 @@ class SlotTable:
             slots=[*slots.tolist(), *(chunk.slot for chunk in chunks if chunk.sample)],
             positions=[*(positions + 1).tolist(), *itertools.compress(ends, is_sampled.tolist())],
         )
+
+    def blocks(self, slots: Sequence[int], width: int) -> torch.Tensor:
+        """The first `width` blocks of each slot, int32 `[slots, width]`; behind a slot's last one comes anything."""
+        return self._blocks[torch.tensor(slots), :width]
+
+    def places(self, slots: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Where in the pool a slot's position is, in tokens, int64 `[slots]`."""
+        at = torch.tensor(positions, dtype=torch.int64)
+        rows = torch.tensor(slots, dtype=torch.int64)
+        return self._blocks[rows, at // self.block_size].long() * self.block_size + at % self.block_size
 
     def sampling(self, slots: list[int]) -> list[RowSampling]:
         rows = [self._sampling[slot] for slot in slots]

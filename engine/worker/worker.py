@@ -54,11 +54,12 @@ from engine.wire.commands import (
     Transition,
     num_slots,
 )
+from engine.worker.completion import Completion
 from engine.worker.graphs import buckets
 from engine.worker.outbox import Outbox
 from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
-from engine.worker.runner import Completion, Runner
+from engine.worker.runner import Runner
 from engine.worker.spec import WorkerSpec, device_of
 
 MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
@@ -167,7 +168,7 @@ class Worker:
         """Report a launched step once it is done, without waiting for the device here."""
 
         def report() -> Report:
-            return Report(self._spec.rank, id, completion.token_ids(), seconds=completion.busy_s())
+            return completion.report(self._spec.rank, id)
 
         if self._reports is None or isinstance(completion.end, float):
             self._outbox.send(report())

@@ -11,7 +11,10 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
-from engine.text import Tokenizer
+from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from engine.text.chat_template import ChatTemplate
+from engine.text.template_source import read_template
+from engine.text.tokenizer import Tokenizer
 from engine.values.errors import SeesawError
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
@@ -21,14 +24,11 @@ from server.http.openapi import make_document
 from server.link.bridge import Bridge
 from server.openai.chat import Chat
 from server.openai.completions import Completions
-from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.openai.models import Models, model_names
 from server.openai.responses import Responses
 from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
-from server.render.template_source import read_template
-from server.render.templates import ChatTemplate
 from server.render.tokens import TokenizerPool
 from server.version import seesaw_version
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from engine.text import OutputText
+from engine.text.output_text import OutputText
 from engine.wire.messages import FinishReason
 from server.link.errors import GenerationError
 from server.link.stream import Stream

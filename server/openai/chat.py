@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import Request, Response
 from msgspec import UNSET
 
+from engine.text.chat_template import ChatTemplate
 from engine.values.errors import RequestError
 from server.link.text_stream import Delta
 from server.openai.protocol.chat import ChatRequest
@@ -28,7 +29,6 @@ from server.openai.protocol.generation import Usage
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
-from server.render.templates import ChatTemplate
 
 
 class Chat:
@@ -58,8 +58,9 @@ class Chat:
         self._check_calls(body)
         text = await self.render(body)
         prompts = await self._serving.encode([text], body.add_special_tokens, body.prompt_param)
+        self._serving.check_limit(body, prompts)
         special = self._answers.needs_special_tokens(body.may_call)
-        running = self._serving.start("chatcmpl", body, prompts, sampling, arrival, show_special_tokens=special)
+        running = self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
         choices = [
             ChatChoice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
         ]

@@ -29,7 +29,8 @@ class Completions:
             self._serving.check_prompts(prompts, "prompt")
         else:
             prompts = await self._serving.encode(body.texts, body.add_special_tokens, "prompt")
-        running = self._serving.start("cmpl", body, prompts, sampling, arrival)
+        self._serving.check_limit(body, prompts)
+        running = self._serving.start("cmpl", prompts, sampling, arrival)
         if body.stream:
             return self._serving.stream(running, _chunks(running, body))
         return await _whole(running)

@@ -15,8 +15,9 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
-from engine.text import OutputText
+from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
 from server.http.body import read_body
@@ -24,7 +25,6 @@ from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
 from server.link.text_stream import Delta, TextStream
-from server.openai.defaults import SamplingDefaults
 from server.openai.models import Models
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
@@ -194,10 +194,21 @@ class Serving:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
             raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
 
+    def check_limit(self, body: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+        """What the client asks for at most fits after each prompt. The words are vLLM's: clients read the numbers."""
+        (limit, limit_name), longest = body.token_limit, max(map(len, prompts))
+        if body.needs_room and limit is not None and longest + limit > self.max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {limit} "
+                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
+                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+                "output tokens.",
+                limit_name,
+            )
+
     def start(
         self,
         kind: str,
-        body: GenerationRequest,
         prompts: Sequence[list[int]],
         sampling: SamplingParams,
         arrival: Arrival,
@@ -205,20 +216,13 @@ class Serving:
         show_special_tokens: bool = False,
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
-        body says, since somebody reads them."""
-        if body.needs_room:
-            self._check_room(prompts, *body.token_limit)
+        sampling says, since somebody reads them."""
+        if show_special_tokens:
+            sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
 
         def make_text(choice: int) -> OutputText:
-            return OutputText(
-                self.tokens.tokenizer,
-                prompts[choice // sampling.n],
-                stop=body.stops,
-                stop_token_ids=body.stop_token_ids or (),
-                skip_special_tokens=body.skip_special_tokens and not show_special_tokens,
-                include_stop=body.include_stop_str_in_output,
-            )
+            return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)
 
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
@@ -237,18 +241,6 @@ class Serving:
         """A response of server-sent events. An exception in their midst is an event, too (`failed` makes it): the
         status was sent. `end` comes after all."""
         return EventStream(_until_end(chunks, failed, end), running.text.close, self._keep_alive_s)
-
-    def _check_room(self, prompts: Sequence[Sequence[int]], limit: int | None, limit_name: str) -> None:
-        """So many tokens fit after each prompt. The words are vLLM's: clients read the numbers and try again."""
-        longest = max(map(len, prompts))
-        if limit is not None and longest + limit > self.max_model_len:
-            raise RequestError(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {limit} "
-                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
-                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
-                "output tokens.",
-                limit_name,
-            )
 
     def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
         """An answer without a limit of the client's has all the room that is left. None has more than the checkpoint's

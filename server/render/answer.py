@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.text import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from server.render.events import Content, Event
 from server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
 from server.render.tools import TOOL_PARSERS, ToolParser

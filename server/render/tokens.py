@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from engine.text import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ import torch
 from fetch_sharegpt import sharegpt
 
 from clients.datasets import Sample, load_sharegpt
+from engine import LLM, SamplingParams
 from tests.e2e.served import serving
 
 pytestmark = pytest.mark.model
@@ -106,12 +107,22 @@ def reference_chats(folder: Path) -> list[tuple[str, int]]:
     return answers
 
 
-def test_chats_give_transformers_answers(smollm2: Path, tmp_path: Path) -> None:
+def chat_offline(folder: Path) -> list[tuple[str, int]]:
+    """Each conversation's answer without HTTP, and the prompt's tokens."""
+    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0)
+    with LLM(str(folder), max_model_len=256, max_num_batched_tokens=256) as llm:
+        results = llm.chat(CHATS, params)
+    return [(result.outputs[0].text, len(result.prompt_token_ids)) for result in results]
+
+
+def test_chats_give_transformers_answers_through_both_doors(smollm2: Path, tmp_path: Path) -> None:
     flags = ["--served-model-name", "smollm2", "--max-model-len", "256", "--max-num-batched-tokens", "256"]
     with serving(smollm2, tmp_path, *flags) as served:
         answers = asyncio.run(chat_all(served.url))
         served.is_drained()
-    assert answers == [(text, text, length) for text, length in reference_chats(smollm2)]
+    expected = reference_chats(smollm2)
+    assert answers == [(text, text, length) for text, length in expected]
+    assert chat_offline(smollm2) == expected
 
 
 def test_fifty_conversations_at_once_give_transformers_text(smollm2: Path, tmp_path: Path) -> None:

@@ -43,8 +43,12 @@ class Engine:
                 del aborts[name]
                 self.core.abort(name)
             if not self.core.is_idle:
-                self._poller.poll(1000)
+                self.wait()
         return tokens
+
+    def wait(self) -> None:
+        """Until a rank has reported something."""
+        self._poller.poll(1000)
 
 
 @contextmanager

@@ -1,12 +1,17 @@
-"""The offline door, on the simulated host: order, parameters, errors."""
+"""The offline door, on the simulated host: order, parameters, texts and what ends them, errors."""
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.text.prompt import Prompt
 from engine.values.errors import ConfigError, EngineDeadError, RequestError
 
 
@@ -18,8 +23,7 @@ def test_results_come_in_the_order_of_the_prompts() -> None:
         assert [len(r.prompt_token_ids) for r in results] == list(range(1, 40))
         assert [[len(c.token_ids) for c in r.outputs] for r in results] == [[p.max_tokens] * p.n for p in params]
         assert all(c.finish_reason == "length" for r in results for c in r.outputs)
-        assert [r.outputs[0].text for r in llm.generate("one", SamplingParams(max_tokens=3))] != [""]
-        assert llm.generate([], None) == []
+        assert llm.generate([], None) == llm.chat([]) == []
         assert llm.info.prefill == "P2" and llm.stats().device_blocks_used == 0
 
 
@@ -32,7 +36,111 @@ def test_an_invalid_prompt_is_refused_before_anything_runs() -> None:
             llm.generate(["text"])
         with pytest.raises(ValueError, match="sampling parameters"):
             llm.generate([[1], [2]], [SamplingParams()])
+        with pytest.raises(ValueError, match="stop strings"):
+            llm.generate([[1]], SamplingParams(stop="a"))
+        with pytest.raises(RequestError, match="Token ids"):
+            llm.generate([[-1]])
         assert len(llm.generate([5, 6], SamplingParams(max_tokens=4))[0].outputs[0].token_ids) == 4
+
+
+@pytest.fixture(scope="module")
+def alphabet() -> Iterator[LLM]:
+    """Its tokens are how many came before: after a prompt of 64 it says `@ABC...`."""
+    with LLM("", executor="simulated", tokenizer="bytes") as llm:
+        executor: Any = llm._executor
+        run_forward = executor.run_forward
+        executor.run_forward = lambda forward: [(token - 7) // 31 for token in run_forward(forward)]
+        yield llm
+
+
+PROMPT = "p" * 64
+TOKENS = list(PROMPT.encode())
+
+
+def test_prompts_of_all_kinds_are_the_same_prompt(alphabet: LLM) -> None:
+    prompts: list[Prompt] = [PROMPT, TOKENS, {"prompt": PROMPT}, {"prompt_token_ids": TOKENS}]
+    results = alphabet.generate(prompts)
+    assert [result.prompt for result in results] == [PROMPT, None, PROMPT, None]
+    for result in results + [alphabet.generate(prompt)[0] for prompt in prompts]:
+        assert (result.prompt_token_ids, result.finished) == (TOKENS, True)
+        [output] = result.outputs
+        assert (output.text, output.finish_reason, output.stop_reason) == ("@ABCDEFGHIJKLMNO", "length", None)
+        assert output.token_ids == list(output.text.encode())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text", "num_tokens", "stop_reason"),
+    [
+        ({"stop": "DE"}, "@ABC", 6, "DE"),
+        ({"stop": ["DX", "FG", "F"]}, "@ABCDE", 7, "F"),
+        ({"stop": ["F"], "include_stop_str_in_output": True}, "@ABCDEF", 7, "F"),
+        ({"stop": ["NO"]}, "@ABCDEFGHIJKLM", 16, "NO"),  # its last token
+        ({"stop_token_ids": [ord("C")]}, "@AB", 4, ord("C")),
+    ],
+)
+def test_what_ends_a_text(
+    alphabet: LLM, sampling: dict[str, Any], text: str, num_tokens: int, stop_reason: str | int
+) -> None:
+    [result] = alphabet.generate(PROMPT, SamplingParams(**sampling, n=2))
+    assert [output.index for output in result.outputs] == [0, 1]
+    for output in result.outputs:
+        assert (output.text, output.finish_reason, output.stop_reason) == (text, "stop", stop_reason)
+        assert len(output.token_ids) == len(output.token_times_s) == num_tokens
+
+
+def test_a_stop_string_ends_its_sequence_in_the_engine_at_once(alphabet: LLM) -> None:
+    before = alphabet.stats().generation_tokens
+    params = [SamplingParams(max_tokens=1000, stop="C"), SamplingParams(max_tokens=20)]
+    stopped, whole = alphabet.generate([PROMPT, PROMPT], params)
+    assert (len(stopped.outputs[0].token_ids), len(whole.outputs[0].token_ids)) == (4, 20)
+    stats = alphabet.stats()
+    assert stats.generation_tokens - before < 30
+    assert (stats.requests_running, stats.device_blocks_used) == (0, 0)
+
+
+TEMPLATE = (
+    "{{ greeting }}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+USER = {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "text", "text": "there"}]}
+
+
+def test_one_conversation_or_many_become_prompts(alphabet: LLM, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text(TEMPLATE)
+    begun = {"role": "assistant", "content": "I am"}
+    [one] = alphabet.chat([USER], chat_template=TEMPLATE)
+    assert (one.prompt, one.prompt_token_ids) == ("u:hi\nthere;a:", list(b"u:hi\nthere;a:"))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    many = alphabet.chat(
+        [[USER, begun], [begun]], chat_template=str(path), tools=tools, chat_template_kwargs={"greeting": "G"}
+    )
+    assert [result.prompt for result in many] == ["Gfu:hi\nthere;a:I am;a:", "Gfa:I am;a:"]
+    [continued] = alphabet.chat(
+        [begun], chat_template=TEMPLATE, add_generation_prompt=False, continue_final_message=True
+    )
+    assert continued.prompt == "a:I am"
+
+
+def test_a_conversation_that_is_none(alphabet: LLM) -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        alphabet.chat([USER])
+    with pytest.raises(RequestError, match="cannot both be true"):
+        alphabet.chat([USER], chat_template=TEMPLATE, continue_final_message=True)
+    with pytest.raises(RequestError, match=r"messages\.0\.content"):
+        alphabet.chat([{"role": "user", "content": 5}], chat_template=TEMPLATE)
+    with pytest.raises(ConfigError, match="cannot read the chat template"):
+        alphabet.chat([USER], chat_template="/no/such/file")
+
+
+def test_sampling_that_is_not_given_is_the_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"temperature": 0.5, "max_new_tokens": 3}))
+    with LLM("", executor="simulated", tokenizer="bytes", generation_config=str(path)) as llm:
+        assert llm.get_default_sampling_params() == SamplingParams(temperature=0.5, max_tokens=3)
+        assert len(llm.generate("x")[0].outputs[0].token_ids) == 3
+        assert len(llm.generate("x", SamplingParams(max_tokens=5))[0].outputs[0].token_ids) == 5
 
 
 def test_an_interrupt_falls_between_turns_and_the_next_call_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ import httpx
 import pytest
 import uvicorn
 
-from engine.text import ByteTokenizer, Tokenizer
+from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from engine.text.tokenizer import ByteTokenizer, Tokenizer
 from engine.wire.messages import Ready
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.link.bridge import Bridge
-from server.openai.defaults import NO_DEFAULTS, SamplingDefaults
 from server.service import HTTPServer
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 

@@ -89,11 +89,6 @@ class ChatRequest(GenerationRequest):
 
     def check(self) -> None:
         super().check()
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt cannot both be true: choose one.",
-                "continue_final_message",
-            )
         if self.tool_choice not in (None, "auto", "none", "required") and not isinstance(self.tool_choice, dict):
             raise RequestError("tool_choice must be auto, none, required, or name a function.", "tool_choice")
         if self.tool_choice in (None, "none"):
@@ -104,8 +99,8 @@ class ChatRequest(GenerationRequest):
             raise RequestError("tool_choice may be auto or none: forcing a call is not supported yet.", "tool_choice")
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages for a chat template. Raises RequestError."""
-        return [message.for_template(index) for index, message in enumerate(self.messages)]
+        """The messages for a chat template."""
+        return [message.model_dump() for message in self.messages]
 
     def tool_schemas(self) -> list[dict[str, Any]]:
         """The tools for a chat template."""

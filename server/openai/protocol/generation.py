@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import MAX_INT, SamplingParams
 from engine.values.errors import RequestError
-from server.openai.defaults import SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,14 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"{limit_name} must be at least 1 and at most {MAX_INT}.", limit_name)
         names = ("temperature", "top_p", "top_k", "min_p", "seed", "n")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        stop_token_ids = tuple(self.stop_token_ids or ())
         sampling = SamplingParams(
             **defaults.values | given,
             max_tokens=MAX_INT if limit is None else limit,
             ignore_eos=self.ignore_eos,
-            stop_token_ids=stop_token_ids if self.ignore_eos else stop_token_ids + defaults.eos_token_ids,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop=self.stop,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
         )
         sampling.validate()
         return sampling

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from server.openai.protocol.messages import FunctionCall, Message, Text, ToolCall, read_arguments
+from engine.text.conversation import read_arguments
+from server.openai.protocol.messages import FunctionCall, Message, Text, ToolCall
 
 NEEDED = {
     "message": ("role", "content"),

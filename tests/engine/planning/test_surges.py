@@ -44,11 +44,11 @@ def test_what_was_foreseen_is_no_news() -> None:
     assert surges.extra_s == 0.0, "sooner than foreseen is chance"
 
 
-def test_half_of_what_one_took_more_is_expected_of_the_next() -> None:
+def test_what_the_first_took_more_is_expected_of_the_next_and_half_of_what_others_do() -> None:
     surges, foreseen_s = Surges(), outlook(Fake()).surge_s(P2, 40_000) + 2.0
     surge(surges, took_s=foreseen_s + 3.0)
-    assert surges.extra_s == pytest.approx(1.5)
-    surge(surges, took_s=foreseen_s + 3.0)
-    assert surges.extra_s == pytest.approx(2.25)
+    assert surges.extra_s == pytest.approx(3.0), "nothing else was known"
+    surge(surges, took_s=foreseen_s + 5.0)
+    assert surges.extra_s == pytest.approx(4.0)
     surge(surges, took_s=foreseen_s)
-    assert surges.extra_s == pytest.approx(1.125), "and forgotten as fast"
+    assert surges.extra_s == pytest.approx(2.0), "and forgotten as fast"

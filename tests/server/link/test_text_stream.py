@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.sampling.params import SamplingParams
-from engine.text import ByteTokenizer, OutputText
+from engine.text.output_text import OutputText
+from engine.text.tokenizer import ByteTokenizer
 from engine.wire.messages import Add
 from server.link.text_stream import Delta, TextStream
 from tests.server.conftest import Line
@@ -18,7 +19,7 @@ async def test_only_what_had_an_output_has_a_text_and_counts_as_aborted(line: Li
 
     def make_text(choice: int) -> OutputText:
         made.append(choice)
-        return OutputText(ByteTokenizer())
+        return OutputText(ByteTokenizer(), [], SamplingParams())
 
     stream = line.bridge.submit("a", [([1], SamplingParams(n=3))])
     text = TextStream(stream, make_text, line.bridge.metrics)

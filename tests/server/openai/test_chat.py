@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
-from server.openai.defaults import SamplingDefaults
 from server.openai.protocol.generation import _tell_of_ignored
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
@@ -95,9 +95,9 @@ async def test_sampling_reaches_the_engine(chatty: Site) -> None:
 
 
 async def test_the_checkpoints_defaults_are_for_what_is_left_out(make_site: MakeSite) -> None:
-    site = await make_site(chat_config(), defaults=SamplingDefaults({"temperature": 0.6, "top_p": 0.9}, 20, (7, 8)))
+    site = await make_site(chat_config(), defaults=SamplingDefaults({"temperature": 0.6, "top_p": 0.9}, 20))
     site.engine.script = say("x")
-    expected = SamplingParams(temperature=0.6, top_p=0.9, max_tokens=20, stop_token_ids=(7, 8))
+    expected = SamplingParams(temperature=0.6, top_p=0.9, max_tokens=20)
     await site.chat()
     assert (await site.engine.expect(Add)).sampling == expected
     await site.chat(temperature=0, top_p=None, max_tokens=30, ignore_eos=True)
@@ -105,17 +105,14 @@ async def test_the_checkpoints_defaults_are_for_what_is_left_out(make_site: Make
         temperature=0.0, top_p=0.9, max_tokens=20, ignore_eos=True
     )
     await site.complete(prompt="x")
-    assert (await site.engine.expect(Add)).sampling == SamplingParams(
-        temperature=0.6, top_p=0.9, max_tokens=16, stop_token_ids=(7, 8)
-    )
+    assert (await site.engine.expect(Add)).sampling == SamplingParams(temperature=0.6, top_p=0.9, max_tokens=16)
 
 
-async def test_an_end_by_the_checkpoints_own_token_is_no_stop_of_the_clients(make_site: MakeSite) -> None:
-    site = await make_site(chat_config(), defaults=SamplingDefaults(eos_token_ids=(36,)))
-    site.engine.script = lambda add: [Output(add.id, 0, list(b"ok$"), FinishReason.STOP, stop_token=36)]
-    choice = (await site.chat()).json()["choices"][0]
+async def test_an_end_by_the_checkpoints_own_token_is_no_stop_of_the_clients(chatty: Site) -> None:
+    chatty.engine.script = lambda add: [Output(add.id, 0, list(b"ok$"), FinishReason.STOP, stop_token=36)]
+    choice = (await chatty.chat()).json()["choices"][0]
     assert (choice["message"]["content"], choice["stop_reason"]) == ("ok", None)
-    choice = (await site.chat(stop_token_ids=[36])).json()["choices"][0]
+    choice = (await chatty.chat(stop_token_ids=[36])).json()["choices"][0]
     assert choice["stop_reason"] == 36
 
 

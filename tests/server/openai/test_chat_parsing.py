@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.text import ByteTokenizer
+from engine.text.tokenizer import ByteTokenizer
 from engine.wire.messages import Add, FinishReason, Output
 from server.config import ReasoningParser
 from tests.server.conftest import TEMPLATE, MakeSite, Site, chat_config

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Add, FinishReason, Output
-from server.openai.defaults import SamplingDefaults
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, answer
 
@@ -131,7 +131,7 @@ async def test_sampling_reaches_the_engine(make_site: MakeSite) -> None:
     site = await make_site(chat_config(), defaults=SamplingDefaults({"temperature": 0.6, "top_p": 0.9}))
     site.engine.script = answer("x")
     shown = (await respond(site, max_output_tokens=7, top_p=None, top_k=5, seed=3, stop="y")).json()
-    expected = SamplingParams(max_tokens=7, temperature=0.6, top_p=0.9, top_k=5, seed=3)
+    expected = SamplingParams(max_tokens=7, temperature=0.6, top_p=0.9, top_k=5, seed=3, stop="y")
     assert (await site.engine.expect(Add)).sampling == expected
     assert (shown["temperature"], shown["top_p"]) == (0.6, 0.9)
     await respond(site)

@@ -1,7 +1,7 @@
 """From a conversation to the text of a prompt, by the checkpoint's own chat template or the operator's.
 
 Rendering is transformers', in its sandbox. What a template raises is the client's to mend: nearly always it is its own
-word on the order of messages. Used by `server.openai.chat`, in a thread.
+word on the order of messages. Used by `server.openai.chat`, in a thread, and by `engine.LLM`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.text import Tokenizer
+from engine.text.conversation import Conversation, template_messages
+from engine.text.template_source import reads
+from engine.text.tokenizer import Tokenizer
 from engine.values.errors import RequestError
-from server.render.template_source import reads
 
 logger = logging.getLogger(__name__)
-
-Conversation = Sequence[Mapping[str, Any]]
 
 
 @lru_cache(maxsize=16)  # once for each
@@ -49,14 +48,20 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         param: str = "messages",
     ) -> str:
-        """The prompt's text. `variables` are for the template, `param` is where the client wrote the conversation.
-        Raises RequestError."""
+        """The prompt's text. Messages may be as OpenAI's clients write them. `variables` are for the template, `param`
+        is where the client wrote the messages. Raises RequestError."""
         reserved = (variables or {}).keys() & self._parameters()
         if reserved:
             raise RequestError(
                 f"chat_template_kwargs must not hold {min(reserved)!r}: it is no variable of a template.",
                 "chat_template_kwargs",
             )
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true: choose one.",
+                "continue_final_message",
+            )
+        messages = template_messages(conversation)
         options = {
             "tools": list(tools) if tools else None,
             "documents": list(documents) if documents else None,
@@ -68,7 +73,7 @@ class ChatTemplate:
         if tools:
             _warn_of_unread_tools(source)
         try:
-            return self._apply(conversation, options | dict(variables or {}))
+            return self._apply(messages, options | dict(variables or {}))
         except Exception as error:
             logger.debug("a chat template raised", exc_info=True)
             if template and type(error) is not TemplateError:  # which `raise_exception` raises, about the messages
@@ -81,13 +86,14 @@ class ChatTemplate:
             source: str = self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
-                "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
+                "This model has no chat template: give one (--chat-template, or LLM.chat's chat_template), or send a "
+                "prompt (/v1/completions, or LLM.generate).",
                 param,
             ) from None
         return source
 
-    def _apply(self, conversation: Conversation, options: dict[str, Any]) -> str:
-        text = self._loaded().apply_chat_template(list(conversation), tokenize=False, **options)
+    def _apply(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        text = self._loaded().apply_chat_template(messages, tokenize=False, **options)
         assert isinstance(text, str)
         return text
 

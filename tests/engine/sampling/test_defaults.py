@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
-from server.openai.defaults import SamplingDefaults, check_defaults, load_defaults
 
 
 def checkpoint(folder: Path, content: Any) -> EngineConfig:
@@ -29,13 +29,13 @@ def test_the_checkpoints_file_another_and_neither(tmp_path: Path, caplog: pytest
     engine = checkpoint(tmp_path, values | {"eos_token_id": [7, 8], "repetition_penalty": 1.05, "pad_token_id": 0})
     sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.0}
     with caplog.at_level(logging.WARNING):
-        assert load_defaults("auto", engine) == SamplingDefaults(sampling, 2048, (7, 8))
+        assert load_defaults("auto", engine) == SamplingDefaults(sampling, 2048)
     assert caplog.text.count("repetition_penalty") == 1
-    assert load_defaults("vllm", engine) == SamplingDefaults(eos_token_ids=(7, 8))
+    assert load_defaults("vllm", engine) == SamplingDefaults()
     (tmp_path / "other").mkdir()
-    checkpoint(tmp_path / "other", {"top_k": 5, "eos_token_id": 9, "repetition_penalty": 1.0})
+    checkpoint(tmp_path / "other", {"top_k": 5, "repetition_penalty": 1.0})
     for path in (tmp_path / "other", tmp_path / "other" / "generation_config.json"):
-        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5}, None, (7, 8))
+        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5}, None)
 
 
 def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [[], {"temperature": "hot"}, {"temperature": -1}, {"top_p": 5}, {"max_new_tokens": 0}, {"eos_token_id": {}}],
+    [[], {"temperature": "hot"}, {"temperature": -1}, {"top_p": 5}, {"max_new_tokens": 0}],
 )
 def test_values_that_cannot_be(tmp_path: Path, content: Any) -> None:
     engine = checkpoint(tmp_path, content)
@@ -71,7 +71,7 @@ def test_a_first_check_asks_no_hub_and_tells_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     check_defaults("auto", checkpoint(tmp_path, {"temperature": 0.6, "repetition_penalty": 2}))
-    monkeypatch.setattr("server.openai.defaults.find_model", None)
+    monkeypatch.setattr("engine.sampling.defaults.find_model", None)
     check_defaults("auto", EngineConfig(model="org/name"))
     check_defaults(str(tmp_path), EngineConfig(model="org/name"))
     assert not caplog.records

@@ -1,5 +1,6 @@
 """A chat template as text: where the operator's comes from, whether it is one, and what it reads. Nothing is rendered,
-and nothing slow is imported, so all of it can be known before an engine starts."""
+and nothing slow is imported, so all of it can be known before an engine starts. Used by the server and by `engine.LLM`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from engine.values.errors import ConfigError
 
 
 def read_template(choice: str) -> str | None:
-    """The template that `--chat-template` names by its path or is itself; None if it is empty. Raises ConfigError."""
+    """The template of a path, or that `choice` is itself; None if it is empty. Raises ConfigError."""
     if not choice:
         return None
     text, name = choice, "the chat template"
@@ -24,7 +25,7 @@ def read_template(choice: str) -> str | None:
             text, name = path.read_text(), f"the chat template {path}"
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"cannot read the chat template {choice} ({error}): give --chat-template a file or the template itself"
+                f"cannot read the chat template {choice} ({error}): give a file, or the template itself"
             ) from None
     try:
         _ENVIRONMENT.compile(text)

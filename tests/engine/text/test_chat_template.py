@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.text import ByteTokenizer
+from engine.text.chat_template import ChatTemplate
+from engine.text.template_source import read_template
+from engine.text.tokenizer import ByteTokenizer
 from engine.values.errors import ConfigError, RequestError
-from server.render.template_source import read_template
-from server.render.templates import ChatTemplate
 
 USER = {"role": "user", "content": "hi"}
 
@@ -22,7 +22,7 @@ def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:
     assert read_template(str(path)) == read_template("{{ 1 }}") == "{{ 1 }}"
     assert read_template("") is None
     for wrong in (tmp_path / "other", tmp_path):
-        with pytest.raises(ConfigError, match="--chat-template"):
+        with pytest.raises(ConfigError, match="cannot read the chat template"):
             read_template(str(wrong))
 
 

@@ -1,7 +1,8 @@
 """The sampling that a request gets where it says nothing: the checkpoint's generation_config.json, as in vLLM.
 
-`--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Whatever
-it is, tokens that end a sequence by the model's own file end it.
+`--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Which
+tokens end a sequence is not decided here: those of the model's own file always do (`engine.model.shapes`). Used by the
+server and by `engine.LLM`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class SamplingDefaults:
 
     values: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+
+    def params(self) -> SamplingParams:
+        """The sampling of a request that says nothing at all."""
+        return SamplingParams(**self.values | _cap(self.max_tokens))
 
 
 NO_DEFAULTS = SamplingDefaults()
@@ -38,27 +42,26 @@ NO_DEFAULTS = SamplingDefaults()
 
 def check_defaults(choice: str, engine: EngineConfig) -> None:
     """Raise ConfigError for what `load_defaults` would refuse, as far as it is known without asking a hub."""
-    chosen = _chosen_file(choice)
-    own = _read(_own_file(engine)) if Path(engine.model).expanduser().is_dir() else {}
-    _defaults(chosen or Path(engine.model) / FILE, _sampling(choice, chosen, own), own)
+    path = _chosen_file(choice)
+    if choice == "auto" and Path(engine.model).expanduser().is_dir():
+        path = _own_file(engine)
+    if path is not None:
+        _defaults(path, _read(path))
 
 
 def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     """What `--generation-config` asks for. Raises ConfigError. May ask the hub: keep it off event loops."""
-    chosen = _chosen_file(choice)
-    path = _own_file(engine)
-    own = _read(path)
-    raw = _sampling(choice, chosen, own)
-    defaults = _defaults(chosen or path, raw, own)
-    _tell(chosen or path, raw, defaults)
+    path = _own_file(engine) if choice == "auto" else _chosen_file(choice)
+    if path is None:
+        return NO_DEFAULTS
+    raw = _read(path)
+    defaults = _defaults(path, raw)
+    if raw.get("repetition_penalty") not in (None, 1):
+        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
+    shown = defaults.values | _cap(defaults.max_tokens)
+    if shown:
+        logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)
     return defaults
-
-
-def _sampling(choice: str, chosen: Path | None, own: dict[str, Any]) -> dict[str, Any]:
-    """What has the sampling: the file that was chosen, or the model's own."""
-    if chosen is not None:
-        return _read(chosen)
-    return {} if choice == OPENAI_ONLY else own
 
 
 def _chosen_file(choice: str) -> Path | None:
@@ -84,9 +87,7 @@ def _own_file(engine: EngineConfig) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -96,23 +97,16 @@ def _read(path: Path | None) -> dict[str, Any]:
     return raw
 
 
-def _defaults(path: Path | None, raw: dict[str, Any], own: dict[str, Any]) -> SamplingDefaults:
-    """`raw` has the sampling, `own` the tokens that end a sequence of this model."""
+def _defaults(path: Path, raw: dict[str, Any]) -> SamplingDefaults:
     try:
         values = {name: kind(raw[name]) for name, kind in SAMPLING.items() if raw.get(name) is not None}
         max_tokens = None if raw.get("max_new_tokens") is None else int(raw["max_new_tokens"])
-        eos = own.get("eos_token_id")
-        eos_ids = () if eos is None else tuple(map(int, eos)) if isinstance(eos, list) else (int(eos),)
-        SamplingParams(**values, max_tokens=1 if max_tokens is None else max_tokens).validate()
+        defaults = SamplingDefaults(values, max_tokens)
+        defaults.params().validate()
     except (RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
-    return SamplingDefaults(values, max_tokens, eos_ids)
+    return defaults
 
 
-def _tell(path: Path | None, raw: dict[str, Any], defaults: SamplingDefaults) -> None:
-    """The operator reads what requests get."""
-    if raw.get("repetition_penalty") not in (None, 1):
-        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
-    shown = defaults.values | ({} if defaults.max_tokens is None else {"max_tokens": defaults.max_tokens})
-    if shown:
-        logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)
+def _cap(max_tokens: int | None) -> dict[str, int]:
+    return {} if max_tokens is None else {"max_tokens": max_tokens}

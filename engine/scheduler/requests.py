@@ -1,0 +1,58 @@
+"""What a request becomes: checked, and one sequence for each of its continuations."""
+
+from __future__ import annotations
+
+from engine.executor.base import Capacity
+from engine.kv.blocks import block_keys
+from engine.sampling.params import MAX_SEED, Processing, RowSampling
+from engine.scheduler.sequence import Sequence
+from engine.values.config import EngineConfig
+from engine.values.errors import RequestError
+from engine.wire.messages import Add
+
+
+def check_request(request: Add, capacity: Capacity) -> None:
+    """Raise RequestError if no engine of this capacity could carry it out."""
+    request.sampling.validate()
+    limit, vocab = capacity.max_model_len, capacity.shape.vocab
+    request.sampling.check_vocabulary(vocab)
+    if not request.prompt:
+        raise RequestError("The prompt is empty: give at least one token.", "prompt")
+    if len(request.prompt) >= limit:
+        raise RequestError(
+            f"The prompt has {len(request.prompt)} tokens, but the context is {limit} with the output.", "prompt"
+        )
+    if min(request.prompt) < 0 or max(request.prompt) >= vocab:
+        raise RequestError(f"Token ids must be in 0 ... {vocab - 1}.", "prompt")
+
+
+def make_sequences(
+    request: Add, arrivals: list[int], now: float, config: EngineConfig, capacity: Capacity
+) -> list[Sequence]:
+    """Of a request that was checked, one for each of the places in the global order."""
+    params, prompt = request.sampling, request.prompt
+    # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
+    seed = params.seed if params.seed is not None else (config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
+    stops = frozenset(params.stop_token_ids)
+    if not params.ignore_eos:
+        stops |= frozenset(capacity.shape.eos_token_ids)
+    # Every row of the prompt is looked at where its log-probabilities are wanted: such blocks are shared with nobody.
+    keys = block_keys(prompt, config.block_size) if params.prompt_logprobs is None else []
+    sequences: list[Sequence] = []
+    for index, arrival in enumerate(arrivals):
+        seq = Sequence(
+            request_id=request.id,
+            index=index,
+            arrival=arrival,
+            arrived_s=now,
+            prompt=prompt,
+            max_tokens=min(params.max_tokens, capacity.max_model_len - len(prompt)),
+            params=params,
+            stops=stops,
+            row=RowSampling(params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED),
+            keys=keys,
+            leader=sequences[0] if sequences and keys else None,
+            processing=Processing.of(params, len(prompt), stops),
+        )
+        sequences.append(seq)
+    return sequences

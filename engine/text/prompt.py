@@ -1,0 +1,62 @@
+"""What a prompt may be, as in vLLM, and its token ids. Used by `engine.LLM`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, NotRequired, TypedDict
+
+from engine.text.tokenizer import Tokenizer
+
+
+class TextPrompt(TypedDict):
+    """A text, to be tokenized with the special tokens that the model expects before it."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """Token ids, taken as they are, and perhaps the text that they were made of, which is only shown."""
+
+    prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the engine takes it, and its text if that is known."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """One prompt or many as a list. What begins with a number is one prompt of token ids."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]  # type: ignore[list-item]
+    if isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+    """Token ids of each prompt; texts are tokenized all at once. Raises ValueError for what is no prompt."""
+    encoded = [_unencoded(prompt) for prompt in prompts]
+    token_lists = iter(tokenizer.encode([text for text, tokens in encoded if tokens is None and text is not None]))
+    return [EncodedPrompt(text, next(token_lists) if tokens is None else list(tokens)) for text, tokens in encoded]
+
+
+def _unencoded(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
+    """Its text and its token ids, as far as it says."""
+    match prompt:
+        case str():
+            return prompt, None
+        case {"prompt_token_ids": tokens}:
+            return prompt.get("prompt"), tokens  # type: ignore[union-attr,return-value]
+        case {"prompt": str(text)}:
+            return text, None
+        case Mapping():
+            raise ValueError("a prompt that is a dict must have a text as its prompt, or prompt_token_ids")
+        case _:
+            return None, prompt

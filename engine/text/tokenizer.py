@@ -1,0 +1,111 @@
+"""Tokenizers: a checkpoint's own, bytes where it has none, or none at all. Used by the server and by `engine.LLM`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from engine.hub import find_model
+from engine.values.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+BYTES_TOKENIZER = "bytes"
+
+
+class Tokenizer(Protocol):
+    """What Seesaw asks of a tokenizer. Methods are safe to call from several threads at once."""
+
+    vocab_size: int
+    special_ids: frozenset[int]
+    max_token_chars: int  # so many characters of a text become one token at most
+    chat_renderer: Any  # transformers' tokenizer, for its chat template and no more; None if there is none
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text, with the special tokens (such as BOS) that the model expects before and after it,
+        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, special ones included. Broken UTF-8 becomes U+FFFD, unknown ids nothing."""
+
+
+class FastTokenizer:
+    """A Hugging Face tokenizer, by its Rust core: transformers' wrapper is not safe across threads."""
+
+    def __init__(self, core: Any, chat_renderer: Any = None) -> None:
+        core.no_truncation()
+        core.no_padding()
+        self._core = core
+        self.chat_renderer = chat_renderer
+        self.vocab_size: int = core.get_vocab_size()
+        self.special_ids = frozenset(id for id, token in core.get_added_tokens_decoder().items() if token.special)
+        # A vocabulary's entry has a character for each byte or each character that it stands for.
+        self.max_token_chars = max(map(len, core.get_vocab()), default=1)
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        whole = [text.encode(errors="replace").decode() for text in texts]
+        if len(whole) == 1:
+            return [self._core.encode(whole[0], add_special_tokens=add_special_tokens).ids]
+        encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._core.decode(tokens, skip_special_tokens=False)
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8: for models that bring no tokenizer (random weights, the simulated host)."""
+
+    vocab_size = 256
+    special_ids: frozenset[int] = frozenset()
+    max_token_chars = 1
+    chat_renderer: Any = None
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        return [list(text.encode(errors="replace")) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+
+class NoTokenizer:
+    """Token ids in, token ids out: no token has a text, and no text has tokens."""
+
+    vocab_size = 0
+    special_ids: frozenset[int] = frozenset()
+    max_token_chars = 1
+    chat_renderer: Any = None
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Raises ValueError if there are any."""
+        if texts:
+            raise ValueError("there is no tokenizer (skip_tokenizer): prompts must be token ids")
+        return []
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return ""
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load the tokenizer of a checkpoint folder or hub name; `bytes`, or no name, is the ByteTokenizer.
+
+    Raises ConfigError if there is none. Slow (imports transformers, may download): keep it off event loops.
+    """
+    if name in ("", BYTES_TOKENIZER):
+        return ByteTokenizer()
+    folder = find_model(name, ["*.json", "tokenizer*"], "tokenizer", "name a local folder or `bytes` with --tokenizer")
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises nearly anything: OSError, ValueError, KeyError, ImportError
+        logger.debug("transformers cannot load a tokenizer from %s", folder, exc_info=True)
+        raise ConfigError(
+            f"there is no tokenizer in {name} that transformers can load: "
+            "name a folder or hub model that has one with --tokenizer"
+        ) from error
+    core = getattr(loaded, "backend_tokenizer", None)
+    if core is None:
+        raise ConfigError(f"{name!r} has no fast tokenizer: convert it to a tokenizer.json or name another --tokenizer")
+    return FastTokenizer(core, loaded)

@@ -1,0 +1,70 @@
+"""Both doors to one engine: `LLM` and the HTTP server make the same prompts, tokens and texts."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import LLM, SamplingParams
+from tests.e2e.served import serving
+from tests.patience import PATIENCE_S
+from tests.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.processes
+
+TEMPLATE = (
+    "{{ greeting }}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "A"}'}}
+CHATS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"role": "user", "content": "hi"}], {}),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "hé"}, {"type": "text", "text": "llo"}]}],
+        {"tools": [TOOL]},
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "1", "tool_call_id": "c"}],
+        {"chat_template_kwargs": {"greeting": "G"}},
+    ),
+    ([{"role": "assistant", "content": "I am"}], {"add_generation_prompt": False, "continue_final_message": True}),
+]
+SAMPLING = {"max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+        return json.load(response)
+
+
+def test_both_doors_say_the_same(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "model", layers=2, vocab=256)
+    with LLM(str(folder), tokenizer="bytes", max_model_len=256) as llm:
+        params = SamplingParams(**SAMPLING)
+        chats = [llm.chat(messages, params, chat_template=TEMPLATE, **options)[0] for messages, options in CHATS]
+        # A stop string that comes up: two characters from the middle of what is said.
+        stop = chats[0].outputs[0].text[3:5]
+        stopping = SAMPLING | {"stop": [stop], "include_stop_str_in_output": True}
+        [stopped] = llm.generate(chats[0].prompt or "", SamplingParams(**stopping))
+    assert (stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("stop", stop)
+    with serving(folder, tmp_path, "--tokenizer=bytes", f"--chat-template={TEMPLATE}", "--max-model-len=256") as served:
+        for result, (messages, options) in zip(chats, CHATS, strict=True):
+            body = {"messages": messages, **SAMPLING, **options, "tool_choice": "none"}
+            answer = post(f"{served.url}/v1/chat/completions", body)
+            [choice] = answer["choices"]
+            assert choice["message"]["content"] == result.outputs[0].text
+            assert choice["finish_reason"] == result.outputs[0].finish_reason == "length"
+            assert post(f"{served.url}/tokenize", body)["tokens"] == result.prompt_token_ids
+        answer = post(f"{served.url}/v1/completions", {"prompt": chats[0].prompt, **stopping})
+        served.is_drained()
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["stop_reason"]) == (stopped.outputs[0].text, stop)
+    assert answer["usage"]["completion_tokens"] == len(stopped.outputs[0].token_ids)
