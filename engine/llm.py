@@ -22,10 +22,11 @@ from engine.sampling.defaults import load_defaults
 from engine.sampling.params import SamplingParams
 from engine.sizing.fit import check_early
 from engine.text.bad_words import with_bad_words
-from engine.text.chat_template import ChatTemplate, read_template
+from engine.text.chat_template import ChatTemplate
 from engine.text.conversation import Conversation
 from engine.text.output_text import OutputText
 from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
+from engine.text.template_source import read_template
 from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError

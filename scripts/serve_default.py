@@ -23,12 +23,15 @@ def complete(arguments: list[str], model: Callable[[], Path]) -> list[str]:
 
     from engine.values.errors import ConfigError
     from server.cli import make_parser
+    from server.settings import given_values
 
     try:
-        given = vars(make_parser().parse_args(["serve", *arguments]))
+        flags = vars(make_parser().parse_args(["serve", *arguments]))
+        del flags["command"]
+        given = given_values(flags)
     except ConfigError:
         return arguments  # the server says what is wrong with them
-    if given.keys() & {"model", "config"} or given.get("executor") == "simulated":
+    if given.get("model") or given.get("executor") == "simulated":
         return arguments
     added = [str(model())]
     if "served_model_name" not in given:

@@ -74,6 +74,7 @@ class ServerConfig:
     )
     max_body_bytes: int = _option(16 * MIB, "largest request body")
 
+    disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
     access_log: bool = _option(False, "log every HTTP request")
 

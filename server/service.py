@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import uvicorn
 
 from engine.heap import freeze_heap
-from engine.sampling.defaults import SamplingDefaults, load_defaults
+from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.sizing.fit import check_early
-from engine.text.chat_template import ChatTemplate, read_template
+from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
@@ -38,6 +38,7 @@ from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
 from server.openai.models import model_names
+from server.settings import API_KEY_VARIABLE
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
@@ -78,7 +79,9 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
     check_early(engine)
-    read_template(server.chat_template)  # what cannot be read is said before anything slow starts
+    # What cannot be used is said before anything slow starts.
+    read_template(server.chat_template)
+    check_defaults(server.generation_config, engine)
     check_tls(server)
     with bound(server) as listener:
         return asyncio.run(_serve(engine, server, listener, start_engine))
@@ -139,7 +142,6 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
     """What the server itself needs of the checkpoint. Raises ConfigError."""
     tokenizer = load_tokenizer(engine.tokenizer or engine.model)
-    ChatTemplate(tokenizer, read_template(server.chat_template)).check()
     return tokenizer, load_defaults(server.generation_config, engine)
 
 
@@ -204,7 +206,7 @@ class StopSignal:
 
 def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> str:
     """What the operator reads when the server is ready."""
-    name = model_names(server, info)[0]
+    name, *others = model_names(server, info)
     url = base_url(server, listener)
     where = f"unix:{server.uds}" if server.uds else f"{url}/v1"
     curl = f"curl --unix-socket {server.uds} {url}" if server.uds else f"curl {url}"
@@ -212,15 +214,18 @@ def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> s
     if info.prefill == info.decode and not info.tail:
         layouts = f"{info.prefill}, never switching"
     body = json.dumps({"model": name, "prompt": "The capital of France is", "max_tokens": 32})
-    key = ' -H "Authorization: Bearer $SEESAW_API_KEY"' if server.api_key else ""
+    # The shell that reads this may know the variable if this one does; the key itself does not belong in logs.
+    key = f"${API_KEY_VARIABLE}" if os.environ.get(API_KEY_VARIABLE) in server.api_key else "YOUR_KEY"
+    header = f' -H "Authorization: Bearer {key}"' if server.api_key else ""
+    also = f" (also as {', '.join(others)})" if others else ""
     return "\n".join(
         [
-            f"Seesaw serves {name} at {where}",
+            f"Seesaw serves {name}{also} at {where}",
             f"  layouts    {layouts}; weights {info.weights}, {info.dtype} on {info.device}",
             f"  device KV  {_pool(info.device_blocks, info.device_block_bytes, info.block_size)} on each device",
             f"  host KV    {_pool(info.host_blocks, info.host_block_bytes, info.block_size)}",
             f"  context    {info.max_model_len} tokens",
-            f"  try        {curl}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+            f"  try        {curl}/v1/completions{header} -H 'Content-Type: application/json' -d '{body}'",
         ]
     )
 

@@ -21,18 +21,13 @@ from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.values.wording import at_least
 from server.config import ServerConfig
+from server.foreign_flags import advice
 
 API_KEY_VARIABLE = "SEESAW_API_KEY"
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
-}
-# Other servers' flags for what is part of a layout here.
-LAYOUT_FLAGS = {
-    **dict.fromkeys(("--tensor-parallel-size", "--tp-size", "-tp"), "T"),
-    **dict.fromkeys(("--pipeline-parallel-size", "--pp-size", "-pp"), "P"),
-    **dict.fromkeys(("--data-parallel-size", "--dp-size", "-dp"), "D"),
 }
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
 BESIDE_THE_FILE = ("shape", "host_profile")  # keys whose relative paths start at the config file's folder
@@ -43,10 +38,7 @@ def read_configs(given: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
 
     Raises ConfigError, naming the flag or key, for whatever cannot be used.
     """
-    flags = dict(given)
-    path = flags.pop("config", None)
-    values = _read_file(Path(path)) if path else {}
-    values |= {name: _from_flag(name, value) for name, value in flags.items()}
+    values = given_values(given)
     if os.environ.get(API_KEY_VARIABLE):
         values.setdefault("api_key", (os.environ[API_KEY_VARIABLE],))
     if not values.get("model") and values.get("executor") != "simulated":
@@ -57,6 +49,14 @@ def read_configs(given: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
     )
     assert isinstance(engine, EngineConfig) and isinstance(server, ServerConfig)
     return engine, server
+
+
+def given_values(given: dict[str, Any]) -> dict[str, Any]:
+    """What was set, from flags (values still text) over the file named by `config`. Raises ConfigError."""
+    flags = dict(given)
+    path = flags.pop("config", None)
+    values = _read_file(Path(path)) if path else {}
+    return values | {name: _from_flag(name, value) for name, value in flags.items()}
 
 
 def parse_bytes(text: str) -> int:
@@ -85,11 +85,10 @@ class Parser(argparse.ArgumentParser):
         if not unknown.startswith("-"):
             return f"there is no place for {unknown!r}"
         flag, _, value = unknown.partition("=")
-        if flag in LAYOUT_FLAGS:
-            following = given[given.index(unknown) + 1 : given.index(unknown) + 2]
-            degree = value or "".join(following)
-            layout = LAYOUT_FLAGS[flag] + (degree if degree.isdecimal() else "2")
-            return f"there is no flag {flag}: write it as a layout, as in `--prefill {layout}`"
+        following = given[given.index(unknown) + 1 : given.index(unknown) + 2]
+        instead = advice(flag, value or "".join(following))
+        if instead:
+            return f"there is no flag {flag}: {instead}"
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
         return f"there is no flag {flag}" + (f": did you mean {near[0]}?" if near else "")
 
@@ -150,7 +149,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     for key in values:
         if key not in HINTS:
             near = difflib.get_close_matches(key, HINTS, n=1, cutoff=0.0)
-            raise ConfigError(f"unknown key {key!r} in the config file {path}: did you mean {near[0]!r}?")
+            instead = advice(f"--{_dashed(key)}", str(values[key])) or f"did you mean {near[0]!r}?"
+            raise ConfigError(f"unknown key {key!r} in the config file {path}: {instead}")
     read = {key: _from_json(key, value, f"{key} in {path}") for key, value in values.items()}
     return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
 

@@ -40,18 +40,39 @@ class SamplingDefaults:
 NO_DEFAULTS = SamplingDefaults()
 
 
+def check_defaults(choice: str, engine: EngineConfig) -> None:
+    """Raise ConfigError for what `load_defaults` would refuse, as far as it is known without asking a hub."""
+    path = _chosen_file(choice)
+    if choice == "auto" and Path(engine.model).expanduser().is_dir():
+        path = _own_file(engine)
+    if path is not None:
+        _defaults(path, _read(path))
+
+
 def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     """What `--generation-config` asks for. Raises ConfigError. May ask the hub: keep it off event loops."""
-    if choice == OPENAI_ONLY:
+    path = _own_file(engine) if choice == "auto" else _chosen_file(choice)
+    if path is None:
         return NO_DEFAULTS
-    if choice == "auto":
-        path = _own_file(engine)
-        return NO_DEFAULTS if path is None else _read(path)
+    raw = _read(path)
+    defaults = _defaults(path, raw)
+    if raw.get("repetition_penalty") not in (None, 1):
+        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
+    shown = defaults.values | _cap(defaults.max_tokens)
+    if shown:
+        logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)
+    return defaults
+
+
+def _chosen_file(choice: str) -> Path | None:
+    """The file that the operator names, if any."""
+    if choice in ("auto", OPENAI_ONLY):
+        return None
     chosen = Path(choice).expanduser()
     path = chosen / FILE if chosen.is_dir() else chosen
     if not path.is_file():
         raise ConfigError(f"there is no {path}: give --generation-config a file, its folder, auto or vllm")
-    return _read(path)
+    return path
 
 
 def _own_file(engine: EngineConfig) -> Path | None:
@@ -66,13 +87,17 @@ def _own_file(engine: EngineConfig) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read(path: Path) -> SamplingDefaults:
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path} ({error}): mend it, or set --generation-config vllm") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold one JSON object: mend it, or set --generation-config vllm")
+    return raw
+
+
+def _defaults(path: Path, raw: dict[str, Any]) -> SamplingDefaults:
     try:
         values = {name: kind(raw[name]) for name, kind in SAMPLING.items() if raw.get(name) is not None}
         max_tokens = None if raw.get("max_new_tokens") is None else int(raw["max_new_tokens"])
@@ -80,8 +105,6 @@ def _read(path: Path) -> SamplingDefaults:
         defaults.params().validate()
     except (RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
-    if values or max_tokens is not None:
-        logger.info("requests that do not say otherwise sample with %s, as %s says", values | _cap(max_tokens), path)
     return defaults
 
 

@@ -9,29 +9,23 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from engine.text.conversation import Conversation, template_messages
+from engine.text.template_source import reads
 from engine.text.tokenizer import Tokenizer
-from engine.values.errors import ConfigError, RequestError
+from engine.values.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 
-def read_template(choice: str) -> str | None:
-    """The template of a path, or that `choice` is itself; None if it is empty. Raises ConfigError."""
-    if not choice:
-        return None
-    if "{" in choice:
-        return choice
-    path = Path(choice).expanduser()
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the chat template {choice} ({error}): give a file, or the template itself"
-        ) from None
+@lru_cache(maxsize=16)  # once for each
+def _warn_of_unread_tools(template: str) -> None:
+    if not reads(template, "tools"):
+        logger.warning("requests hold tools, but the chat template does not read any: the model does not hear of them")
 
 
 class ChatTemplate:
@@ -41,19 +35,6 @@ class ChatTemplate:
         """`template` is used instead of the checkpoint's."""
         self._renderer: Any = tokenizer.chat_renderer
         self._template = template
-
-    def check(self) -> None:
-        """Raise ConfigError if the operator's template is no Jinja. Slow at first: it may import transformers."""
-        if self._template is None:
-            return
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            self._apply([{"role": "user", "content": ""}], {"chat_template": self._template})
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error}") from None
-        except Exception as error:  # it does not like this conversation, which says nothing about others
-            logger.debug("the chat template refuses a trial: %s", error)
 
     def render(
         self,
@@ -65,9 +46,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        param: str = "messages",
     ) -> str:
-        """The prompt's text. Messages may be as OpenAI's clients write them; `variables` are for the template. Raises
-        RequestError."""
+        """The prompt's text. Messages may be as OpenAI's clients write them. `variables` are for the template, `param`
+        is where the client wrote the messages. Raises RequestError."""
         reserved = (variables or {}).keys() & self._parameters()
         if reserved:
             raise RequestError(
@@ -87,22 +69,28 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        self._check_there_is_one(options["chat_template"], options["tools"])
+        source = self._source(options["chat_template"], options["tools"], param)
+        if tools:
+            _warn_of_unread_tools(source)
         try:
             return self._apply(messages, options | dict(variables or {}))
         except Exception as error:
             logger.debug("a chat template raised", exc_info=True)
-            raise RequestError(f"The chat template cannot render these messages: {error}", "messages") from None
+            if template and type(error) is not TemplateError:  # which `raise_exception` raises, about the messages
+                raise RequestError(f"chat_template fails on these messages: {error}", "chat_template") from None
+            raise RequestError(f"The chat template cannot render these messages: {error}", param) from None
 
-    def _check_there_is_one(self, template: Any, tools: Any) -> None:
+    def _source(self, template: Any, tools: Any, param: str) -> str:
+        """The template that will be used. Raises RequestError if there is none."""
         try:
-            self._loaded().get_chat_template(template, tools)
+            source: str = self._loaded().get_chat_template(template, tools)
         except ValueError:
             raise RequestError(
                 "This model has no chat template: give one (--chat-template, or LLM.chat's chat_template), or send a "
                 "prompt (/v1/completions, or LLM.generate).",
-                "messages",
+                param,
             ) from None
+        return source
 
     def _apply(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
         text = self._loaded().apply_chat_template(messages, tokenize=False, **options)

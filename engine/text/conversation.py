@@ -11,7 +11,11 @@ from typing import Any
 
 from engine.values.errors import RequestError
 
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # kind: field
+# The field that has the text, by a part's type.
+TEXT_PARTS = {
+    **dict.fromkeys(("text", "input_text", "output_text", "reasoning_text", "summary_text"), "text"),
+    "refusal": "refusal",
+}
 
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
@@ -78,13 +82,14 @@ def _template_message(message: Message, where: str) -> dict[str, Any]:
 def _template_call(call: Any, where: str) -> dict[str, Any]:
     match call:
         case {"function": {"name": str(name), **rest}}:
-            arguments = _read_arguments(rest.get("arguments", "{}"), where)
+            arguments = read_arguments(rest.get("arguments", "{}"), f"{where}.function.arguments")
             function = {"name": name, "arguments": arguments}
             return {"id": call.get("id"), "type": call.get("type", "function"), "function": function}
     raise RequestError(f"{where} must have a function with a name.", where)
 
 
-def _read_arguments(arguments: Any, where: str) -> dict[str, Any]:
+def read_arguments(arguments: Any, param: str) -> dict[str, Any]:
+    """The arguments of a call, which models write as JSON. Raises RequestError."""
     if isinstance(arguments, dict):
         return arguments
     try:
@@ -92,7 +97,5 @@ def _read_arguments(arguments: Any, where: str) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise RequestError(
-            f"{where}.function.arguments must be a JSON object as a string.", f"{where}.function.arguments"
-        )
+        raise RequestError(f"{param} must be a JSON object as a string.", param)
     return value

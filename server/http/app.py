@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -11,17 +12,20 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from engine.text.chat_template import ChatTemplate, read_template
+from engine.text.chat_template import ChatTemplate
+from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer
 from engine.values.errors import SeesawError
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http import errors
 from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
+from server.http.openapi import make_document
 from server.link.bridge import Bridge
 from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.models import Models, model_names
+from server.openai.responses import Responses
 from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
@@ -57,16 +61,27 @@ def create_app(
         yield
         tokens.close()
 
-    # No /docs: its page needs a CDN, and clients know this API from OpenAI's own documentation.
-    app = FastAPI(title="Seesaw", version=seesaw_version(), lifespan=lifespan, openapi_url=None)
+    app = FastAPI(
+        title="Seesaw",
+        version=seesaw_version(),
+        lifespan=lifespan,
+        openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
+        docs_url="/docs",  # a page whose scripts come from a CDN (jsdelivr.net)
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.openapi = functools.cache(  # type: ignore[method-assign]
+        lambda: make_document(app.title, app.version, has_keys=bool(config.api_key))
+    )
     _add_middleware(app, config)
     errors.install(app)
 
     tokenization = Tokenization(serving, chat)
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
-    app.add_api_route("/v1/models", models.list)
-    app.add_api_route("/v1/models/{model:path}", models.retrieve)
+    app.add_api_route("/v1/responses", Responses(serving, chat).create, methods=["POST"])
+    app.add_api_route("/v1/models", models.list, response_model=None)
+    app.add_api_route("/v1/models/{model:path}", models.retrieve, response_model=None)
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
 

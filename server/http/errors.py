@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,13 +25,24 @@ MAX_VALIDATION_ERRORS = 10
 MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
 ENDPOINTS = (
-    "Use POST /v1/chat/completions, /v1/completions, /tokenize or /detokenize, "
+    "Use POST /v1/chat/completions, /v1/responses, /v1/completions, /tokenize or /detokenize, "
     "or GET /v1/models, /health, /load, /metrics or /version."
 )
 
 
 class ModelNotFoundError(RequestError):
     """The request names a model that is not served."""
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None  # what the client should change, as a dotted path
+    code: int  # the status
+
+
+class ErrorBody(TypedDict):
+    error: ErrorDetail
 
 
 class ErrorInfo(NamedTuple):
@@ -43,7 +54,7 @@ class ErrorInfo(NamedTuple):
     headers: dict[str, str] | None = None
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorBody:
         kind = re.sub(r"[^A-Za-z]", "", HTTPStatus(self.status).phrase.title()).removesuffix("Error") + "Error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.status}}
 

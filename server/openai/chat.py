@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 from fastapi import Request, Response
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from engine.text.chat_template import ChatTemplate
 from engine.values.errors import RequestError
+from engine.wire.logprobs import TokenLogprobs
 from server.link.text_stream import Delta
+from server.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from server.openai.protocol.chat import ChatRequest
 from server.openai.protocol.chat_answer import (
     AnswerChoice,
@@ -26,6 +27,7 @@ from server.openai.protocol.chat_answer import (
     MessageDelta,
 )
 from server.openai.protocol.generation import Usage
+from server.openai.protocol.logprobs import ChatLogprobs
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
@@ -47,18 +49,27 @@ class Chat:
         return await self._serving.answer(request, ChatRequest.model_validate_json, self._respond)
 
     async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
-        sampling = self._serving.admit(body, 1)
-        self._check_calls(body)
-        text = await self.render(body)
-        prompts = await self._serving.encode([text], body.add_special_tokens, "messages")
-        special = self._answers.needs_special_tokens(body.may_call)
-        running = await self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
-        choices = [
-            _Choice(index, self._answers.reader(text, body.may_call), body) for index in range(running.num_choices)
-        ]
+        running, choices = await self.begin(body, arrival)
         if body.stream:
             return self._serving.stream(running, _chunks(running, choices, body))
         return await _whole(running, choices)
+
+    async def begin(self, body: ChatRequest, arrival: Arrival) -> tuple[Running, list[ChatChoice]]:
+        """The answers on their way, and the readers of each: the same for all shapes that they are sent in."""
+        sampling = self._serving.admit(body, 1)
+        self._check_calls(body)
+        text = await self.render(body)
+        prompts = await self._serving.encode(
+            [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
+        )
+        self._serving.check_limit(body, prompts)
+        special = self._answers.needs_special_tokens(body.may_call)
+        running = await self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
+        choices = [
+            ChatChoice(index, self._answers.reader(text, body.may_call), body, self._serving.names)
+            for index in range(running.num_choices)
+        ]
+        return running, choices
 
     async def render(self, body: ChatRequest) -> str:
         """The text of the prompt."""
@@ -71,7 +82,7 @@ class Chat:
             raise RequestError(
                 f"{len(body.messages)} messages do not fit the context of {self._serving.max_model_len} tokens: "
                 "send fewer.",
-                "messages",
+                body.prompt_param,
             )
         return await self._serving.tokens.run(lambda: self._render(body))
 
@@ -93,28 +104,36 @@ class Chat:
             add_generation_prompt=body.begins_message,
             continue_final_message=body.continue_final_message,
             variables=effort | (body.chat_template_kwargs or {}),
+            param=body.prompt_param,
         )
 
 
 @dataclass
-class _Choice:
+class ChatChoice:
     """One of the answers on its way, and what the request wants to see of it."""
 
     index: int
     reader: AnswerReader
     body: ChatRequest
+    names: TokenNames
     has_begun: bool = False
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[tuple[str, str, list[str]]] = field(default_factory=list)  # id, name, pieces of arguments
     has_more: bool = False  # than content, wanted or not
     last: Delta | None = None
+    tokens: list[int] = field(default_factory=list)  # not yet told of
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of these
+    of_prompt: list[TokenLogprobs] = field(default_factory=list)
 
     def read(self, delta: Delta) -> Iterator[Event]:
         """What is new and wanted."""
         self.last = delta
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
         if not self.has_begun:
             self.has_begun = True
+            self.of_prompt = delta.prompt_logprobs
             if self.body.echoed:
                 yield Content(self.body.echoed)
         events = self.reader.push(delta.text)
@@ -133,9 +152,9 @@ class _Choice:
     def pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
         """What is new as OpenAI streams it, the end in a piece of its own."""
         for message in self._messages(delta):
-            yield ChunkChoice(self.index, message)
+            yield ChunkChoice(self.index, message, None, UNSET, *self._told())
         if delta.finish_reason is not None:
-            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason)
+            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason, *self._told())
 
     def _messages(self, delta: Delta) -> Iterator[MessageDelta]:
         """The role comes first, with the first token: clients take it for that token's time."""
@@ -153,6 +172,17 @@ class _Choice:
                     function = FunctionDelta(name=name or "", arguments=arguments)
                     id = self.reader.make_call_id()
                     yield MessageDelta(tool_calls=[CallDelta(index=call, id=id, type="function", function=function)])
+
+    def _told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
+        """What is told beside a message of the tokens that came since the last one."""
+        body, tokens, logprobs = self.body, self.tokens, self.logprobs
+        if not tokens:
+            return None, UNSET
+        self.tokens, self.logprobs, content = [], [], None
+        if body.logprobs and len(logprobs) == len(tokens):
+            as_ids = bool(body.return_tokens_as_token_ids)
+            content = chat_logprobs(self.names, tokens, logprobs, top=body.top_logprobs or 0, as_ids=as_ids)
+        return content, tokens if body.return_token_ids else UNSET
 
     def collect(self, delta: Delta) -> None:
         """Keep what is new, for the whole message."""
@@ -180,7 +210,7 @@ class _Choice:
             reasoning_content=reasoning,
             tool_calls=calls or UNSET,
         )
-        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason)
+        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason, *self._told())
 
     @property
     def finish_reason(self) -> str | None:
@@ -189,29 +219,34 @@ class _Choice:
         return "tool_calls" if reason == "stop" and self.reader.num_calls else reason
 
 
-async def _whole(running: Running, choices: list[_Choice]) -> Response:
+async def _whole(running: Running, choices: list[ChatChoice]) -> Response:
     await running.collect(lambda delta: choices[delta.choice].collect(delta))
-    header = running.header
+    header, first, [prompt] = running.header, choices[0], running.prompts
+    told = first.body.prompt_logprobs is not None
     completion = ChatCompletion(
         id=header.id,
         created=header.created,
         model=header.model,
         choices=[choice.whole() for choice in choices],
         usage=Usage.of(header.prompt_tokens, running.text.num_tokens),
+        prompt_logprobs=prompt_logprobs(first.names, prompt, first.of_prompt) if told else UNSET,
+        prompt_token_ids=prompt if first.body.return_token_ids else UNSET,
     )
     return as_json(completion)
 
 
-def _chunks(running: Running, choices: list[_Choice], body: ChatRequest) -> AsyncIterator[bytes]:
-    return running.events(body, lambda delta: choices[delta.choice].pieces(delta), partial(_chunk, running))
-
-
-def _chunk(running: Running, choices: list[ChunkChoice], completion_tokens: int | None) -> ChatChunk:
+def _chunks(running: Running, choices: list[ChatChoice], body: ChatRequest) -> AsyncIterator[bytes]:
     header = running.header
-    return ChatChunk(
-        id=header.id,
-        created=header.created,
-        model=header.model,
-        choices=choices,
-        usage=header.usage(completion_tokens),
-    )
+    untold = list(running.prompts) if body.return_token_ids else []
+
+    def chunk(pieces: list[ChunkChoice], completion_tokens: int | None) -> ChatChunk:
+        return ChatChunk(
+            id=header.id,
+            created=header.created,
+            model=header.model,
+            choices=pieces,
+            usage=header.usage(completion_tokens),
+            prompt_token_ids=untold.pop() if untold else UNSET,
+        )
+
+    return running.events(body, lambda delta: choices[delta.choice].pieces(delta), chunk)

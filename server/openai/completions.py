@@ -35,6 +35,7 @@ class Completions:
             prompts = await self._serving.encode(
                 body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
             )
+        self._serving.check_limit(body, prompts)
         running = await self._serving.start("cmpl", prompts, sampling, arrival)
         choices = []
         for index in range(running.num_choices):
@@ -89,6 +90,7 @@ class _Choice:
                 names, self.tokens, self.logprobs, top=body.logprobs, offset=self.offset, as_ids=as_ids
             )
             self.offset = logprobs.text_offset[-1] + len(logprobs.tokens[-1]) if logprobs.tokens else self.offset
+        echoed = len(self.prompt) if body.echo and self.is_first else 0
         choice = Choice(
             self.index,
             "".join(self.texts),
@@ -96,7 +98,7 @@ class _Choice:
             last.stop_reason,
             logprobs,
             UNSET if body.prompt_logprobs is None else prompt_logprobs(names, self.prompt, self.of_prompt),
-            self.tokens if body.return_token_ids else UNSET,
+            self.tokens[echoed:] if body.return_token_ids else UNSET,
             self.prompt if body.return_token_ids and self.is_first else UNSET,
         )
         self.texts, self.tokens, self.logprobs, self.is_first = [], [], [], False

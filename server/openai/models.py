@@ -5,11 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http.errors import ModelNotFoundError
+
+
+class ModelCard(TypedDict):
+    id: str
+    object: str
+    created: int  # Unix seconds
+    owned_by: str
+    root: str  # the checkpoint
+    parent: None
+    max_model_len: int  # tokens
+
+
+class ModelList(TypedDict):
+    object: str
+    data: list[ModelCard]
 
 
 class Models:
@@ -19,7 +34,7 @@ class Models:
         """Of several names, answers have the first."""
         self.name = names[0]
         created = int(time.time())
-        self._cards = {
+        self._cards: dict[str, ModelCard] = {
             name: {
                 "id": name,
                 "object": "model",
@@ -32,18 +47,20 @@ class Models:
             for name in names
         }
         self._path = info.model
+        self._listed = " and ".join(map(repr, names))
 
-    async def list(self) -> dict[str, Any]:
+    async def list(self) -> ModelList:
         return {"object": "list", "data": [*self._cards.values()]}
 
-    async def retrieve(self, model: str) -> dict[str, Any]:
+    async def retrieve(self, model: str) -> ModelCard:
         self.check(model)
         return self._cards.get(model, self._cards[self.name])
 
     def check(self, model: str | None) -> None:
         """Raise ModelNotFoundError unless the name is ours, the checkpoint's path, or empty."""
         if model and model not in self._cards and model != self._path:
-            raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self.name!r} does.", "model")
+            does = "does" if len(self._cards) == 1 else "do"
+            raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self._listed} {does}.", "model")
 
 
 def model_names(config: ServerConfig, info: EngineInfo) -> tuple[str, ...]:

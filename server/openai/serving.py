@@ -1,4 +1,4 @@
-"""What completions and chat share: from a body to tokens that fit, and from the engine's outputs to an answer."""
+"""What all handlers of generation share: from a body to tokens that fit, and from the engine's outputs to an answer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Running:
 
     header: Header
     text: TextStream
+    prompts: Sequence[list[int]]
     num_choices: int
+    sampling: SamplingParams  # with what defaults the request left open
 
     async def collect(self, take: Callable[[Delta], None]) -> None:
         """Hand over all pieces of the answer as they come, and close it."""
@@ -152,7 +154,9 @@ class Serving:
         limit, limit_name = body.token_limit
         if limit is not None and limit > self.max_model_len:
             raise RequestError(
-                f"{limit_name} is {limit} but the context is {self.max_model_len} tokens: ask for fewer.", limit_name
+                f"{limit_name} is {limit}, but this model's maximum context length is {self.max_model_len} tokens: ask "
+                "for fewer.",
+                limit_name,
             )
         return sampling
 
@@ -198,7 +202,7 @@ class Serving:
         for text in texts:
             if len(text) > most_chars:  # said now, since tokenizing it would take long
                 raise RequestError(
-                    f"The prompt has {len(text)} characters, which do not fit the context of "
+                    f"The prompt has {len(text)} characters, which do not fit this model's maximum context length of "
                     f"{self.max_model_len} tokens: shorten it.",
                     param,
                 )
@@ -211,8 +215,8 @@ class Serving:
                 raise RequestError("The prompt is empty: it must have at least one token.", param)
             if len(prompt) >= self.max_model_len:
                 raise RequestError(
-                    f"The prompt has {len(prompt)} tokens but the context is {self.max_model_len} tokens, of which at "
-                    "least one must remain for the output: shorten it.",
+                    f"This model's maximum context length is {self.max_model_len} tokens, of which at least one must "
+                    f"remain for the output, but the prompt has {len(prompt)}: shorten it.",
                     param,
                 )
             self.check_ids(prompt, param)
@@ -221,6 +225,18 @@ class Serving:
         """They are of the vocabulary."""
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
             raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
+
+    def check_limit(self, body: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+        """What the client asks for at most fits after each prompt. The words are vLLM's: clients read the numbers."""
+        (limit, limit_name), longest = body.token_limit, max(map(len, prompts))
+        if body.needs_room and limit is not None and longest + limit > self.max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {limit} "
+                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
+                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+                "output tokens.",
+                limit_name,
+            )
 
     async def start(
         self,
@@ -246,33 +262,47 @@ class Serving:
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
         text = TextStream(stream, make_text, self._bridge.metrics)
-        return Running(header, text, len(prompts) * sampling.n)
+        return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 
-    def stream(self, running: Running, chunks: AsyncIterator[bytes]) -> Response:
-        """A response of server-sent events. An exception in their midst is an event, too: the status was sent."""
-        return EventStream(_until_done(chunks), running.text.close, self._keep_alive_s)
+    def stream(
+        self,
+        running: Running,
+        chunks: AsyncIterator[bytes],
+        *,
+        failed: Callable[[Exception], bytes] = error_event,
+        end: bytes = b"data: [DONE]\n\n",
+    ) -> Response:
+        """A response of server-sent events. An exception in their midst is an event, too (`failed` makes it): the
+        status was sent. `end` comes after all."""
+        return EventStream(_until_end(chunks, failed, end), running.text.close, self._keep_alive_s)
 
     def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
-        """As in vLLM, an answer has what room the prompt leaves, and no more than the checkpoint's defaults allow."""
+        """An answer without a limit of the client's has all the room that is left. None has more than the checkpoint's
+        defaults allow."""
         room = self.max_model_len - len(prompt)
         most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
 
-async def _until_done(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _until_end(
+    chunks: AsyncIterator[bytes], failed: Callable[[Exception], bytes], end: bytes
+) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
             yield chunk
     except Exception as error:
         if not isinstance(error, SeesawError):
             logger.exception("a stream failed")
-        yield error_event(error)
-    yield b"data: [DONE]\n\n"
+        yield failed(error)
+    if end:
+        yield end
 
 
 def as_event(chunk: msgspec.Struct) -> bytes:
-    """One server-sent event."""
-    return b"data: %b\n\n" % _encode(chunk)
+    """One server-sent event, which has a name if the struct has a tag."""
+    data = b"data: %b\n\n" % _encode(chunk)
+    tag = chunk.__struct_config__.tag
+    return data if tag is None else b"event: %b\n%b" % (str(tag).encode(), data)
 
 
 def as_json(answer: msgspec.Struct) -> Response:

@@ -118,7 +118,7 @@ def test_clients_that_hang_up_free_their_blocks(checkpoint: Path, tmp_path: Path
             writers = []
             for i in range(20):
                 _, writer = await asyncio.open_connection(address.hostname, address.port)
-                body = json.dumps({"prompt": "z" * (20 * i + 1), "max_tokens": LONG, "ignore_eos": True})
+                body = json.dumps({"prompt": "z" * (20 * i + 1), "max_tokens": LONG - 20 * i, "ignore_eos": True})
                 head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
                 writer.write(f"{head}{len(body)}\r\n\r\n{body}".encode())
                 await writer.drain()

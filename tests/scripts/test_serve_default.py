@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,26 @@ ON_CPU = ["--device", "cpu", *SMALL_STEPS]
     ],
 )
 def test_what_is_added(arguments: list[str], added: list[str]) -> None:
+    assert complete(arguments, lambda: MODEL) == [*added, *arguments]
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "added"),
+    [
+        ({"model": "a/model"}, [], []),
+        ({"executor": "simulated"}, [], []),
+        ({"max_num_seqs": 4}, [], NAMED + LAYOUTS + ON_CPU),
+        ({"decode": "T4", "prefill": "P4", "device": "cuda"}, ["--port", "9"], NAMED),
+        ({"served_model_name": "x", "max_num_batched_tokens": 64}, [], ["/cache/model", *LAYOUTS, "--device", "cpu"]),
+        ({"unheard_of": 1}, [], []),
+    ],
+)
+def test_what_is_added_to_a_config(
+    config: dict[str, object], flags: list[str], added: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(config))
+    arguments = ["--config", str(path), *flags]
     assert complete(arguments, lambda: MODEL) == [*added, *arguments]
 
 

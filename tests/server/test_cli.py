@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import get_args
@@ -11,7 +12,7 @@ import pytest
 
 from engine.values.config import EngineConfig
 from engine.values.wording import GIB
-from server import cli, entry, settings
+from server import cli, entry, foreign_flags, settings
 from server.config import ReasoningParser, ServerConfig, ToolCallParser
 from server.render.reasoning import REASONING_PARSERS
 from server.render.tools import TOOL_PARSERS
@@ -62,6 +63,11 @@ def test_sizes(text: str, size: int) -> None:
         (["-tp", "4", "m"], "as in `--prefill T4`"),
         (["m", "--pipeline-parallel-size=3"], "as in `--prefill P3`"),
         (["m", "--data-parallel-size"], "as in `--prefill D2`"),
+        (["--model", "m"], "there is no flag --model: name the model without a flag, as in `seesaw serve MODEL`"),
+        (["--model=m"], "name the model without a flag"),
+        (["m", "--gpu-memory-utilization", "0.9"], "with --kv-cache-memory-bytes"),
+        (["m", "--trust-remote-code"], "never done"),
+        (["m", "--kv-cache-dtype=fp8"], "nothing like it yet"),
         (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
         (["m", "--shutdown-timeout-s", "nan"], "shutdown_timeout_s must be"),
         (["m", "--health-timeout-s", "nan"], "health_timeout_s must be a positive number"),
@@ -99,6 +105,8 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(
     [
         ({"prefil": "P4"}, "unknown key 'prefil' in the config file"),
         ({"prefil": "P4"}, "did you mean 'prefill'?"),
+        ({"tensor_parallel_size": 4}, "write it as a layout, as in `--prefill T4`"),
+        ({"gpu_memory_utilization": 0.9}, "with --kv-cache-memory-bytes"),
         ({"port": "x"}, "port in "),
         ({"port": True}, "must be a whole number"),
         ({"api_key": [1]}, "text or a list of texts"),
@@ -135,6 +143,13 @@ def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pyt
     assert line.startswith("seesaw: error: ") and part in line
 
 
+def test_advice_on_foreign_flags_names_flags_of_ours() -> None:
+    ours = {f"--{name.replace('_', '-')}" for name in settings.HINTS if name != "model"}
+    assert not ours & {*foreign_flags.ADVICE, *foreign_flags.LAYOUTS}
+    for text in foreign_flags.ADVICE.values():
+        assert set(re.findall(r"--[a-z-]+", text)) <= ours
+
+
 def test_every_parser_has_a_flag() -> None:
     assert get_args(ToolCallParser) == ("none", *TOOL_PARSERS)
     assert get_args(ReasoningParser) == ("none", *REASONING_PARSERS)
@@ -167,6 +182,23 @@ def test_a_taken_port_is_said_before_anything_starts(capsys: pytest.CaptureFixtu
         assert cli.main(["serve", "m", "--port", str(port)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"seesaw: error: cannot listen on 127.0.0.1 port {port} (") and "--port" in error
+
+
+def test_files_that_cannot_be_used_are_said_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("{% if %}")
+    for flag, value, part in (
+        ("--chat-template", str(broken), "syntax error in line 1"),
+        ("--chat-template", "{{ 1 | unheard_of }}", "syntax error"),
+        ("--generation-config", str(broken), "cannot read"),
+        ("--generation-config", str(tmp_path / "nowhere"), "there is no"),
+    ):
+        # A port that cannot be taken would be the next error.
+        assert cli.main(["serve", "m", "--load-format", "dummy", "--host", "256.0.0.1", flag, value]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("seesaw: error: ") and part in line
 
 
 def test_every_setting_has_a_flag_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,25 @@ from urllib.parse import urlparse
 
 import pytest
 
+from server.config import ServerConfig
+from server.service import banner
+from server.settings import API_KEY_VARIABLE
+from tests.server.fake_engine import INFO
 from tests.server.served import complete, post, served, wait_for_first_tokens
+
+
+def test_the_banner_has_all_names_and_no_key_but_a_variable_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+        assert "Authorization" not in banner(ServerConfig(), listener, INFO)
+        shown = banner(ServerConfig(served_model_name=("a", "b", "c"), api_key=("secret",)), listener, INFO)
+        assert shown.startswith(f"Seesaw serves a (also as b, c) at {url}\n")
+        assert "Bearer YOUR_KEY" in shown and "secret" not in shown
+        monkeypatch.setenv(API_KEY_VARIABLE, "secret")
+        shown = banner(ServerConfig(api_key=("secret",)), listener, INFO)
+        assert f"Bearer ${API_KEY_VARIABLE}" in shown and "secret" not in shown
+        assert "Bearer YOUR_KEY" in banner(ServerConfig(api_key=("another",)), listener, INFO)
 
 
 def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Path) -> None:

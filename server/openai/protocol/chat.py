@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.sampling.params import MAX_LOGPROBS
 from engine.values.errors import RequestError
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.messages import Message
@@ -39,6 +40,8 @@ class ChatRequest(GenerationRequest):
         "thinking_token_budget": (),
         "web_search_options": (),
     }
+
+    prompt_param: ClassVar[str] = "messages"  # what errors about the prompt name
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
@@ -91,6 +94,12 @@ class ChatRequest(GenerationRequest):
 
     def check(self) -> None:
         super().check()
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise RequestError(
+                f"top_logprobs must be between 0 and {MAX_LOGPROBS}, got {self.top_logprobs}.", "top_logprobs"
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
         if self.tool_choice not in (None, "auto", "none", "required") and not isinstance(self.tool_choice, dict):
             raise RequestError("tool_choice must be auto, none, required, or name a function.", "tool_choice")
         if self.tool_choice in (None, "none"):

@@ -110,6 +110,10 @@ class CompletionRequest(GenerationRequest):
     def num_prompt_logprobs(self) -> int | None:
         return self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
 
+    @property
+    def needs_room(self) -> bool:
+        return self.max_tokens is not None
+
 
 class Choice(msgspec.Struct, frozen=True):
     index: int

@@ -43,18 +43,22 @@ SAMPLING_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "n", "min_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
-# Parameters that do not change the answer of a server like this one: for OpenAI's own accounts, caches and speeds.
+# Parameters that do not change the answer of a server like this one: for OpenAI's own accounts, caches and speeds;
+# and `best_of`, which vLLM has given up.
 IGNORED = frozenset(
     (
         *("metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-        *("service_tier", "store", "user", "verbosity"),
+        *("best_of", "service_tier", "store", "user", "verbosity"),
     )
 )
 
 
 @lru_cache(maxsize=1000)  # once for each name
-def _warn_of_unknown(name: str) -> None:
-    logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
+def _tell_of_ignored(name: str) -> None:
+    if name in IGNORED:
+        logger.info("requests hold the parameter %r, which is accepted and has no effect here", name)
+    else:
+        logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
 
 
 class StreamOptions(BaseModel):
@@ -117,6 +121,11 @@ class GenerationRequest(BaseModel):
         return self.prompt_logprobs
 
     @property
+    def needs_room(self) -> bool:
+        """Whether the prompt must leave room for the token limit: it does if the limit is the client's own."""
+        return self.token_limit[0] is not None
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -132,8 +141,8 @@ class GenerationRequest(BaseModel):
             if name in self.unsupported:
                 if value is not None and value not in self.unsupported[name]:
                     raise RequestError(f"{name} is not supported: leave it out.", name)
-            elif name not in IGNORED:
-                _warn_of_unknown(name[:100])
+            else:
+                _tell_of_ignored(name[:100])
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs needs stream to be false.", "prompt_logprobs")
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < -1:

@@ -11,6 +11,10 @@ from engine.text.conversation import read_content
 Content = str | list[str | dict[str, Any]]
 
 
+# The text of a content. Read by hand: a union would report an error for each alternative.
+Text = Annotated[str, PlainValidator(read_content, json_schema_input_type=Content)]
+
+
 class FunctionCall(BaseModel):
     name: str
     arguments: str | dict[str, Any] = "{}"
@@ -26,8 +30,7 @@ class Message(BaseModel):
     """A message of any role: what roles there are, the chat template says. What else it holds is ignored."""
 
     role: str = Field(min_length=1, max_length=64)
-    # Read by hand: a union would report an error for each alternative.
-    content: Annotated[str, PlainValidator(read_content, json_schema_input_type=Content)] | None = None
+    content: Text | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

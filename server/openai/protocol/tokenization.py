@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from pydantic import BaseModel, Field
 
+from engine.values.errors import RequestError
 from server.openai.protocol.chat import ChatRequest
 
 MAX_TOKENS = 1 << 20
@@ -28,17 +29,22 @@ class Detokenize(BaseModel):
     tokens: list[int] = Field(max_length=MAX_TOKENS)
 
 
-class _MessagesOnly(msgspec.Struct):
+class _Kinds(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
 
 
 def read_tokenize(body: bytes) -> TokenizeText | TokenizeChat:
-    """A chat if there are messages. Raises pydantic's ValidationError."""
+    """A chat if there are messages. Raises RequestError if there is no prompt either, or pydantic's ValidationError."""
     try:
-        is_chat = bytes(msgspec.json.decode(body, type=_MessagesOnly).messages) not in (b"", b"null")
+        kinds = msgspec.json.decode(body, type=_Kinds)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        is_chat = False  # the model says what is wrong
-    return TokenizeChat.model_validate_json(body) if is_chat else TokenizeText.model_validate_json(body)
+        return TokenizeText.model_validate_json(body)  # which says what is wrong
+    if bytes(kinds.messages) not in (b"", b"null"):
+        return TokenizeChat.model_validate_json(body)
+    if bytes(kinds.prompt) in (b"", b"null"):
+        raise RequestError("There is nothing to tokenize: give a prompt, or the messages of a chat.", "prompt")
+    return TokenizeText.model_validate_json(body)
 
 
 class Tokens(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.defaults import SamplingDefaults, load_defaults
+from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 
@@ -48,14 +48,30 @@ def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:
     [[], {"temperature": "hot"}, {"temperature": -1}, {"top_p": 5}, {"max_new_tokens": 0}],
 )
 def test_values_that_cannot_be(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(ConfigError, match=r"generation_config\.json"):
-        load_defaults("auto", checkpoint(tmp_path, content))
+    engine = checkpoint(tmp_path, content)
+    for read in (load_defaults, check_defaults):
+        with pytest.raises(ConfigError, match=r"generation_config\.json"):
+            read("auto", engine)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     engine = EngineConfig(model=str(tmp_path))
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot read"):
-        load_defaults("auto", engine)
-    with pytest.raises(ConfigError, match="there is no"):
-        load_defaults(str(tmp_path / "nowhere"), EngineConfig(executor="simulated"))
+    for read in (load_defaults, check_defaults):
+        with pytest.raises(ConfigError, match="cannot read"):
+            read("auto", engine)
+        with pytest.raises(ConfigError, match="cannot read"):
+            read(str(tmp_path), EngineConfig(executor="simulated"))
+        with pytest.raises(ConfigError, match="there is no"):
+            read(str(tmp_path / "nowhere"), EngineConfig(executor="simulated"))
+
+
+def test_a_first_check_asks_no_hub_and_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    check_defaults("auto", checkpoint(tmp_path, {"temperature": 0.6, "repetition_penalty": 2}))
+    monkeypatch.setattr("engine.sampling.defaults.find_model", None)
+    check_defaults("auto", EngineConfig(model="org/name"))
+    check_defaults(str(tmp_path), EngineConfig(model="org/name"))
+    assert not caplog.records

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.text.chat_template import ChatTemplate, read_template
+from engine.text.chat_template import ChatTemplate
+from engine.text.template_source import read_template
 from engine.text.tokenizer import ByteTokenizer
 from engine.values.errors import ConfigError, RequestError
 
@@ -25,11 +26,30 @@ def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:
             read_template(str(wrong))
 
 
-def test_the_operators_template_must_be_jinja_and_may_refuse_a_trial() -> None:
-    with pytest.raises(ConfigError, match="line 2"):
-        ChatTemplate(ByteTokenizer(), "a\n{% if %}").check()
-    ChatTemplate(ByteTokenizer(), "{{ raise_exception('no') }}").check()
-    ChatTemplate(ByteTokenizer()).check()
+def test_the_operators_template_must_be_jinja(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    for wrong in ("a\n{% if %}", "a\n{{ 1|unheard_of }}", "a\n{% generation %}"):
+        path.write_text(wrong)
+        for choice in (wrong, str(path)):
+            with pytest.raises(ConfigError, match="line 2"):
+                read_template(choice)
+    with pytest.raises(ConfigError, match="cannot be compiled"):
+        read_template("{% break %}")
+    loop, marked = "{% for m in x %}{% break %}{% endfor %}", "{% generation %}{{ x|tojson }}{% endgeneration %}"
+    for fine in ("{{ raise_exception('no') }}", loop, marked):
+        assert read_template(fine) == fine
+
+
+def test_tools_that_a_template_does_not_read_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    ChatTemplate(ByteTokenizer(), "mute {{ messages[0].content }}").render([USER])
+    assert not caplog.records
+    for template in ("deaf {{ messages[0].content }}", "{{ tools[0].function.name }}"):
+        renderer = ChatTemplate(ByteTokenizer(), template)
+        renderer.render([USER], tools=tools)
+        renderer.render([USER], tools=tools)
+        assert caplog.text.count("does not read any") == template.startswith("deaf")
+        caplog.clear()
 
 
 def test_templates_are_sandboxed() -> None:

@@ -56,7 +56,9 @@ async def test_a_model_of_several_names(make_site: MakeSite) -> None:
     for name in ("one", "two", INFO.model):
         response = await site.complete(prompt="p", model=name)
         assert (response.status_code, response.json()["model"]) == (200, "one")
-    assert (await site.complete(prompt="p", model="three")).status_code == 404
+    refused = await site.complete(prompt="p", model="three")
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"] == "The model 'three' does not exist; 'one' and 'two' do."
 
 
 async def test_a_request_keeps_its_id(site: Site) -> None:

@@ -35,8 +35,8 @@ async def test_the_openai_package(line: Line, port: int) -> None:
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             await api.completions.create(model="other", prompt="x")
         with pytest.raises(openai.BadRequestError) as refused:
-            await api.completions.create(model="fake", prompt="x", logprobs=3)
-        assert refused.value.param == "logprobs"
+            await api.completions.create(model="fake", prompt="x", suffix="y")
+        assert refused.value.param == "suffix"
 
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -62,8 +62,8 @@ async def test_the_openai_package_chats(line: Line, port: int) -> None:
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             await api.chat.completions.create(model="other", messages=HELLO)
         with pytest.raises(openai.BadRequestError) as refused:
-            await api.chat.completions.create(model="fake", messages=HELLO, logprobs=True)
-        assert refused.value.param == "logprobs"
+            await api.chat.completions.create(model="fake", messages=HELLO, modalities=["audio"])
+        assert refused.value.param == "modalities"
 
 
 async def test_the_openai_package_calls_tools(line: Line, port: int) -> None:
@@ -87,17 +87,63 @@ async def test_the_openai_package_calls_tools(line: Line, port: int) -> None:
         assert again.choices[0].message.content == "done"
 
 
+FLAT_TOOL = {"type": "function", "name": "f", "parameters": TOOL["function"]["parameters"], "strict": True}
+
+
+async def test_the_openai_package_responds(line: Line, port: int) -> None:
+    line.engine.script = answer("a世b")
+    async with client(port) as api:
+        whole = await api.responses.create(model="fake", input="hi", instructions="be", store=False)
+        assert (whole.status, whole.output_text) == ("completed", "a世b")
+        assert whole.usage is not None and whole.usage.total_tokens == 17
+        async with api.responses.stream(model="fake", input=[{"role": "user", "content": "hi"}]) as stream:
+            texts = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+            final = await stream.get_final_response()
+        assert "".join(texts) == final.output_text == "a世b"
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await api.responses.create(model="other", input="hi")
+        with pytest.raises(openai.BadRequestError) as refused:
+            await api.responses.create(model="fake", input="hi", previous_response_id=whole.id)
+        assert refused.value.param == "previous_response_id"
+
+
+async def test_the_openai_package_calls_tools_in_responses(line: Line, port: int) -> None:
+    def script(add: Add) -> list[Output]:
+        last = len(CALL) - 1
+        return [Output(add.id, 0, [byte], FinishReason.STOP if at == last else None) for at, byte in enumerate(CALL)]
+
+    line.engine.script = script
+    async with client(port) as api:
+        whole = await api.responses.create(model="fake", input="hi", tools=[FLAT_TOOL])
+        async with api.responses.stream(model="fake", input="hi", tools=[FLAT_TOOL]) as stream:
+            arguments = [e.delta async for e in stream if e.type == "response.function_call_arguments.delta"]
+            streamed = await stream.get_final_response()
+        assert "".join(arguments) == '{"a": 1}'
+        for response in (whole, streamed):
+            (call,) = response.output
+            assert call.type == "function_call"
+            assert (call.name, call.arguments) == ("f", '{"a": 1}')
+        line.engine.script = answer("done")
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "3"}
+        history = [{"role": "user", "content": "hi"}, *(item.model_dump() for item in whole.output), result]
+        again = await api.responses.create(model="fake", input=history, tools=[FLAT_TOOL])
+        assert again.output_text == "done"
+
+
 async def test_the_openai_package_without_asyncio(line: Line, port: int) -> None:
     line.engine.script = answer("a世b")
 
-    def chat() -> tuple[str | None, str]:
+    def texts() -> list[str | None]:
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as api:
             whole = api.chat.completions.create(model="fake", messages=HELLO)
             stream = api.chat.completions.create(model="fake", messages=HELLO, stream=True)
             deltas = [chunk.choices[0].delta.content or "" for chunk in stream]
-            return whole.choices[0].message.content, "".join(deltas)
+            response = api.responses.create(model="fake", input="hi")
+            events = api.responses.create(model="fake", input="hi", stream=True)
+            pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+            return [whole.choices[0].message.content, "".join(deltas), response.output_text, "".join(pieces)]
 
-    assert await asyncio.to_thread(chat) == ("a世b", "a世b")
+    assert await asyncio.to_thread(texts) == ["a世b"] * 4
 
 
 async def test_tokens_reach_the_client_as_they_come(line: Line, port: int) -> None:

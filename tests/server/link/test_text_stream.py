@@ -24,7 +24,7 @@ async def test_only_what_had_an_output_has_a_text_and_counts_as_aborted(line: Li
     stream = line.bridge.submit("a", [([1], SamplingParams(n=3))])
     text = TextStream(stream, make_text, line.bridge.metrics)
     await line.engine.say((await line.engine.expect(Add)).id, "hi", index=1)
-    assert await anext(text.deltas()) == [Delta(1, "hi", 2, None, None)]
+    assert await anext(text.deltas()) == [Delta(1, "hi", 2, None, None, list(b"hi"))]
     text.close()
     text.close()
     assert made == [1]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from server.openai.protocol.chat import ChatRequest
 from server.openai.protocol.completions import CompletionRequest
+from server.openai.protocol.responses import ResponsesRequest
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import answer
 
@@ -41,6 +42,16 @@ MESSAGE = st.fixed_dictionaries(
 )
 FIELDS = st.sampled_from(sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *ChatRequest.unsupported}))
 CHANGES = st.dictionaries(FIELDS, VALUES, max_size=3)
+ITEM = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning", "x"]),
+        "role": st.sampled_from(["user", "assistant"]),
+        **dict.fromkeys(("content", "summary", "output"), VALUES | st.text(max_size=8)),
+        **dict.fromkeys(("arguments", "call_id", "name", "status"), st.text(max_size=8) | st.just("{}") | VALUES),
+    },
+)
+RESPONSE_FIELDS = st.sampled_from(sorted({*ResponsesRequest.model_fields, *ResponsesRequest.unsupported} - {"input"}))
 
 
 @pytest.fixture
@@ -56,7 +67,7 @@ async def is_served(site: Site, path: str, body: dict[str, Any]) -> None:
     response = await site.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code == 200:
-        assert '"error"' not in response.text
+        assert '"error":{' not in response.text
     else:
         error = response.json()["error"]
         assert error["code"] == response.status_code and 0 < len(error["message"]) < 4000
@@ -66,6 +77,12 @@ async def is_served(site: Site, path: str, body: dict[str, Any]) -> None:
 @given(messages=st.lists(MESSAGE, min_size=1, max_size=3), changes=CHANGES)
 async def test_chats(anything: Site, messages: list[Any], changes: dict[str, Any]) -> None:
     await is_served(anything, "/v1/chat/completions", {"messages": messages} | changes)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(items=st.lists(ITEM, max_size=3), changes=st.dictionaries(RESPONSE_FIELDS, VALUES, max_size=3))
+async def test_responses(anything: Site, items: list[Any], changes: dict[str, Any]) -> None:
+    await is_served(anything, "/v1/responses", {"input": items} | changes)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
+from server.openai.protocol.generation import _tell_of_ignored
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
 from tests.server.openai.streams import events
@@ -172,6 +174,9 @@ async def test_a_clients_template_is_taken_only_where_the_operator_says_so(make_
     site = await make_site(chat_config())
     assert "--trust-request-chat-template" in await refused(site, "chat_template", chat_template="{{ 1 }}")
     site = await make_site(chat_config(trust_request_chat_template=True))
+    for broken in ("{% if %}", "{{ messages[0].content + 1 }}", "{{ unheard_of.x }}"):
+        assert "fails on these messages" in await refused(site, "chat_template", chat_template=broken)
+    assert "alternate" in await refused(site, "messages", chat_template="{{ raise_exception('must alternate') }}")
     assert await prompt_of(site, chat_template="<{{ messages|length }}>") == "<1>"
 
 
@@ -213,14 +218,15 @@ async def test_what_a_template_raises_is_the_clients_to_mend(make_site: MakeSite
         ("max_completion_tokens", {"max_completion_tokens": 0}, "at least 1"),
         ("max_completion_tokens", {"max_completion_tokens": 65}, "64 tokens"),
         ("max_tokens", {"max_tokens": 65}, "64 tokens"),
+        ("max_tokens", {"max_tokens": 58}, "maximum context length is 64 tokens"),
+        ("max_completion_tokens", {"max_completion_tokens": 58}, "at least 65 tokens"),
         ("n", {"n": 101}, "101 sequences"),
         ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}, "both"),
         ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}, "'tokenize'"),
         ("chat_template_kwargs", {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "'chat_template'"),
-        ("logprobs", {"logprobs": True}, "not supported"),
-        ("top_logprobs", {"top_logprobs": 2}, "not supported"),
-        ("logit_bias", {"logit_bias": {"5": 1}}, "not supported"),
-        ("presence_penalty", {"presence_penalty": 0.5}, "not supported"),
+        ("top_logprobs", {"top_logprobs": 2}, "logprobs to be true"),
+        ("top_logprobs", {"top_logprobs": 21, "logprobs": True}, "between 0 and 20"),
+        ("prompt_logprobs", {"prompt_logprobs": 21}, "between 0 and 20"),
         ("response_format", {"response_format": {"type": "json_object"}}, "not supported"),
         ("structured_outputs", {"structured_outputs": {"regex": "a"}}, "not supported"),
         ("functions", {"functions": [{"name": "f"}]}, "not supported"),
@@ -257,6 +263,19 @@ async def test_unsupported_parameters_may_have_their_default(chatty: Site) -> No
         "something_new": 5,
     }
     assert (await chatty.chat(**harmless)).status_code == 200
+
+
+async def test_what_is_ignored_is_logged_once(chatty: Site, caplog: pytest.LogCaptureFixture) -> None:
+    chatty.engine.script = say("x")
+    caplog.set_level(logging.INFO)
+    _tell_of_ignored.cache_clear()
+    for _ in range(2):
+        await chatty.chat(user="me", something_new=5, frequency_penalty=0)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("server.openai")]
+    assert lines == [
+        "requests hold the parameter 'user', which is accepted and has no effect here",
+        "requests hold the parameter 'something_new', which Seesaw does not know and ignores",
+    ]
 
 
 async def test_a_stream_is_as_openais(chatty: Site) -> None:

@@ -135,10 +135,22 @@ async def test_stop_strings_end_a_sequence_and_abort_it(site: Site, stream: bool
     assert await site.engine.expect(Abort) == Abort(add.id)
 
 
-async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
+async def test_an_answer_without_a_limit_of_its_own_has_what_room_is_left(site: Site) -> None:
     site.engine.script = answer("x")
-    await site.complete(prompt=[1] * 60, max_tokens=INFO.max_model_len)
-    assert (await site.engine.expect(Add)).sampling.max_tokens == 4
+    for body in ({}, {"max_tokens": None}, {"max_tokens": 4}):
+        await site.complete(prompt=[1] * 60, **body)
+        assert (await site.engine.expect(Add)).sampling.max_tokens == 4
+
+
+async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_words(site: Site) -> None:
+    response = await site.complete(prompt=[[1], [1] * 60], max_tokens=5)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "max_tokens")
+    assert error["message"] == (
+        "This model's maximum context length is 64 tokens. However, you requested 5 output tokens and your prompt "
+        "contains at least 60 input tokens, for a total of at least 65 tokens. Please reduce the length of the input "
+        "prompt or the number of requested output tokens."
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +158,7 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
     [
         ("max_tokens", {"max_tokens": 0}, "at least 1"),
         ("max_tokens", {"max_tokens": 65}, "64 tokens"),
-        ("prompt", {"prompt": [1] * 64}, "64 tokens but the context is 64"),
+        ("prompt", {"prompt": [1] * 64}, "context length is 64 tokens"),
         ("prompt", {"prompt": ""}, "empty"),
         ("prompt", {"prompt": [[1], []]}, "empty"),
         ("prompt", {"prompt": []}, "must be a string"),
@@ -157,7 +169,7 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
         ("prompt", {"prompt": [[1]] * 101}, "101 entries, more than 100"),
         ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
         ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
-        ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit the context of 64"),
+        ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit"),
         ("temperature", {"temperature": -1}, ">= 0"),
         ("temperature", {"temperature": "hot"}, "number"),
         ("n", {"n": 0}, "between 1 and 128"),
@@ -165,12 +177,21 @@ async def test_max_tokens_is_clamped_to_the_room_left(site: Site) -> None:
         ("stop", {"stop": ["a"] * 17}, "17"),
         ("stop", {"stop": [""]}, "1 to"),
         ("stream_options", {"stream_options": {"include_usage": True}}, "needs stream"),
-        ("logprobs", {"logprobs": 1}, "not supported"),
-        ("logprobs", {"logprobs": 0}, "not supported"),
-        ("echo", {"echo": True}, "not supported"),
-        ("best_of", {"n": 1, "best_of": 2}, "not supported"),
-        ("logit_bias", {"logit_bias": {"5": 1}}, "not supported"),
-        ("presence_penalty", {"presence_penalty": 0.5}, "not supported"),
+        ("logprobs", {"logprobs": 21}, "between 0 and 20"),
+        ("logprobs", {"logprobs": -1}, "between 0 and 20"),
+        ("prompt_logprobs", {"prompt_logprobs": 1, "stream": True}, "stream to be false"),
+        ("max_tokens", {"max_tokens": 0}, "at least 1"),
+        ("logit_bias.a.[key]", {"logit_bias": {"a": 1}}, "integer"),
+        ("logit_bias.5", {"logit_bias": {"5": "x"}}, "number"),
+        ("presence_penalty", {"presence_penalty": 2.5}, "between -2 and 2"),
+        ("frequency_penalty", {"frequency_penalty": -3}, "between -2 and 2"),
+        ("repetition_penalty", {"repetition_penalty": 0}, "above 0"),
+        ("min_tokens", {"min_tokens": 9, "max_tokens": 8}, "between 0 and max_tokens"),
+        ("allowed_token_ids", {"allowed_token_ids": []}, "is empty"),
+        ("bad_words", {"bad_words": [""]}, "empty one"),
+        ("truncate_prompt_tokens", {"truncate_prompt_tokens": 0}, "at least 1"),
+        ("truncate_prompt_tokens", {"truncate_prompt_tokens": 65}, "64 tokens"),
+        ("suffix", {"suffix": "s"}, "not supported"),
         ("response_format", {"response_format": {"type": "json_object"}}, "not supported"),
     ],
 )
@@ -185,7 +206,7 @@ async def test_unsupported_parameters_may_have_their_default(site: Site) -> None
         "logprobs": None,
         "echo": False,
         "suffix": None,
-        "best_of": 1,
+        "best_of": 3,
         "logit_bias": {},
         "presence_penalty": 0,
         "frequency_penalty": 0.0,

@@ -39,6 +39,8 @@ async def test_texts_and_chats(chatty: Site) -> None:
     ("path", "body", "status", "param"),
     [
         ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": None, "messages": None}, 400, "prompt"),
+        ("/tokenize", [], 400, None),
         ("/tokenize", {"prompt": ["a"]}, 400, "prompt"),
         ("/tokenize", {"prompt": "a" * 65}, 400, "prompt"),
         ("/tokenize", {"messages": []}, 400, "messages"),
@@ -48,9 +50,14 @@ async def test_texts_and_chats(chatty: Site) -> None:
         ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
     ],
 )
-async def test_what_cannot_be_done(chatty: Site, path: str, body: dict[str, Any], status: int, param: str) -> None:
+async def test_what_cannot_be_done(chatty: Site, path: str, body: Any, status: int, param: str | None) -> None:
     response = await chatty.client.post(path, json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+async def test_nothing_to_tokenize_is_told_what_could_be(chatty: Site) -> None:
+    message = (await chatty.client.post("/tokenize", json={})).json()["error"]["message"]
+    assert message == "There is nothing to tokenize: give a prompt, or the messages of a chat."
 
 
 async def test_without_a_template_there_are_no_chats(site: Site) -> None:

@@ -1,0 +1,167 @@
+"""`/openapi.json`: the document of what is served, made of the very models that read requests and that make answers.
+
+FastAPI's own would lack both, since bodies are read by hand (`server.http.body`) and answers are encoded by msgspec.
+A test compares it with the routes, and real requests and answers with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.http.errors import ErrorBody
+from server.http.middleware import GUARDED
+from server.openai.models import ModelCard, ModelList
+from server.openai.protocol.chat import ChatRequest
+from server.openai.protocol.chat_answer import ChatChunk, ChatCompletion
+from server.openai.protocol.completions import Completion, CompletionRequest
+from server.openai.protocol.generation import GenerationRequest
+from server.openai.protocol.responses import ResponsesRequest
+from server.openai.protocol.responses_answer import AnyStreamEvent, Response
+from server.openai.protocol.tokenization import Detokenize, DetokenizedText, TokenizeChat, TokenizeText, Tokens
+
+REF = "#/components/schemas/{}"
+REASONS = {
+    400: "The client can mend the request",
+    401: "The API key is missing or wrong",
+    404: "There is no such model",
+    413: "The body is too large",
+    500: "The engine has failed",
+    503: "The engine is busy or does not answer",
+}
+BODY_ERRORS = (400, 404, 413)
+GENERATION_ERRORS = (*BODY_ERRORS, 500, 503)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a client may do at a path."""
+
+    summary: str
+    bodies: tuple[type[BaseModel], ...] = ()
+    answer: Any = None  # a type of JSON; None is text
+    events: Any = None  # the type of a stream's events, if it may be streamed
+    errors: tuple[int, ...] = ()
+
+
+HEALTH = Operation("Whether the engine answers", answer=dict[str, str], errors=(503,))
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("/v1/chat/completions", "post"): Operation(
+        "The next message of a conversation", (ChatRequest,), ChatCompletion, ChatChunk, GENERATION_ERRORS
+    ),
+    ("/v1/responses", "post"): Operation(
+        "The next items of a conversation; nothing is stored",
+        (ResponsesRequest,),
+        Response,
+        AnyStreamEvent,
+        GENERATION_ERRORS,
+    ),
+    ("/v1/completions", "post"): Operation(
+        "Continuations of prompts", (CompletionRequest,), Completion, Completion, GENERATION_ERRORS
+    ),
+    ("/v1/models", "get"): Operation("The model, by each of its names", answer=ModelList),
+    ("/v1/models/{model}", "get"): Operation("The model, by one of its names", answer=ModelCard, errors=(404,)),
+    ("/tokenize", "post"): Operation(
+        "The tokens of a text or of a conversation", (TokenizeText, TokenizeChat), Tokens, errors=BODY_ERRORS
+    ),
+    ("/detokenize", "post"): Operation("The text of tokens", (Detokenize,), DetokenizedText, errors=BODY_ERRORS),
+    ("/health", "get"): HEALTH,
+    ("/ping", "get"): HEALTH,
+    ("/ping", "post"): HEALTH,
+    ("/load", "get"): Operation("How many requests there are", answer=dict[str, int]),
+    ("/version", "get"): Operation("The server's version", answer=dict[str, str]),
+    ("/metrics", "get"): Operation("Metrics in Prometheus' format"),
+}
+
+
+def make_document(title: str, version: str, *, has_keys: bool) -> dict[str, Any]:
+    """The OpenAPI document. `has_keys`: some paths need an API key."""
+    refs, components = _schemas()
+    paths: dict[str, dict[str, Any]] = {}
+    for (path, method), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method] = _describe(
+            path, operation, refs, needs_key=has_keys and GUARDED.match(path) is not None
+        )
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if has_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}  # type: ignore[index]
+    return document
+
+
+def _describe(path: str, operation: Operation, refs: dict[Any, Any], needs_key: bool) -> dict[str, Any]:
+    described: dict[str, Any] = {"summary": operation.summary}
+    refused = {name for body in operation.bodies if issubclass(body, GenerationRequest) for name in body.unsupported}
+    if refused and operation.events is not None:
+        described["description"] = (
+            "Other parameters are ignored, but for these, which are refused unless they ask for nothing: "
+            f"{', '.join(sorted(refused))}."
+        )
+    if "{" in path:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", path)
+        ]
+    if operation.bodies:
+        schemas = [refs[body] for body in operation.bodies]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer is not None:
+        content = {"application/json": {"schema": refs[operation.answer]}}
+    if operation.events is not None:
+        content["text/event-stream"] = {"schema": refs[operation.events]}
+    described["responses"] = {"200": {"description": "Success", "content": content}}
+    for status in sorted({*operation.errors, *((401,) if needs_key else ())}):
+        error = {"application/json": {"schema": refs[ErrorBody]}}
+        described["responses"][str(status)] = {"description": REASONS[status], "content": error}
+    if needs_key:
+        described["security"] = [{"key": []}]
+    return described
+
+
+def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The schema of each type that is sent, by the type, and what these refer to, by name."""
+    operations = OPERATIONS.values()
+    bodies = list(dict.fromkeys(body for operation in operations for body in operation.bodies))
+    sent = (each for operation in operations for each in (operation.answer, operation.events))
+    answers = [each for each in dict.fromkeys((*sent, ErrorBody)) if each is not None]
+    of_bodies, definitions = models_json_schema(
+        [(body, "validation") for body in bodies], ref_template=REF.format("{model}")
+    )
+    of_answers, parts = msgspec.json.schema_components(answers, ref_template=REF.format("{name}"))
+    # Names that requests and answers both have get endings, as FastAPI gives them.
+    both = definitions["$defs"].keys() & parts.keys()
+    read = _with_ending("-Input", both, {b: of_bodies[b, "validation"] for b in bodies}, definitions["$defs"])
+    made = _with_ending("-Output", both, dict(zip(answers, of_answers, strict=True)), parts)
+    return read[0] | made[0], dict(sorted((read[1] | made[1]).items()))
+
+
+def _with_ending(
+    ending: str, names: Set[str], schemas: dict[Any, Any], components: dict[str, Any]
+) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The same, with this ending to the components of these names."""
+    refs = {REF.format(name): REF.format(name + ending) for name in names}
+
+    def renamed(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: renamed(each) for key, each in value.items()}
+            case list():
+                return [renamed(each) for each in value]
+            case str():
+                return refs.get(value, value)
+        return value
+
+    named = {name + ending if name in names else name: renamed(schema) for name, schema in components.items()}
+    return renamed(schemas), named

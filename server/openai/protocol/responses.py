@@ -1,0 +1,142 @@
+"""What `/v1/responses` takes: a chat in another shape, and the chat that it is."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from engine.values.errors import RequestError
+from server.openai.protocol.chat import ChatRequest, Tool
+from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
+from server.openai.protocol.input_items import InputItem, as_messages
+from server.openai.protocol.messages import Message
+
+NO_STORE = "This server stores no responses: send the whole conversation as input."
+
+
+def _as_items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class FunctionTool(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def as_tool(self) -> Tool:
+        """The same in the shape of chats."""
+        return Tool.model_validate(
+            {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+        )
+
+
+class ReasoningOptions(BaseModel):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class TextOptions(BaseModel):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ResponsesRequest(GenerationRequest):
+    """The body of a request."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED | {
+        "background": (False,),
+        "logprobs": (False,),
+        "prompt": (),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    }
+
+    input: Annotated[
+        list[InputItem],
+        Field(min_length=1),
+        BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
+    ]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
+    metadata: dict[str, Any] | None = None
+    include: list[str] | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none
+    # Beyond OpenAI's, as in vLLM:
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> ResponsesRequest:
+        """A request that is a chat. Raises RequestError and pydantic's ValidationError."""
+        request = cls.model_validate_json(body)
+        request.check()
+        _ = request.chat
+        return request
+
+    def check(self) -> None:
+        super().check()
+        for name in ("previous_response_id", "conversation"):
+            if getattr(self, name) is not None:
+                raise RequestError(NO_STORE, name)
+        if self.max_tokens is not None:
+            raise RequestError("max_tokens is max_output_tokens here: rename it.", "max_tokens")
+        if self.n not in (None, 1):
+            raise RequestError("n must be 1: a response has one answer.", "n")
+        if "message.output_text.logprobs" in (self.include or ()):
+            raise RequestError("message.output_text.logprobs is not supported: leave it out.", "include")
+        if self.text_format.get("type") != "text":
+            raise RequestError("text.format is not supported: leave it out.", "text.format")
+
+    @property
+    def text_format(self) -> dict[str, Any]:
+        """What shape the answer's text shall have."""
+        return (self.text and self.text.format) or {"type": "text"}
+
+    @cached_property
+    def chat(self) -> ChatRequest:
+        """The chat that this is. Raises RequestError and pydantic's ValidationError, unless `parse` has made it."""
+        messages = as_messages(self.input)
+        if self.instructions:
+            messages.insert(0, Message(role="system", content=self.instructions))
+        same = {*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template", "chat_template_kwargs"}
+        return _Conversation(
+            **{name: getattr(self, name) for name in self.model_fields_set & same - {"stream_options"}},
+            messages=messages,
+            max_completion_tokens=self.max_output_tokens,
+            tools=[tool.as_tool() for tool in self.tools or ()],
+            tool_choice=_named_function(self.tool_choice),
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            continue_final_message=self.input[-1].is_unfinished,
+        )
+
+
+class _Conversation(ChatRequest):
+    """A chat whose errors name what the client sent."""
+
+    prompt_param: ClassVar[str] = "input"
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        return self.max_completion_tokens, "max_output_tokens"
+
+
+def _named_function(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """A choice of a tool in the shape of chats, which name a function one level deeper."""
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return choice
