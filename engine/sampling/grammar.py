@@ -1,7 +1,7 @@
 """Grammars over a model's tokens, compiled beside the loop that asks for them.
 
-The engine process has one `Grammars` to constrain sequences, the server process one to refuse broken requests before
-anything is queued: `start` a compilation, look in from time to time, take the `Matcher` once it is done.
+The engine process has one `Grammars`: its loop starts a compilation, looks in from time to time, and takes the
+`Matcher` once it is done. What clients send has passed `engine.sampling.grammar_check` before.
 """
 
 from __future__ import annotations
@@ -45,19 +45,17 @@ class Compilation:
         """Whether `matcher` returns at once."""
         return self._grammar.done()
 
-    def matcher(self, stop_token_ids: Iterable[int] = (), timeout_s: float | None = None) -> Matcher:
+    def matcher(self, stop_token_ids: Iterable[int] = ()) -> Matcher:
         """A matcher for one sequence, which also ends with any of these tokens. May be called again, for others.
 
-        Raises RequestError, with the `param` that `start` was given, if the specification is broken or takes too long.
+        Raises RequestError, with the `param` that `start` was given, if the specification cannot be enforced.
         """
         try:
-            state = self._grammar.result(timeout_s)
+            state = self._grammar.result()
         except RequestError as error:
-            where = self._param or "the specification"
-            raise RequestError(f"{where} cannot be enforced: {error}.", self._param) from None
-        except TimeoutError:
-            where = self._param or "the specification"
-            raise RequestError(f"{where} takes too long to compile: simplify it.", self._param) from None
+            raise RequestError(
+                f"{self._param or 'the specification'} cannot be enforced: {error}.", self._param
+            ) from None
         ends = (*self._grammars.eos_token_ids, *stop_token_ids)
         return Matcher(state.deep_copy(), self._grammars.vocab_size, ends)
 
@@ -93,9 +91,10 @@ class Grammars:
             self._compiled.move_to_end(spec)
         return Compilation(self, grammar, param)
 
-    def validate(self, spec: StructuredOutputs, param: str | None = None, timeout_s: float | None = None) -> None:
-        """Raise RequestError if the specification is broken. Blocks while it is compiled: keep it off event loops."""
-        self.start(spec, param).matcher(timeout_s=timeout_s)
+    def validate(self, spec: StructuredOutputs, param: str | None = None) -> None:
+        """Raise RequestError if the specification cannot be enforced. Blocks while it is compiled, which may take for
+        ever: `GrammarCheck` is for those of clients."""
+        self.start(spec, param).matcher()
 
     def _start_threads(self) -> None:
         if self._has_threads:
