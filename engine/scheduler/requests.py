@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
+from engine.sampling.grammar import Compilation
 from engine.sampling.params import MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig
@@ -27,9 +28,14 @@ def check_request(request: Add, capacity: Capacity) -> None:
 
 
 def make_sequences(
-    request: Add, arrivals: list[int], now: float, config: EngineConfig, capacity: Capacity
+    request: Add,
+    arrivals: list[int],
+    now: float,
+    config: EngineConfig,
+    capacity: Capacity,
+    grammar: Compilation | None,
 ) -> list[Sequence]:
-    """Of a request that was checked, one for each of the places in the global order."""
+    """Of a request that was checked, one for each of the places in the global order. `grammar` is done."""
     params, prompt = request.sampling, request.prompt
     # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
     seed = params.seed if params.seed is not None else (config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
@@ -53,6 +59,7 @@ def make_sequences(
             keys=keys,
             leader=sequences[0] if sequences and keys else None,
             processing=Processing.of(params, len(prompt), stops),
+            matcher=grammar.matcher(params.stop_token_ids) if grammar is not None else None,
         )
         sequences.append(seq)
     return sequences
