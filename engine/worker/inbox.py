@@ -37,8 +37,11 @@ class Inbox:
         return command
 
     def masks(self, id: int) -> torch.Tensor:
-        """Of a step: int32 `[rows, words]`, on the host; waits for them. They follow from tokens of earlier steps, which
-        this rank has reported. Raises StoppedError if the rank is to end instead."""
+        """Of a step: int32 `[rows, words]`, on the host; waits for them.
+
+        They follow from tokens of earlier steps, which this rank has reported. Raises StoppedError if it is to end
+        instead.
+        """
         while id not in self._masks:
             command = self._receive()
             if isinstance(command, Masks):

@@ -36,6 +36,8 @@ class Completions:
                 body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
             )
         self._serving.check_limit(body, prompts)
+        if (asked := body.structured) is not None:
+            sampling = await self._serving.take_form(sampling, *asked)
         running = await self._serving.start("cmpl", prompts, sampling, arrival)
         choices = []
         for index in range(running.num_choices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -16,7 +17,9 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from engine.sampling.defaults import SamplingDefaults
+from engine.sampling.grammar_check import GrammarCheck
 from engine.sampling.params import SamplingParams
+from engine.sampling.structured import StructuredOutputs
 from engine.text.bad_words import with_bad_words
 from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
@@ -110,6 +113,7 @@ class Serving:
         models: Models,
         tokens: TokenizerPool,
         defaults: SamplingDefaults,
+        grammars: GrammarCheck,
         keep_alive_s: float = 0.0,
     ) -> None:
         """`keep_alive_s`: as of `EventStream`."""
@@ -121,6 +125,7 @@ class Serving:
         self._info = info
         self._models = models
         self._defaults = defaults
+        self._grammars = grammars
         self._keep_alive_s = keep_alive_s
 
     async def answer(
@@ -163,6 +168,12 @@ class Serving:
     def check_model(self, model: str | None) -> None:
         """Raise ModelNotFoundError unless it is the one that is served."""
         self._models.check(model)
+
+    async def take_form(self, sampling: SamplingParams, form: StructuredOutputs, param: str) -> SamplingParams:
+        """The sampling of outputs that have this form, which `param` asks for. Raises RequestError if it cannot be
+        enforced, QueueFullError if too many are being checked."""
+        await asyncio.to_thread(self._grammars.check, form, param)
+        return msgspec.structs.replace(sampling, structured_outputs=form)
 
     async def encode(
         self, texts: Sequence[str], add_special_tokens: bool, param: str, keep: int | None = None

@@ -1,8 +1,5 @@
 """The form that a request asks its texts to have: OpenAI's `response_format`, vLLM's `structured_outputs` and the
 `guided_` parameters that it had before. All of them become one `StructuredOutputs`.
-
-`GenerationRequest` takes these parameters once it derives from `StructuredRequest` and no longer names them in
-`UNSUPPORTED`.
 """
 
 from __future__ import annotations

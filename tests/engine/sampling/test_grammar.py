@@ -21,7 +21,7 @@ from engine.sampling.structured import StructuredOutputs
 from engine.text.tokenizer import FastTokenizer
 from engine.values.errors import IntegrityError, RequestError
 from tests.engine.sampling.walks import allowed, walk
-from tests.engine.test_text import byte_level, sentencepiece
+from tests.engine.text.tokenizers import byte_level, sentencepiece
 
 VOCAB, EOS = 320, 300  # padded, as models' vocabularies are
 SCHEMAS: dict[str, Any] = json.loads((Path(__file__).parent / "schemas.json").read_text())

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
-from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.structured import StructuredRequest
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {}}}
@@ -102,10 +101,3 @@ def test_a_schema_nested_too_deeply_is_no_body() -> None:
     deep = '{"items":' * 100_000 + "true" + "}" * 100_000
     with pytest.raises(ValidationError):
         StructuredRequest.model_validate_json(f'{{"guided_json": {deep}}}')
-
-
-def test_nothing_is_ignored_in_silence() -> None:
-    """Either requests have the parameters as fields, or they refuse them."""
-    assert (
-        issubclass(GenerationRequest, StructuredRequest) or StructuredRequest.model_fields.keys() <= UNSUPPORTED.keys()
-    )
