@@ -32,7 +32,7 @@ class Lifecycle:
         self.config = config
         self.plan = config.plan
         self.capacity = capacity
-        self.queues = Queues()
+        self.queues = Queues(sorts_arrivals=config.scheduling_policy == "priority")
         self.counters = Counters(now)
         self.times = EngineTimes(self.plan, capacity.times)
         self.trace = trace

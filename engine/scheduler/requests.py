@@ -5,15 +5,22 @@ from __future__ import annotations
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
 from engine.sampling.grammar import Compilation
-from engine.sampling.params import MAX_SEED, Processing, RowSampling
+from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig
 from engine.values.errors import RequestError
 from engine.wire.messages import Add
 
 
-def check_request(request: Add, capacity: Capacity) -> None:
-    """Raise RequestError if no engine of this capacity could carry it out."""
+def check_request(request: Add, config: EngineConfig, capacity: Capacity) -> None:
+    """Raise RequestError if such an engine could never carry it out."""
+    if request.priority and config.scheduling_policy != "priority":
+        raise RequestError(
+            "priority is for servers with --scheduling-policy priority, which this one is not: leave it out.",
+            "priority",
+        )
+    if not -MAX_INT <= request.priority <= MAX_INT:
+        raise RequestError(f"priority must be between -{MAX_INT} and {MAX_INT}.", "priority")
     request.sampling.validate()
     limit, vocab = capacity.max_model_len, capacity.shape.vocab
     request.sampling.check_vocabulary(vocab)

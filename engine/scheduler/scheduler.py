@@ -31,6 +31,9 @@ from engine.wire.commands import Command, Forward, Report, Swap, Transition
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, FinishReason, Output, Outputs, Speeds, Stats, StepTokens
 
+# More sequences than ever come: so far apart are the places in the global order of two priorities.
+_FAR = 1 << 48
+
 
 class Scheduler:
     """Owned by one thread. `now` is seconds on the executor's clock."""
@@ -62,7 +65,7 @@ class Scheduler:
         """Queue a request, whose `grammar` is done. Raises RequestError (it is invalid) or QueueFullError, and then
         nothing has changed."""
         self.check(request)
-        arrivals = [next(self._arrivals) for _ in range(request.sampling.n)]
+        arrivals = [request.priority * _FAR + next(self._arrivals) for _ in range(request.sampling.n)]
         sequences = make_sequences(request, arrivals, now, self._config, self._capacity, grammar)
         for seq in sequences:
             self._lifecycle.queues.add(seq)
@@ -75,7 +78,7 @@ class Scheduler:
 
     def check(self, request: Add) -> None:
         """Raise what `add` would raise now."""
-        check_request(request, self._capacity)
+        check_request(request, self._config, self._capacity)
         if request.id in self._requests:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
         if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:

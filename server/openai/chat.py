@@ -75,7 +75,9 @@ class Chat:
         self._serving.check_limit(body, prompts)
         answers, sampling = await self._form(body, sampling)
         special = answers.needs_special_tokens(body.may_call)
-        running = await self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
+        running = await self._serving.start(
+            "chatcmpl", prompts, sampling, arrival, priority=body.priority, show_special_tokens=special
+        )
         choices = [
             ChatChoice(index, answers.reader(text, body.may_call), body, self._serving.names)
             for index in range(running.num_choices)

@@ -38,7 +38,7 @@ class Completions:
         self._serving.check_limit(body, prompts)
         if (asked := body.structured) is not None:
             sampling = await self._serving.take_form(sampling, *asked)
-        running = await self._serving.start("cmpl", prompts, sampling, arrival)
+        running = await self._serving.start("cmpl", prompts, sampling, arrival, priority=body.priority)
         choices = []
         for index in range(running.num_choices):
             prompt = index // sampling.n

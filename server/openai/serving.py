@@ -256,6 +256,7 @@ class Serving:
         sampling: SamplingParams,
         arrival: Arrival,
         *,
+        priority: int | None = None,
         show_special_tokens: bool = False,
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
@@ -271,7 +272,7 @@ class Serving:
 
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
-        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
+        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0)
         text = TextStream(stream, make_text, self._bridge.metrics)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 

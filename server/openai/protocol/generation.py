@@ -29,7 +29,6 @@ MAX_BIAS = 100.0  # OpenAI's; vLLM cuts larger ones down to it
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "priority": (0,),
     "spaces_between_special_tokens": (True,),
     "use_beam_search": (False,),
 }
@@ -94,6 +93,7 @@ class GenerationRequest(StructuredRequest):
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
 
     @property
