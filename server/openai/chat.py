@@ -69,10 +69,10 @@ class Chat:
         sampling = self._serving.admit(body, 1)
         self._check_calls(body)
         text = await self.render(body)
-        prompts = await self._serving.encode(
+        prompts = await self._serving.prompts.encode(
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
-        self._serving.check_limit(body, prompts)
+        self._serving.prompts.check_limit(body, prompts)
         answers, sampling = await self._form(body, sampling)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(
