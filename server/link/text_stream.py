@@ -24,7 +24,9 @@ class Delta(NamedTuple):
     stop_reason: str | int | None
     tokens: list[int]  # that are new
     logprobs: list[TokenLogprobs] = []  # of these, if they were asked for
-    prompt_logprobs: list[TokenLogprobs] = []  # of all tokens of the prompt but the first, with the choice's first delta
+    prompt_logprobs: list[
+        TokenLogprobs
+    ] = []  # of all tokens of the prompt but the first, with the choice's first delta
 
 
 class TextStream:
