@@ -8,12 +8,14 @@ import msgspec
 
 from engine.executor.base import Executor
 from engine.planning.policy import Policy
+from engine.sampling.grammar import Compilation, Grammars
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 from engine.values.config import EngineConfig
-from engine.values.errors import IntegrityError
+from engine.values.errors import IntegrityError, QueueFullError, RequestError
 from engine.wire.messages import Add, EngineInfo, Outputs, Stats
 
+COMPILING_POLL_MS = 1  # while nobody tells when a grammar is ready
 MAX_TRIES = 64  # to find something to send
 
 
@@ -26,16 +28,33 @@ class Core:
         self._executor = executor
         self._trace = Trace(Path(config.trace), config.plan, now) if config.trace else None
         self._scheduler = Scheduler(config, executor.capacity, now, policy, self._trace)
+        self._grammars = Grammars(
+            config.tokenizer or config.model, executor.capacity.shape.vocab, executor.capacity.shape.eos_token_ids
+        )
+        self._compiling: dict[str, tuple[Add, Compilation]] = {}  # requests whose grammars are not ready
+        self._refused: list[tuple[str, RequestError | QueueFullError]] = []
         self._was_idle = True
         if self._trace is not None:
             self._trace.measured(self._scheduler.speeds(), now)
 
     def add(self, request: Add) -> None:
-        """Queue a request. Raises RequestError or QueueFullError; nothing has changed then."""
-        self._scheduler.add(request, self._executor.now())
+        """Queue a request. Raises RequestError or QueueFullError; nothing has changed then. One that asks for a form of
+        its output is queued once its grammar is compiled, or among `take_refused` then."""
+        spec = request.sampling.structured_outputs
+        if spec is None:
+            self._scheduler.add(request, self._executor.now())
+            return
+        self._scheduler.check(request)
+        if self._executor.capacity.device == "simulated":
+            raise RequestError("A simulated host makes its tokens up: they have no form.", "structured_outputs")
+        if request.id in self._compiling:
+            raise RequestError(f"A request with id {request.id!r} is running already.", "id")
+        self._compiling[request.id] = request, self._grammars.start(spec, "structured_outputs")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its sequences; its blocks come free once nothing in flight names them."""
+        if index is None:
+            self._compiling.pop(request_id, None)
         self._scheduler.abort(request_id, index)
 
     def turn(self) -> Outputs:
@@ -43,6 +62,7 @@ class Core:
 
         Raises EngineDeadError if a rank is gone, IntegrityError if bookkeeping is wrong or nothing can go on.
         """
+        self._add_compiled()
         for report in self._executor.collect():
             self._scheduler.update(report, self._executor.now())
         self._dispatch()
@@ -60,6 +80,24 @@ class Core:
             self._scheduler.check_idle()
         self._was_idle = idle
         return self._scheduler.take_outputs()
+
+    def take_refused(self) -> list[tuple[str, RequestError | QueueFullError]]:
+        """Requests that could not be queued after all, since the last call, and why."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    @property
+    def is_compiling(self) -> bool:
+        """Requests wait for nothing but a grammar: nobody will tell when it is ready."""
+        return bool(self._compiling)
+
+    def _add_compiled(self) -> None:
+        for request, grammar in [entry for entry in self._compiling.values() if entry[1].is_done]:
+            del self._compiling[request.id]
+            try:
+                self._scheduler.add(request, self._executor.now(), grammar)
+            except (RequestError, QueueFullError) as error:
+                self._refused.append((request.id, error))
 
     def _dispatch(self) -> None:
         for command in self._scheduler.schedule(self._executor.now()):
@@ -79,7 +117,7 @@ class Core:
     @property
     def is_idle(self) -> bool:
         """Nothing to do until a request comes."""
-        return self._scheduler.is_idle
+        return self._scheduler.is_idle and not self._compiling and not self._refused
 
     def stats(self) -> Stats:
         stats = self._scheduler.stats(self._executor.now())

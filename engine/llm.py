@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from engine.core import Core, describe
+from engine.core import COMPILING_POLL_MS, Core, describe
 from engine.executor import make_executor
 from engine.model.shapes import ModelShape
 from engine.sampling.defaults import load_defaults
@@ -232,13 +232,15 @@ class LLM:
         while not self._core.is_idle:
             with _uninterrupted():
                 outputs = self._core.turn()
+                for _, error in self._core.take_refused():
+                    raise error
                 now = self._executor.now()
                 for output in outputs:
                     request = requests.get(output.id)
                     if request is not None:  # else of an earlier call that was interrupted
                         self._take(request, output, now)
             if self._handle is not None and not self._core.is_idle:
-                self._poller.poll(POLL_MS)
+                self._poller.poll(COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
 
     def _take(self, request: _Request, output: Output, now: float) -> None:
         """What the engine says of one sequence."""

@@ -20,7 +20,7 @@ from types import FrameType
 import msgspec
 import zmq
 
-from engine.core import Core, describe
+from engine.core import COMPILING_POLL_MS, Core, describe
 from engine.executor import make_executor
 from engine.executor.base import Executor
 from engine.heap import freeze_heap
@@ -184,7 +184,7 @@ class _Loop:
         """Until Stop."""
         while True:
             busy = self._is_virtual and not self._core.is_idle
-            self._poller.poll(0 if busy else POLL_MS)
+            self._poller.poll(0 if busy else COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
             while (message := self._frontend.receive()) is not None:
                 match message:
                     case Add():
@@ -198,6 +198,8 @@ class _Loop:
             self._log.heard(self._core)
             was_idle = self._core.is_idle
             outputs = self._core.turn()
+            for id, error in self._core.take_refused():
+                self._refuse(id, error)
             now = time.monotonic()
             due = now - self._stats_sent_s >= STATS_INTERVAL_S
             if outputs or due or self._core.is_idle != was_idle:
@@ -209,10 +211,12 @@ class _Loop:
     def _add(self, request: Add) -> None:
         try:
             self._core.add(request)
-        except RequestError as error:
-            self._frontend.send(Refused(request.id, str(error), error.param))
-        except QueueFullError as error:
-            self._frontend.send(Refused(request.id, str(error), queue_full=True))
+        except (RequestError, QueueFullError) as error:
+            self._refuse(request.id, error)
+
+    def _refuse(self, id: str, error: RequestError | QueueFullError) -> None:
+        param = error.param if isinstance(error, RequestError) else None
+        self._frontend.send(Refused(id, str(error), param, queue_full=isinstance(error, QueueFullError)))
 
 
 class _ProgressLog:

@@ -26,6 +26,7 @@ import uvicorn
 
 from engine.heap import freeze_heap
 from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
+from engine.sampling.grammar_check import GrammarCheck
 from engine.sizing.fit import check_early
 from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -124,8 +125,9 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
 async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
     info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
+    grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
     config = uvicorn.Config(
-        create_app(bridge, info, tokenizer, server, defaults),
+        create_app(bridge, info, tokenizer, server, grammars, defaults),
         access_log=server.access_log,
         log_config=None,
         backlog=BACKLOG,

@@ -27,7 +27,7 @@ from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.values.wording import count
 from engine.weights.checkpoint import resolve_checkpoint
-from engine.wire.commands import AllocatePools, Command, Forward, RankReady, Report, Swap, Transition
+from engine.wire.commands import AllocatePools, Command, Forward, Masks, RankReady, Report, Swap, Transition
 from engine.worker.spec import WorkerSpec
 
 
@@ -53,6 +53,9 @@ class ProcessExecutor(Executor):
     def submit(self, command: Command) -> None:
         ranks: Sequence[int]
         match command:
+            case Masks():  # part of a forward that is outstanding
+                self._ranks.send([self._plan.layouts[command.layout].sampling_rank(command.replica)], command)
+                return
             case Forward() | Swap():
                 ranks = self._plan.layouts[command.layout].replica_ranks(command.replica)
             case Transition():

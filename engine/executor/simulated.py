@@ -25,7 +25,7 @@ from engine.parallel.layout import Layout
 from engine.sizing.fit import ModelFit, fit_model
 from engine.sizing.model import find_shape
 from engine.values.config import EngineConfig
-from engine.wire.commands import Command, Forward, Report, Swap, Transition, num_slots
+from engine.wire.commands import Command, Forward, Masks, Report, Swap, Transition, num_slots
 
 Seconds = npt.NDArray[np.float64]
 
@@ -106,6 +106,8 @@ class SimulatedExecutor(Executor):
             case Forward():
                 end_s, stages_s = self._run_stages(command)
                 self._at(end_s, lambda: self._report(command, self.run_forward(command), max(stages_s), stages_s))
+            case Masks():
+                pass  # tokens are made up here, and none is masked: see `Core`
             case Swap():
                 end_s, busy_s = self._run_copies(command)
                 self._at(end_s, lambda: self._report_swap(command, busy_s))

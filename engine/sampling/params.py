@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
 
 MAX_SEED = 2**63 - 1
@@ -43,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     min_tokens: int = 0  # before so many no token may stop it
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # what the output may not hold in a row
     allowed_token_ids: tuple[int, ...] | None = None  # and no others
+    structured_outputs: StructuredOutputs | None = None  # the form that the output must have
     # What becomes of the text: for `engine.text.output_text`, which ends sequences by it. The engine's loop reads none.
     stop: str | Sequence[str] | None = None  # strings
     include_stop_str_in_output: bool = False  # the string or the token that ended it
@@ -166,6 +168,7 @@ class Processing(msgspec.Struct, frozen=True, array_like=True):
     min_tokens: int
     bad_words: list[list[int]]
     allowed_token_ids: list[int] | None
+    is_masked: bool  # by a grammar: each step that samples it gets a mask (`engine.wire.commands.Masks`)
 
     @classmethod
     def of(cls, params: SamplingParams, prompt_len: int, stops: Iterable[int]) -> Processing | None:
@@ -184,6 +187,7 @@ class Processing(msgspec.Struct, frozen=True, array_like=True):
             params.min_tokens,
             [list(word) for word in params.bad_words_token_ids],
             None if allowed is None else sorted(set(allowed)),
+            params.structured_outputs is not None,
         )
         return processing if params.tells or processing.adjusts else None
 
@@ -200,6 +204,7 @@ class Processing(msgspec.Struct, frozen=True, array_like=True):
             or self.min_tokens
             or self.bad_words
             or self.allowed_token_ids is not None
+            or self.is_masked
         )
 
     @property

@@ -54,6 +54,18 @@ def add_bias(logits: torch.Tensor, places: Places) -> None:
         logits.index_put_(places.index(logits.device), values, accumulate=True)
 
 
+def mask(logits: torch.Tensor, raw: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Logits `[rows, vocab]` with -inf where the bits of int32 `[rows, words]` are not set.
+
+    What a grammar must have wins over all else: where a row has nothing left, its `raw` logits count.
+    """
+    bits = masks[:, :, None] >> torch.arange(32, device=masks.device) & 1
+    allowed = bits.flatten(1)[:, : logits.shape[1]] > 0
+    masked = logits.masked_fill(~allowed, -torch.inf)
+    has_none = masked.amax(-1, keepdim=True) == -torch.inf
+    return torch.where(has_none & allowed, raw.to(masked.dtype), masked)
+
+
 def penalize(
     logits: torch.Tensor,
     history: torch.Tensor,

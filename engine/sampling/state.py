@@ -5,7 +5,7 @@ Most sequences want a token and nothing else: of those nothing is kept, and step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 from engine.device.upload import upload
 from engine.sampling.logprobs import PIECE_ROWS, Logprobs
 from engine.sampling.params import Processing
-from engine.sampling.processors import Places, add_bias, allow, forbid, penalize
+from engine.sampling.processors import Places, add_bias, allow, forbid, mask, penalize
 from engine.wire.commands import Forward
 
 
@@ -87,10 +87,17 @@ class SamplerState:
             if slot in self._processing
         ]
 
-    def process(self, logits: torch.Tensor, processed: list[ProcessedRow], inputs: torch.Tensor) -> torch.Tensor:
+    def process(
+        self,
+        logits: torch.Tensor,
+        processed: list[ProcessedRow],
+        inputs: torch.Tensor,
+        masks: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
         """From raw logits `[rows, vocab]` those that tokens are sampled from: a float32 copy, unless nothing changes.
 
         `inputs` int64 `[rows]`, on the host, is each row's input token: an id, or negative if it was sampled here.
+        `masks` waits for those of the rows with a grammar, int32 `[rows, words]` on the host.
         """
         self._write_inputs([row for row in processed if row.processing.looks_back], inputs)
         changed = [row for row in processed if row.processing.adjusts]
@@ -114,6 +121,13 @@ class SamplerState:
         penalized = [row for row in changed if row.processing.has_penalties]
         for start in range(0, len(penalized), PIECE_ROWS):
             self._penalize(scores, penalized[start : start + PIECE_ROWS])
+        masked = [row.row for row in changed if row.processing.is_masked]
+        if masked:
+            bits = masks()
+            for start in range(0, len(masked), PIECE_ROWS):
+                index = upload(torch.tensor(masked[start : start + PIECE_ROWS]), self._device)
+                some = upload(bits[start : start + PIECE_ROWS], self._device)
+                scores[index] = mask(scores[index], logits[index], some)
         return scores
 
     def sampled(self, tokens: torch.Tensor, processed: list[ProcessedRow]) -> None:

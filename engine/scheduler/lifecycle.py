@@ -16,6 +16,7 @@ from engine.scheduler.block_manager import BlockManager, Replica
 from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
+from engine.scheduler.masks import PendingMasks
 from engine.scheduler.queues import Queues
 from engine.scheduler.sequence import SeqState, Sequence
 from engine.trace import Trace
@@ -31,12 +32,13 @@ class Lifecycle:
         self.config = config
         self.plan = config.plan
         self.capacity = capacity
-        self.queues = Queues()
+        self.queues = Queues(sorts_arrivals=config.scheduling_policy == "priority")
         self.counters = Counters(now)
         self.times = EngineTimes(self.plan, capacity.times)
         self.trace = trace
         self.idle = IdleTime(trace)
         self.in_flight: dict[int, InFlight] = {}
+        self.masks = PendingMasks(capacity.shape.vocab)
         self.swaps_in_flight = 0
         self.working_since_s: float | None = None  # when the current mode sent its first step
         self.admitted_s = now  # when the last waiting sequence began
@@ -68,6 +70,10 @@ class Lifecycle:
             forward, ranks, self.now, batch.sampled, batch.prefills, batch.slots, kind=batch.kind, load=batch.load
         )
         self._send(forward, flight)
+        if self.masks.num_sequences:
+            self.masks.expect(
+                forward, [*self.blocks.replicas[forward.replica].rotation.of(batch.slots), *batch.sampled]
+            )
 
     def send_transition(self, transition: Transition) -> None:
         self._send(transition, InFlight(transition, self.plan.world_size, self.now))
@@ -87,7 +93,7 @@ class Lifecycle:
 
     def take_commands(self) -> list[Command]:
         commands, self._outbox = self._outbox, []
-        return commands
+        return [*commands, *self.masks.take_due()]
 
     def trace_flight(self, flight: InFlight) -> None:
         """A command has completed: show it on the timeline, if there is one (`Transitions` shows transitions)."""

@@ -16,14 +16,19 @@ class Queues:
     Waiting sequences are the exception: those whose KV was dropped come back at the front, oldest first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sorts_arrivals: bool = False) -> None:
+        """`sorts_arrivals`: who comes may belong before others who wait."""
+        self._sorts_arrivals = sorts_arrivals
         self._queues: dict[SeqState, dict[Sequence, None]] = {state: {} for state in SeqState}
-        self._returned: list[Sequence] = []  # waiting again, before all others
+        self._returned: list[Sequence] = []  # waiting again, or in an order of their own, before all others
         self.waiting_tokens = 0
 
     def add(self, seq: Sequence) -> None:
         assert seq.state is SeqState.WAITING
-        self._queues[SeqState.WAITING][seq] = None
+        if self._sorts_arrivals:
+            insort(self._returned, seq, key=attrgetter("arrival"))
+        else:
+            self._queues[SeqState.WAITING][seq] = None
         self.waiting_tokens += len(seq.tokens)
 
     def move(self, seq: Sequence, state: SeqState) -> None:

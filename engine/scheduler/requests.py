@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from engine.executor.base import Capacity
 from engine.kv.blocks import block_keys
-from engine.sampling.params import MAX_SEED, Processing, RowSampling
+from engine.sampling.grammar import Compilation
+from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig
 from engine.values.errors import RequestError
 from engine.wire.messages import Add
 
 
-def check_request(request: Add, capacity: Capacity) -> None:
-    """Raise RequestError if no engine of this capacity could carry it out."""
+def check_request(request: Add, config: EngineConfig, capacity: Capacity) -> None:
+    """Raise RequestError if such an engine could never carry it out."""
+    if request.priority and config.scheduling_policy != "priority":
+        raise RequestError(
+            "priority is for servers with --scheduling-policy priority, which this one is not: leave it out.",
+            "priority",
+        )
+    if not -MAX_INT <= request.priority <= MAX_INT:
+        raise RequestError(f"priority must be between -{MAX_INT} and {MAX_INT}.", "priority")
     request.sampling.validate()
     limit, vocab = capacity.max_model_len, capacity.shape.vocab
     request.sampling.check_vocabulary(vocab)
@@ -27,9 +35,14 @@ def check_request(request: Add, capacity: Capacity) -> None:
 
 
 def make_sequences(
-    request: Add, arrivals: list[int], now: float, config: EngineConfig, capacity: Capacity
+    request: Add,
+    arrivals: list[int],
+    now: float,
+    config: EngineConfig,
+    capacity: Capacity,
+    grammar: Compilation | None,
 ) -> list[Sequence]:
-    """Of a request that was checked, one for each of the places in the global order."""
+    """Of a request that was checked, one for each of the places in the global order. `grammar` is done."""
     params, prompt = request.sampling, request.prompt
     # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
     seed = params.seed if params.seed is not None else (config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
@@ -53,6 +66,7 @@ def make_sequences(
             keys=keys,
             leader=sequences[0] if sequences and keys else None,
             processing=Processing.of(params, len(prompt), stops),
+            matcher=grammar.matcher(params.stop_token_ids) if grammar is not None else None,
         )
         sequences.append(seq)
     return sequences

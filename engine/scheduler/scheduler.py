@@ -14,6 +14,7 @@ from engine.cost.speeds import speeds
 from engine.executor.base import Capacity
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
+from engine.sampling.grammar import Compilation
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
@@ -29,6 +30,9 @@ from engine.values.errors import IntegrityError, QueueFullError, RequestError
 from engine.wire.commands import Command, Forward, Report, Swap, Transition
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, FinishReason, Output, Outputs, Speeds, Stats, StepTokens
+
+# More sequences than ever come: so far apart are the places in the global order of two priorities.
+_FAR = 1 << 48
 
 
 class Scheduler:
@@ -57,21 +61,24 @@ class Scheduler:
 
     # --- requests
 
-    def add(self, request: Add, now: float) -> None:
-        """Queue a request. Raises RequestError (it is invalid) or QueueFullError, and then nothing has changed."""
-        self._check(request)
-        arrivals = [next(self._arrivals) for _ in range(request.sampling.n)]
-        sequences = make_sequences(request, arrivals, now, self._config, self._capacity)
+    def add(self, request: Add, now: float, grammar: Compilation | None = None) -> None:
+        """Queue a request, whose `grammar` is done. Raises RequestError (it is invalid) or QueueFullError, and then
+        nothing has changed."""
+        self.check(request)
+        arrivals = [request.priority * _FAR + next(self._arrivals) for _ in range(request.sampling.n)]
+        sequences = make_sequences(request, arrivals, now, self._config, self._capacity, grammar)
         for seq in sequences:
             self._lifecycle.queues.add(seq)
         if not self._requests:
             self._lifecycle.idle.woke(now)
         self._stops.update(sequences[0].stops)
         self._telling += request.sampling.tells
+        self._lifecycle.masks.num_sequences += len(sequences) if grammar is not None else 0
         self._requests[request.id] = sequences
 
-    def _check(self, request: Add) -> None:
-        check_request(request, self._capacity)
+    def check(self, request: Add) -> None:
+        """Raise what `add` would raise now."""
+        check_request(request, self._config, self._capacity)
         if request.id in self._requests:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
         if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:
@@ -85,6 +92,7 @@ class Scheduler:
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
+        self._lifecycle.masks.num_sequences -= seq.matcher is not None
         if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
             del self._requests[seq.request_id]
             self._stops -= Counter(seq.stops)
@@ -189,6 +197,8 @@ class Scheduler:
         may_end = last.nonzero()[0].tolist()
         if not self._stops.keys().isdisjoint(news):
             may_end = sorted({*may_end, *(i for i, token in enumerate(news) if token in self._stops)})
+        if self._lifecycle.masks.num_sequences:
+            may_end = sorted({*may_end, *(i for i, seq in enumerate(sequences) if seq.matcher is not None)})
         for seq, token in zip(flight.sequences, tokens[len(flight.slots) :], strict=True):
             if seq.is_live:
                 if len(seq.tokens) == seq.prompt_len and seq.index == 0:

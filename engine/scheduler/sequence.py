@@ -7,6 +7,7 @@ from enum import Enum
 
 import msgspec
 
+from engine.sampling.matcher import Matcher
 from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
 from engine.wire.commands import Chunk
@@ -58,6 +59,7 @@ class Sequence:
         "keys",
         "layout",
         "leader",
+        "matcher",
         "max_length",
         "params",
         "prefill_end",
@@ -92,16 +94,18 @@ class Sequence:
         keys: list[bytes],
         leader: Sequence | None = None,
         processing: Processing | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         """`arrival` is its place in the global order: the smallest is the oldest. `stops` are the tokens that end it,
         `keys` the content keys of its prompt's full blocks; `leader` is the sibling whose prompt blocks it waits to
-        share; `processing`, without tokens, is of its logits."""
+        share; `processing`, without tokens, is of its logits; `matcher` is where it
+        is in its grammar."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.max_length = len(prompt) + max_tokens
         self.params, self.stops, self.row, self.keys, self.leader = params, stops, row, keys, leader
-        self.processing = processing
+        self.processing, self.matcher = processing, matcher
         self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
         self.state = SeqState.WAITING
         self._dispatched = 0
@@ -228,6 +232,10 @@ class Sequence:
         """Why the newest token is its last, if it is, and the token that stopped it."""
         if self.tokens[-1] in self.stops:
             return FinishReason.STOP, self.tokens[-1]
+        if self.matcher is not None and self.matcher.failure is not None:
+            return FinishReason.ERROR, None
+        if self.matcher is not None and self.matcher.is_over:
+            return FinishReason.STOP, None
         return (FinishReason.LENGTH if len(self.tokens) >= self.end_length else None), None
 
     def occupy(self, replica: int, layout: int, slot: int, blocks: list[int]) -> None:
@@ -290,3 +298,5 @@ def take_tokens(sequences: list[Sequence], tokens: list[int]) -> None:
     """Tokens that were in flight are known, one of each sequence; whether it is over, `Sequence.end` says."""
     for seq, token in zip(sequences, tokens, strict=True):
         seq.tokens.append(token)
+        if seq.matcher is not None:
+            seq.matcher.accept(token)

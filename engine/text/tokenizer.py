@@ -53,6 +53,10 @@ class FastTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return self._core.decode(tokens, skip_special_tokens=False)
 
+    def as_json(self) -> str:
+        """What its tokenizer.json would hold."""
+        return self._core.to_str()
+
 
 class ByteTokenizer:
     """A token is a byte of UTF-8: for models that bring no tokenizer (random weights, the simulated host)."""

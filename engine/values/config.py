@@ -93,6 +93,9 @@ class EngineConfig:
         16384, "most requests waiting for their prefill; more are refused with 503", least=1
     )
 
+    scheduling_policy: Literal["fcfs", "priority"] = _option(
+        "fcfs", "who is served first: whoever came first, or the lowest `priority` of the request's"
+    )
     policy: Literal["cost", "paper"] = _option(
         "cost", "when to change layout: by measured times, or as the paper does, by full and empty pools"
     )

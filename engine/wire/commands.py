@@ -132,6 +132,19 @@ class Transition(msgspec.Struct, frozen=True, tag="transition"):
     layout: int
 
 
+class Masks(msgspec.Struct, frozen=True, tag="masks"):
+    """For the rank that samples a replica's forward `id`: which tokens its rows with a grammar may have.
+
+    The forward was sent before; it waits for its masks before it samples. Not reported.
+    """
+
+    id: int
+    layout: int
+    replica: int
+    num_rows: int
+    rows: bytes  # uint32 `[num_rows, ceil(vocab / 32)]`: token i is bit `i % 32` of word `i // 32`
+
+
 class AllocatePools(msgspec.Struct, frozen=True, tag="allocate"):
     """Start-up: the rank allocates its device pool, maps the host pool, times its steps, and answers `RankReady`.
 
@@ -145,7 +158,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """The rank ends its loop and exits with 0."""
 
 
-Command = Forward | Swap | Transition | AllocatePools | Shutdown
+Command = Forward | Masks | Swap | Transition | AllocatePools | Shutdown
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):

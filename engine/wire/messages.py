@@ -30,6 +30,7 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
     id: str
     prompt: list[int]
     sampling: SamplingParams
+    priority: int = 0  # lower goes first, if the engine schedules by priority
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -34,6 +34,11 @@ from engine.worker.tokens import TokenBuffer
 _HEAD_ROWS = 128
 
 
+def no_masks(id: int) -> torch.Tensor:
+    """Where no sequence has a grammar."""
+    raise ValueError(f"step {id} needs masks, and nobody sends any")
+
+
 class Runner:
     """One rank's model in every layout of the plan, over its device pool. `layout` is the current one's index.
 
@@ -135,7 +140,8 @@ class Runner:
         return torch.randn(rows, self._shape.hidden, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
-    def execute(self, forward: Forward) -> Completion:
+    def execute(self, forward: Forward, masks: Callable[[int], torch.Tensor] = no_masks) -> Completion:
+        """`masks` waits for those of a step (`Inbox.masks`); called only on the rank that samples."""
         if forward.layout != self.layout:
             raise ValueError(f"step {forward.id} is for layout {forward.layout}, this rank is in {self.layout}")
         groups = self._groups[self.layout]
@@ -151,7 +157,7 @@ class Runner:
         hidden, start = self._compute(rows.batch, graphs, inputs)
         if not groups.pipe.is_last:
             groups.pipe.send(hidden if graphs is None else hidden.clone())  # a graph's next replay writes there
-        sampled = self._sample(hidden, forward, rows)
+        sampled = self._sample(hidden, forward, rows, masks)
         return Completion(sampled, start, self._mark())
 
     def _graphs_for(self, batch: BatchInputs) -> DecodeGraphs | None:
@@ -197,7 +203,9 @@ class Runner:
             ids[upload(references, self._device)] = self._tokens.read(slots)
         return ids
 
-    def _sample(self, hidden: torch.Tensor, forward: Forward, rows: Rows) -> Sampled:
+    def _sample(
+        self, hidden: torch.Tensor, forward: Forward, rows: Rows, masks: Callable[[int], torch.Tensor]
+    ) -> Sampled:
         """Sample where the head is, and pass the tokens to the first stage.
 
         Every rank of the replica knows which slots are sampled, so the tokens travel bare.
@@ -211,7 +219,7 @@ class Runner:
         if groups.pipe.is_last:
             if len(rows.sampled) < len(hidden):
                 hidden = hidden[upload(torch.tensor(rows.sampled), self._device)]
-            tokens, sampled.logprobs = self._choose(hidden, rows)
+            tokens, sampled.logprobs = self._choose(hidden, rows, lambda: masks(forward.id))
             if tokens is not None:
                 groups.feedback.send(tokens)
                 sampled.tokens = download(tokens)
@@ -221,7 +229,9 @@ class Runner:
             self._tokens.expect(rows.slots, groups.feedback.post(len(rows.slots), self._device))
         return sampled
 
-    def _choose(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor | None, Logprobs | None]:
+    def _choose(
+        self, hidden: torch.Tensor, rows: Rows, masks: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor | None, Logprobs | None]:
         """A token after each row, and what is to be told of them; nothing but on shard 0."""
         model, state = self._models[self.layout], self._state
         sampling = self._slots.sampling(rows.slots)
@@ -231,7 +241,7 @@ class Runner:
         logits = model.logits(hidden)
         if logits is None:
             return None, None
-        scores = state.process(logits, processed, rows.tokens[torch.tensor(rows.sampled)])
+        scores = state.process(logits, processed, rows.tokens[torch.tensor(rows.sampled)], masks)
         tokens = self._ops.sample(scores, sampling, rows.positions)
         state.sampled(tokens, processed)
         return tokens, state.logprobs(logits, tokens, processed)

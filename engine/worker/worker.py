@@ -12,9 +12,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from functools import partial
 
-import msgspec
 import torch
 import torch.distributed as dist
 import zmq
@@ -56,6 +56,7 @@ from engine.wire.commands import (
 )
 from engine.worker.completion import Completion
 from engine.worker.graphs import buckets
+from engine.worker.inbox import Inbox, StoppedError
 from engine.worker.outbox import Outbox
 from engine.worker.rank_timing import time_rank
 from engine.worker.reshard import reshard
@@ -121,10 +122,7 @@ class Worker:
             torch.set_num_threads(1)  # what is left to the host is small, and waking threads for it costs milliseconds
         else:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._plan.world_size))
-        with zmq.Context() as context, context.socket(zmq.PULL) as commands:
-            commands.set(zmq.RCVHWM, 0)  # bounded by the steps in flight
-            commands.set(zmq.LINGER, 0)
-            commands.bind(spec.commands_address)
+        with zmq.Context() as context, closing(Inbox(context, spec.commands_address)) as inbox:
             # Refuses a GPU that cannot run this, before anything slow.
             self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.attention_backend)
             timeout_s = spec.config.communication_timeout_s
@@ -136,19 +134,19 @@ class Worker:
             with memory_errors("weights", self._device, f"use {MORE_ROOM}"):
                 self._weights = self._load()
             self._outbox.send(RankReady(spec.rank, "loaded", self._max_device_blocks()))
-            decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-            while not isinstance(command := decoder.decode(commands.recv()), Shutdown):
-                self._execute(command)
+            with suppress(StoppedError):
+                while not isinstance(command := inbox.next(), Shutdown):
+                    self._execute(command, inbox)
         for beside in (self._copies, self._reports):
             if beside is not None:
                 beside.close()
         dist.destroy_process_group()
 
-    def _execute(self, command: Command) -> None:
+    def _execute(self, command: Command, inbox: Inbox) -> None:
         rank = self._spec.rank
         match command:
             case Forward():
-                self._report(command.id, self._runner.execute(command))
+                self._report(command.id, self._runner.execute(command, inbox.masks))
             case Swap():
                 if self._copies is None:
                     raise ValueError("a static plan has no host pool to swap with")

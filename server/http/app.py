@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from engine.sampling.grammar_check import GrammarCheck
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.render.answer import AnswerFormat
 from server.render.tokens import TokenizerPool
+from server.render.tools import TOOL_PARSERS
 from server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
@@ -41,18 +43,23 @@ def create_app(
     info: EngineInfo,
     tokenizer: Tokenizer,
     config: ServerConfig,
+    grammars: GrammarCheck,
     defaults: SamplingDefaults = NO_DEFAULTS,
 ) -> FastAPI:
-    """The application for an engine that is ready."""
+    """The application for an engine that is ready. It closes `grammars` when it ends."""
     tokens = TokenizerPool(tokenizer)
     models = Models(model_names(config, info), info)
-    serving = Serving(bridge, info, models, tokens, defaults, config.sse_keep_alive_s)
+    serving = Serving(bridge, info, models, tokens, defaults, grammars, config.sse_keep_alive_s)
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
     chat = Chat(
         serving,
         ChatTemplate(tokenizer, read_template(config.chat_template)),
         AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
+        # A call that is forced needs no model that knows the format, only a parser.
+        AnswerFormat.of(
+            tokenizer, config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes", ""
+        ),
         trusts_templates=config.trust_request_chat_template,
     )
 
@@ -60,6 +67,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         tokens.close()
+        grammars.close()
 
     app = FastAPI(
         title="Seesaw",

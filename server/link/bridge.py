@@ -147,7 +147,11 @@ class Bridge:
             )
 
     def submit(
-        self, id: str, requests: Sequence[tuple[list[int], SamplingParams]], arrival_s: float | None = None
+        self,
+        id: str,
+        requests: Sequence[tuple[list[int], SamplingParams]],
+        arrival_s: float | None = None,
+        priority: int = 0,
     ) -> Stream:
         """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
 
@@ -156,7 +160,7 @@ class Bridge:
         """
         num_sequences = sum(sampling.n for _, sampling in requests)
         self.check_room(num_sequences)
-        adds = [Add(f"{id}-{index}", prompt, sampling) for index, (prompt, sampling) in enumerate(requests)]
+        adds = [Add(f"{id}-{index}", prompt, sampling, priority) for index, (prompt, sampling) in enumerate(requests)]
         payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
         for add, payload in zip(adds, payloads, strict=True):

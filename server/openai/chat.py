@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
 
+from engine.sampling.params import SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.values.errors import RequestError
 from engine.wire.logprobs import TokenLogprobs
@@ -31,18 +32,27 @@ from server.openai.protocol.logprobs import ChatLogprobs
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
+from server.render.tools.forced import Signature
 
 
 class Chat:
     """The handler of `/v1/chat/completions`."""
 
     def __init__(
-        self, serving: Serving, template: ChatTemplate, answers: AnswerFormat, *, trusts_templates: bool = False
+        self,
+        serving: Serving,
+        template: ChatTemplate,
+        answers: AnswerFormat,
+        forced: AnswerFormat,
+        *,
+        trusts_templates: bool = False,
     ) -> None:
-        """`trusts_templates`: clients may bring their own."""
+        """`forced` is how answers are read that must be calls; it has a tool parser. `trusts_templates`: clients may
+        bring their own."""
         self._serving = serving
         self._template = template
         self._answers = answers
+        self._forced = forced
         self._trusts_templates = trusts_templates
 
     async def create(self, request: Request) -> Response:
@@ -59,14 +69,17 @@ class Chat:
         sampling = self._serving.admit(body, 1)
         self._check_calls(body)
         text = await self.render(body)
-        prompts = await self._serving.encode(
+        prompts = await self._serving.prompts.encode(
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
-        self._serving.check_limit(body, prompts)
-        special = self._answers.needs_special_tokens(body.may_call)
-        running = await self._serving.start("chatcmpl", prompts, sampling, arrival, show_special_tokens=special)
+        self._serving.prompts.check_limit(body, prompts)
+        answers, sampling = await self._form(body, sampling)
+        special = answers.needs_special_tokens(body.may_call)
+        running = await self._serving.start(
+            "chatcmpl", prompts, sampling, arrival, priority=body.priority, show_special_tokens=special
+        )
         choices = [
-            ChatChoice(index, self._answers.reader(text, body.may_call), body, self._serving.names)
+            ChatChoice(index, answers.reader(text, body.may_call), body, self._serving.names)
             for index in range(running.num_choices)
         ]
         return running, choices
@@ -86,8 +99,19 @@ class Chat:
             )
         return await self._serving.tokens.run(lambda: self._render(body))
 
+    async def _form(self, body: ChatRequest, sampling: SamplingParams) -> tuple[AnswerFormat, SamplingParams]:
+        """How the answer is to be read, and the sampling that gives it the form which is asked for."""
+        if functions := body.must_call:
+            signatures = [Signature(function.name, function.parameters) for function in functions]
+            several = body.chosen is None and body.parallel_tool_calls is not False
+            form = self._forced.calls(signatures, several=several)
+            return self._forced, await self._serving.take_form(sampling, form, "tools")
+        if (asked := body.structured) is not None:
+            return self._answers.without_reasoning, await self._serving.take_form(sampling, *asked)
+        return self._answers, sampling
+
     def _check_calls(self, body: ChatRequest) -> None:
-        if body.may_call and self._answers.tool_parser is None:
+        if body.may_call and not body.must_call and self._answers.tool_parser is None:
             raise RequestError(
                 "This server does not look for tool calls: start it with --enable-auto-tool-choice and "
                 "--tool-call-parser, or send tool_choice none.",
@@ -216,7 +240,8 @@ class ChatChoice:
     def finish_reason(self) -> str | None:
         """OpenAI's word for how it ended, if it has. A call that was cut off is no call to make."""
         reason = self.last.finish_reason if self.last else None
-        return "tool_calls" if reason == "stop" and self.reader.num_calls else reason
+        called = self.reader.num_calls and self.body.chosen is None  # of a chosen one OpenAI says that it stopped
+        return "tool_calls" if reason == "stop" and called else reason
 
 
 async def _whole(running: Running, choices: list[ChatChoice]) -> Response:

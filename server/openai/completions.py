@@ -30,17 +30,23 @@ class Completions:
         sampling = self._serving.admit(body, body.num_prompts)
         prompts = body.token_lists
         if prompts:
-            prompts = self._serving.fit_prompts(prompts, body.truncate_prompt_tokens, "prompt")
+            prompts = self._serving.prompts.fit(prompts, body.truncate_prompt_tokens, "prompt")
         else:
-            prompts = await self._serving.encode(
+            prompts = await self._serving.prompts.encode(
                 body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
             )
-        self._serving.check_limit(body, prompts)
-        running = await self._serving.start("cmpl", prompts, sampling, arrival)
+        self._serving.prompts.check_limit(body, prompts)
+        if (asked := body.structured) is not None:
+            sampling = await self._serving.take_form(sampling, *asked)
+        running = await self._serving.start("cmpl", prompts, sampling, arrival, priority=body.priority)
         choices = []
         for index in range(running.num_choices):
             prompt = index // sampling.n
-            text = (body.texts[prompt] if body.texts else self._serving.text_of(prompts[prompt])) if body.echo else ""
+            text = (
+                (body.texts[prompt] if body.texts else self._serving.prompts.text_of(prompts[prompt]))
+                if body.echo
+                else ""
+            )
             choices.append(_Choice(index, body, prompts[prompt], text, self._serving.names))
         if body.stream:
             return self._serving.stream(running, _chunks(running, choices, body))

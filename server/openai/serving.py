@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -16,7 +17,9 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from engine.sampling.defaults import SamplingDefaults
+from engine.sampling.grammar_check import GrammarCheck
 from engine.sampling.params import SamplingParams
+from engine.sampling.structured import StructuredOutputs
 from engine.text.bad_words import with_bad_words
 from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
@@ -28,6 +31,7 @@ from server.link.bridge import Bridge
 from server.link.text_stream import Delta, TextStream
 from server.openai.logprobs import TokenNames
 from server.openai.models import Models
+from server.openai.prompts import Prompts
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
 
@@ -35,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 # nginx's status for a client that left; it is only ever seen in the access log.
 CLIENT_CLOSED_REQUEST = 499
-# Before a prompt that is cut short, since a text that begins elsewhere may begin with other tokens.
-_MORE_TOKENS = 64
 
 B = TypeVar("B", bound=BaseModel)
 C = TypeVar("C")  # a choice of a chunk
@@ -110,6 +112,7 @@ class Serving:
         models: Models,
         tokens: TokenizerPool,
         defaults: SamplingDefaults,
+        grammars: GrammarCheck,
         keep_alive_s: float = 0.0,
     ) -> None:
         """`keep_alive_s`: as of `EventStream`."""
@@ -118,9 +121,10 @@ class Serving:
         self.max_sequences = bridge.max_queued_requests
         self.max_model_len = info.max_model_len
         self._bridge = bridge
-        self._info = info
         self._models = models
         self._defaults = defaults
+        self._grammars = grammars
+        self.prompts = Prompts(tokens, info)
         self._keep_alive_s = keep_alive_s
 
     async def answer(
@@ -164,79 +168,11 @@ class Serving:
         """Raise ModelNotFoundError unless it is the one that is served."""
         self._models.check(model)
 
-    async def encode(
-        self, texts: Sequence[str], add_special_tokens: bool, param: str, keep: int | None = None
-    ) -> list[list[int]]:
-        """Token ids of prompts, which fit the context. `keep`: as of `fit_prompts`."""
-        if keep is not None:  # of the rest of a text no token would be kept
-            most_chars = (self._kept(keep) + _MORE_TOKENS) * self.tokens.tokenizer.max_token_chars
-            texts = [text[-most_chars:] for text in texts]
-        prompts = (
-            await self.tokens.encode(texts, add_special_tokens)
-            if keep
-            else await self.tokenize(texts, add_special_tokens, param)
-        )
-        return self.fit_prompts(prompts, keep, param)
-
-    def fit_prompts(self, prompts: Sequence[list[int]], keep: int | None, param: str) -> list[list[int]]:
-        """Prompts that are checked, of each no more than the last `keep` tokens; -1: than fit the context."""
-        fitting = list(prompts) if keep is None else [prompt[-self._kept(keep) :] for prompt in prompts]
-        self.check_prompts(fitting, param)
-        return fitting
-
-    def _kept(self, keep: int) -> int:
-        if keep > self.max_model_len:
-            raise RequestError(
-                f"truncate_prompt_tokens is {keep} but the context is {self.max_model_len} tokens: ask for fewer.",
-                "truncate_prompt_tokens",
-            )
-        return self.max_model_len - 1 if keep == -1 else keep
-
-    def text_of(self, prompt: Sequence[int]) -> str:
-        """Of token ids, special ones included."""
-        return self.tokens.tokenizer.decode(prompt)
-
-    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
-        """Token ids of texts that may fit the context."""
-        most_chars = self.max_model_len * self.tokens.tokenizer.max_token_chars
-        for text in texts:
-            if len(text) > most_chars:  # said now, since tokenizing it would take long
-                raise RequestError(
-                    f"The prompt has {len(text)} characters, which do not fit this model's maximum context length of "
-                    f"{self.max_model_len} tokens: shorten it.",
-                    param,
-                )
-        return await self.tokens.encode(texts, add_special_tokens)
-
-    def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:
-        """Every prompt has a token, leaves room for one, and is of the vocabulary."""
-        for prompt in prompts:
-            if not prompt:
-                raise RequestError("The prompt is empty: it must have at least one token.", param)
-            if len(prompt) >= self.max_model_len:
-                raise RequestError(
-                    f"This model's maximum context length is {self.max_model_len} tokens, of which at least one must "
-                    f"remain for the output, but the prompt has {len(prompt)}: shorten it.",
-                    param,
-                )
-            self.check_ids(prompt, param)
-
-    def check_ids(self, tokens: Sequence[int], param: str) -> None:
-        """They are of the vocabulary."""
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._info.vocab_size:
-            raise RequestError(f"Token ids must be between 0 and {self._info.vocab_size - 1}.", param)
-
-    def check_limit(self, body: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
-        """What the client asks for at most fits after each prompt. The words are vLLM's: clients read the numbers."""
-        (limit, limit_name), longest = body.token_limit, max(map(len, prompts))
-        if body.needs_room and limit is not None and longest + limit > self.max_model_len:
-            raise RequestError(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {limit} "
-                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
-                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
-                "output tokens.",
-                limit_name,
-            )
+    async def take_form(self, sampling: SamplingParams, form: StructuredOutputs, param: str) -> SamplingParams:
+        """The sampling of outputs that have this form, which `param` asks for. Raises RequestError if it cannot be
+        enforced, QueueFullError if too many are being checked."""
+        await asyncio.to_thread(self._grammars.check, form, param)
+        return msgspec.structs.replace(sampling, structured_outputs=form)
 
     async def start(
         self,
@@ -245,6 +181,7 @@ class Serving:
         sampling: SamplingParams,
         arrival: Arrival,
         *,
+        priority: int | None = None,
         show_special_tokens: bool = False,
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
@@ -260,7 +197,7 @@ class Serving:
 
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
-        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s)
+        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0)
         text = TextStream(stream, make_text, self._bridge.metrics)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 

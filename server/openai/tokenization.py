@@ -35,7 +35,7 @@ class Tokenization:
             text, param = await self._chat.render(body), "messages"
         else:
             text, param = body.prompt, "prompt"
-        [tokens] = await self._serving.tokenize([text], body.add_special_tokens, param)
+        [tokens] = await self._serving.prompts.tokenize([text], body.add_special_tokens, param)
         decode = self._serving.tokens.tokenizer.decode
         strings = None
         if body.return_token_strs:
@@ -44,6 +44,6 @@ class Tokenization:
 
     async def _detokenize(self, body: Detokenize, _: Arrival) -> Response:
         self._serving.check_model(body.model)
-        self._serving.check_ids(body.tokens, "tokens")
+        self._serving.prompts.check_ids(body.tokens, "tokens")
         text = await self._serving.tokens.run(lambda: self._serving.tokens.tokenizer.decode(body.tokens))
         return as_json(DetokenizedText(text))

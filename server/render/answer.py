@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from engine.sampling.structured import StructuredOutputs
 from engine.text.tokenizer import Tokenizer
 from server.render.events import Content, Event
 from server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
 from server.render.tools import TOOL_PARSERS, ToolParser
+from server.render.tools.forced import Signature, forced_calls
 
 
 @dataclass(frozen=True)
@@ -19,18 +21,31 @@ class AnswerFormat:
     reasoning_parser: Callable[[str], ThinkParser] | None = None
     shows_calls: bool = False  # a marker of the tool parser is a special token, which must not be skipped
     shows_reasoning: bool = False
+    parser_name: str = "none"
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str) -> AnswerFormat:
         """Of parsers by name; `none` and other names stand for none."""
         tools = TOOL_PARSERS.get(tool_parser)
-        special = {tokenizer.decode([id]) for id in tokenizer.special_ids} if tools or reasoning_parser else set()
+        special = {tokenizer.decode([id]): id for id in tokenizer.special_ids} if tools or reasoning_parser else {}
         return cls(
             tools,
             REASONING_PARSERS.get(reasoning_parser),
-            shows_calls=tools is not None and not special.isdisjoint(tools.markers),
-            shows_reasoning=not special.isdisjoint((OPEN, CLOSE)),
+            shows_calls=tools is not None and not special.keys().isdisjoint(tools.markers),
+            shows_reasoning=not special.keys().isdisjoint((OPEN, CLOSE)),
+            parser_name=tool_parser,
+            special_tokens=special,
         )
+
+    def calls(self, functions: Sequence[Signature], *, several: bool) -> StructuredOutputs:
+        """The form of answers that are calls of these functions, as the tool parser reads them. Raises RequestError."""
+        return forced_calls(self.parser_name, functions, self.special_tokens, several=several)
+
+    @property
+    def without_reasoning(self) -> AnswerFormat:
+        """For answers whose form leaves no room to think."""
+        return replace(self, reasoning_parser=None)
 
     def needs_special_tokens(self, with_tools: bool) -> bool:
         """Whether its parsers look for special tokens."""

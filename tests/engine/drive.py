@@ -27,6 +27,7 @@ class Engine:
         self.core = Core(config, self.executor, policy)
         self._poller = zmq.Poller()
         self._poller.register(self.executor.wait_handle(), zmq.POLLIN)
+        self.refused: list[tuple[str, Exception]] = []
 
     def generate(
         self, requests: Mapping[str, tuple[list[int], SamplingParams]], abort_after: Mapping[str, int] | None = None
@@ -48,7 +49,8 @@ class Engine:
 
     def wait(self) -> None:
         """Until a rank has reported something."""
-        self._poller.poll(1000)
+        self.refused += self.core.take_refused()
+        self._poller.poll(1 if self.core.is_compiling else 1000)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from engine.sampling.grammar_check import GrammarCheck
 from engine.text.tokenizer import ByteTokenizer, Tokenizer
 from engine.wire.messages import Ready
 from server.config import ServerConfig
@@ -101,7 +102,9 @@ async def make_site(anyio_backend: str) -> AsyncIterator[MakeSite]:
         ) -> Site:
             line = await stack.enter_async_context(connected(max_queued_requests))
             config = config or ServerConfig(served_model_name=("fake",))
-            app = create_app(line.bridge, INFO, tokenizer or ByteTokenizer(), config, defaults)
+            grammars = GrammarCheck("bytes", INFO.vocab_size)
+            stack.callback(grammars.close)
+            app = create_app(line.bridge, INFO, tokenizer or ByteTokenizer(), config, grammars, defaults)
             transport = httpx.ASGITransport(app)
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
             return Site(line.bridge, line.engine, client)
@@ -117,9 +120,8 @@ async def site(make_site: MakeSite) -> Site:
 @pytest.fixture
 async def port(line: Line) -> AsyncIterator[int]:
     """A real HTTP server over `line`, on a free port."""
-    app = create_app(
-        line.bridge, INFO, ByteTokenizer(), chat_config(enable_auto_tool_choice=True, tool_call_parser="hermes")
-    )
+    config = chat_config(enable_auto_tool_choice=True, tool_call_parser="hermes")
+    app = create_app(line.bridge, INFO, ByteTokenizer(), config, GrammarCheck("bytes", INFO.vocab_size))
     listener = socket.create_server(("127.0.0.1", 0))
     server = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve(sockets=[listener]))

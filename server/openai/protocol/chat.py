@@ -79,7 +79,23 @@ class ChatRequest(GenerationRequest):
     @property
     def may_call(self) -> bool:
         """Whether calls of tools are looked for in the answer."""
-        return bool(self.tools) and self.tool_choice in (None, "auto")
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def must_call(self) -> list[Function]:
+        """The functions of which the answer must be a call; none if it may be a text."""
+        if self.tool_choice in (None, "none", "auto"):
+            return []
+        functions = [tool.function for tool in self.tools or ()]
+        return functions if self.chosen is None else [each for each in functions if each.name == self.chosen]
+
+    @property
+    def chosen(self) -> str | None:
+        """The function that the client has chosen by its name."""
+        match self.tool_choice:
+            case {"type": "function", "function": {"name": str(name)}}:
+                return name
+        return None
 
     @property
     def role(self) -> str:
@@ -106,8 +122,13 @@ class ChatRequest(GenerationRequest):
             return
         if not self.tools:
             raise RequestError("tool_choice needs tools: give some.", "tool_choice")
-        if self.tool_choice != "auto":
-            raise RequestError("tool_choice may be auto or none: forcing a call is not supported yet.", "tool_choice")
+        if isinstance(self.tool_choice, dict) and (self.chosen is None or not self.must_call):
+            raise RequestError("tool_choice must name a function that is among the tools.", "tool_choice")
+        if self.must_call and self.structured is not None:
+            raise RequestError(
+                f"{self.structured[1]} and a tool_choice that forces a call exclude one another: choose one.",
+                "tool_choice",
+            )
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages for a chat template."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import MAX_INT, MAX_TOKENS_NAMED, SamplingParams
 from engine.values.errors import RequestError
+from server.openai.protocol.structured import StructuredRequest
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,9 @@ MAX_BIAS = 100.0  # OpenAI's; vLLM cuts larger ones down to it
 # Parameters of OpenAI and vLLM that change what a client gets and are not supported, with the values that ask
 # for nothing. Ignoring the others would silently give something else than was asked for.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "priority": (0,),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 # Of `SamplingParams`, under the same names.
@@ -66,7 +60,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(StructuredRequest):
     """The body of a request for text. Null means the default everywhere."""
 
     model_config = ConfigDict(extra="allow")
@@ -99,6 +93,7 @@ class GenerationRequest(BaseModel):
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None
     return_tokens_as_token_ids: bool | None = None
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
 from server.openai.protocol.chat import ChatRequest, Tool
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
@@ -99,8 +100,8 @@ class ResponsesRequest(GenerationRequest):
             raise RequestError("n must be 1: a response has one answer.", "n")
         if "message.output_text.logprobs" in (self.include or ()):
             raise RequestError("message.output_text.logprobs is not supported: leave it out.", "include")
-        if self.text_format.get("type") != "text":
-            raise RequestError("text.format is not supported: leave it out.", "text.format")
+        if self.text_format.get("type") not in ("text", "json_object", "json_schema"):
+            raise RequestError("text.format.type must be text, json_object or json_schema.", "text.format")
 
     @property
     def text_format(self) -> dict[str, Any]:
@@ -122,7 +123,17 @@ class ResponsesRequest(GenerationRequest):
             tool_choice=_named_function(self.tool_choice),
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
             continue_final_message=self.input[-1].is_unfinished,
+            **self._response_format,
         )
+
+    @property
+    def _response_format(self) -> dict[str, Any]:
+        """`text.format` as chats have it, who wrap a schema once more."""
+        shape = self.text_format
+        if shape.get("type") == "text":
+            return {}
+        wrapped = {"json_schema": {**shape}} if shape.get("type") == "json_schema" else {}
+        return {"response_format": {"type": shape.get("type"), **wrapped}}
 
 
 class _Conversation(ChatRequest):
@@ -133,6 +144,13 @@ class _Conversation(ChatRequest):
     @property
     def token_limit(self) -> tuple[int | None, str]:
         return self.max_completion_tokens, "max_output_tokens"
+
+    @property
+    def structured(self) -> tuple[StructuredOutputs, str] | None:
+        asked = super().structured
+        if asked is not None and asked[1] == "response_format":
+            return asked[0], "text.format"
+        return asked
 
 
 def _named_function(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:

@@ -327,3 +327,21 @@ def test_phases_and_their_times_add_up() -> None:
     assert sum(stats.phase_seconds.values()) == pytest.approx(executor.now())
     assert stats.transition_seconds["weights"] == pytest.approx(0.5 * sum(stats.transitions.values()))
     assert next_token(5) == 5
+
+
+def test_the_lowest_priority_goes_first_where_that_is_asked_for() -> None:
+    """One at a time: whoever waits goes by priority, then by arrival; and who does not say is in the middle."""
+    priorities = {"a": 5, "b": 0, "c": -3, "d": 5, "e": -3}
+    config = make_config("T1", max_num_seqs=1, scheduling_policy="priority")
+    core = Core(config, SymbolicExecutor(config))
+    for name, priority in priorities.items():
+        core.add(Add(name, [1, 2, 3], SamplingParams(max_tokens=2, ignore_eos=True), priority))
+    ends = [output.id for output in run(core) if output.finish_reason is not None]
+    assert ends == ["c", "e", "b", "a", "d"]
+
+
+def test_priorities_are_refused_where_nobody_looks_at_them() -> None:
+    config = make_config("T1")
+    core = Core(config, SymbolicExecutor(config))
+    with pytest.raises(RequestError, match="--scheduling-policy priority"):
+        core.add(Add("a", [1], SamplingParams(), priority=1))

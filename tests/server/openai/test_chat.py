@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
+from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
 from server.openai.protocol.generation import _tell_of_ignored
@@ -45,6 +47,9 @@ async def prompt_of(site: Site, *messages: object, **body: object) -> str:
     response = await site.chat(*messages, **body)
     assert response.status_code == 200, response.text
     return bytes((await site.engine.expect(Add)).prompt).decode()
+
+
+F = {"type": "function", "function": {"name": "f"}}
 
 
 async def refused(site: Site, param: str | None, *messages: object, **body: Any) -> str:
@@ -227,15 +232,21 @@ async def test_what_a_template_raises_is_the_clients_to_mend(make_site: MakeSite
         ("top_logprobs", {"top_logprobs": 2}, "logprobs to be true"),
         ("top_logprobs", {"top_logprobs": 21, "logprobs": True}, "between 0 and 20"),
         ("prompt_logprobs", {"prompt_logprobs": 21}, "between 0 and 20"),
-        ("response_format", {"response_format": {"type": "json_object"}}, "not supported"),
-        ("structured_outputs", {"structured_outputs": {"regex": "a"}}, "not supported"),
+        ("response_format", {"response_format": {"type": "xml"}}, "must be text, json_object or json_schema"),
+        ("structured_outputs", {"structured_outputs": {"regex": "a{2"}}, "cannot be enforced"),
         ("functions", {"functions": [{"name": "f"}]}, "not supported"),
         ("modalities", {"modalities": ["text", "audio"]}, "not supported"),
         ("stream_options", {"stream_options": {}}, "needs stream"),
         ("tool_choice", {"tools": [{"function": {"name": "f"}}]}, "--enable-auto-tool-choice"),
         ("tool_choice", {"tool_choice": "auto"}, "needs tools"),
-        ("tool_choice", {"tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, "not supported yet"),
-        ("tool_choice", {"tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "function"}}, "not supported"),
+        ("tool_choice", {"tools": [F], "tool_choice": {"type": "function"}}, "among the tools"),
+        ("tool_choice", {"tools": [F], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "among the"),
+        ("tool_choice", {"tools": [F], "tool_choice": "required", "guided_regex": "a"}, "exclude one another"),
+        (
+            "tools",
+            {"tools": [F | {"function": {"name": "f", "parameters": {"type": "x"}}}], "tool_choice": "required"},
+            "object",
+        ),
         ("tool_choice", {"tool_choice": "sometimes"}, "must be auto"),
         ("tools.0.function.name", {"tools": [{"function": {}}]}, "missing"),
         ("tools.0.type", {"tools": [{"type": "custom", "function": {"name": "f"}}]}, "function"),
@@ -351,3 +362,37 @@ async def test_json_that_is_nested_too_deep(chatty: Site) -> None:
             "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
         )
         assert (response.status_code, response.json()["error"]["code"]) == (400, 400)
+
+
+def of_asked(site: Site) -> StructuredOutputs | None:
+    """The form that the engine was last asked for."""
+    return [message for message in site.engine.received if isinstance(message, Add)][-1].sampling.structured_outputs
+
+
+async def test_a_form_reaches_the_engine(chatty: Site) -> None:
+    chatty.engine.script = say("{}")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert (await chatty.chat(USER, response_format=wanted)).status_code == 200
+    form = of_asked(chatty)
+    assert form is not None and form.kind == "json_schema" and json.loads(form.text) == schema
+    assert (await chatty.chat(USER, structured_outputs={"choice": ["a", "b"]})).status_code == 200
+    assert of_asked(chatty) == StructuredOutputs("choice", choices=("a", "b"))
+    assert (await chatty.chat(USER, response_format={"type": "text"})).status_code == 200
+    assert of_asked(chatty) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "finish"), [("required", "tool_calls"), ({"type": "function", "function": {"name": "f"}}, "stop")]
+)
+async def test_a_call_may_be_forced_without_a_parser_of_the_operators(
+    chatty: Site, choice: object, finish: str
+) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    chatty.engine.script = say(call)
+    answer = (await chatty.chat(USER, tools=[F], tool_choice=choice)).json()["choices"][0]
+    form = of_asked(chatty)
+    assert form is not None and form.kind == "grammar" and "tool_call" in form.text
+    [called] = answer["message"]["tool_calls"]
+    assert called["function"] == {"name": "f", "arguments": "{}"}
+    assert answer["finish_reason"] == finish

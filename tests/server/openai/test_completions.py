@@ -192,7 +192,8 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 0}, "at least 1"),
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 65}, "64 tokens"),
         ("suffix", {"suffix": "s"}, "not supported"),
-        ("response_format", {"response_format": {"type": "json_object"}}, "not supported"),
+        ("response_format", {"response_format": {"type": "json_schema"}}, "needs a json_schema"),
+        ("structured_outputs", {"structured_outputs": {"grammar": "start: ("}}, "cannot be enforced"),
     ],
 )
 async def test_what_cannot_be_done_is_refused(site: Site, param: str, body: dict[str, Any], part: str) -> None:

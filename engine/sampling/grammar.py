@@ -1,0 +1,143 @@
+"""Grammars over a model's tokens, compiled beside the loop that asks for them.
+
+The engine process has one `Grammars`: its loop starts a compilation, looks in from time to time, and takes the
+`Matcher` once it is done. What clients send has passed `engine.sampling.grammar_check` before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from engine.sampling.grammar_text import grammar_text
+from engine.sampling.matcher import Matcher
+from engine.sampling.structured import StructuredOutputs
+from engine.sampling.token_table import load_token_table
+from engine.values.errors import RequestError
+
+MAX_COMPILED = 128
+
+# llguidance descends a chain of references by recursion: with less, a schema of 20 kB ends the process. Memory that
+# is not touched is not taken.
+_STACK_BYTES = 512 << 20
+
+_LIMITS = LLParserLimits(
+    max_lexer_states=50_000,  # of 1 to 2 kB, in each matcher
+    verbose_errors=False,  # no state of the parser in messages for clients
+)
+
+
+class Compilation:
+    """A grammar on its way."""
+
+    def __init__(self, grammars: Grammars, grammar: Future[LLMatcher], param: str | None) -> None:
+        self._grammars = grammars
+        self._grammar = grammar
+        self._param = param
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `matcher` returns at once."""
+        return self._grammar.done()
+
+    def matcher(self, stop_token_ids: Iterable[int] = ()) -> Matcher:
+        """A matcher for one sequence, which also ends with any of these tokens. May be called again, for others.
+
+        Raises RequestError, with the `param` that `start` was given, if the specification cannot be enforced.
+        """
+        try:
+            state = self._grammar.result()
+        except RequestError as error:
+            raise RequestError(
+                f"{self._param or 'the specification'} cannot be enforced: {error}.", self._param
+            ) from None
+        ends = (*self._grammars.eos_token_ids, *stop_token_ids)
+        return Matcher(state.deep_copy(), self._grammars.vocab_size, ends)
+
+
+class Grammars:
+    """Compiles specifications for one model, and keeps those that were used last. Safe across threads."""
+
+    def __init__(
+        self, tokenizer: str, vocab_size: int, eos_token_ids: Sequence[int] = (), *, num_threads: int = 2
+    ) -> None:
+        """`tokenizer`: a checkpoint folder, hub name or `bytes`. `vocab_size`: of the model, not of the tokenizer."""
+        self.vocab_size = vocab_size
+        self.eos_token_ids = tuple(eos_token_ids)
+        self._tokenizer = tokenizer
+        self._num_threads = num_threads
+        self._table: LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._compiled: OrderedDict[StructuredOutputs, Future[LLMatcher]] = OrderedDict()
+        self._jobs: SimpleQueue[tuple[StructuredOutputs, Future[LLMatcher]]] = SimpleQueue()
+        self._has_threads = False
+
+    def start(self, spec: StructuredOutputs, param: str | None = None) -> Compilation:
+        """Have a specification compiled, which `param` of the request holds. Returns at once."""
+        with self._lock:
+            grammar = self._compiled.get(spec)
+            if grammar is None:
+                grammar = self._compiled[spec] = Future()
+                self._start_threads()
+                self._jobs.put((spec, grammar))
+                while len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)  # who waits for it still gets it
+            self._compiled.move_to_end(spec)
+        return Compilation(self, grammar, param)
+
+    def validate(self, spec: StructuredOutputs, param: str | None = None) -> None:
+        """Raise RequestError if the specification cannot be enforced. Blocks while it is compiled, which may take for
+        ever: `GrammarCheck` is for those of clients."""
+        self.start(spec, param).matcher()
+
+    def _start_threads(self) -> None:
+        if self._has_threads:
+            return
+        self._has_threads = True
+        previous = threading.stack_size(_STACK_BYTES)
+        try:
+            for _ in range(self._num_threads):
+                # Daemons: nothing can interrupt a compilation, and the process shall not wait for one to end.
+                threading.Thread(target=self._work, name="grammar", daemon=True).start()
+        finally:
+            threading.stack_size(previous)
+
+    def _work(self) -> None:
+        while True:
+            spec, grammar = self._jobs.get()
+            try:
+                grammar.set_result(self._compile(spec))
+            except BaseException as error:  # of any kind: whoever waits must hear of it
+                with self._lock:
+                    if self._compiled.get(spec) is grammar:
+                        del self._compiled[spec]
+                grammar.set_exception(error)
+
+    def _compile(self, spec: StructuredOutputs) -> LLMatcher:
+        try:
+            text = grammar_text(spec)
+        except ValueError as error:  # llguidance's own
+            raise RequestError(_reason(str(error))) from None
+        with self._loading:
+            if self._table is None:
+                self._table = load_token_table(self._tokenizer, self.vocab_size, self.eos_token_ids)
+        grammar = LLMatcher(self._table, text, log_level=0, limits=_LIMITS)
+        if grammar.is_error():
+            raise RequestError(_reason(grammar.get_error()))
+        # The first mask is the dearest one: here it holds up nobody, and copies inherit what it found out.
+        if not any(grammar.compute_bitmask()):
+            raise RequestError("there is no text that it allows, but perhaps an empty one")
+        return grammar
+
+
+def _reason(error: str) -> str:
+    """The first lines of what llguidance says, as part of a sentence."""
+    lines = [line.strip() for line in error.split("\n") if line.strip()]
+    regex = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
+    return (regex or lines[0] if lines else "unknown error").rstrip(".")[:300]

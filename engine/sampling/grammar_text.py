@@ -1,0 +1,125 @@
+"""From `StructuredOutputs` to the grammar text that llguidance compiles. Used by `engine.sampling.grammar`.
+
+A schema is either enforced as it stands or refused: llguidance refuses the keywords that it does not know how to
+enforce, and what it would let slip is looked for here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from engine.sampling.structured import StructuredOutputs
+from engine.values.errors import RequestError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+# What a schema may take in characters: bounds the time of a compilation and how deep it recurses.
+MAX_CHARS = 1 << 17
+
+JSON_OPTIONS: JsonCompileOptions = {
+    # Bounded, since a model that has lost the thread writes white space until it runs out of tokens.
+    "whitespace_pattern": r"[ \n\r\t]{1,64}",
+    # No `\u0061`: so each string can be written in one way only, and no additional property can take, in
+    # disguise, the name of one that the schema describes.
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+_DATA = frozenset(("const", "enum", "default", "examples"))  # keywords whose values hold no schemas
+_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # of names to schemas
+_EXACT = 2**53  # below which llguidance's numbers, which are doubles, hold every integer
+_EMBEDDED_SCHEMA = re.compile(r"%json\s*")
+_UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")  # in JSON: characters that only `\u` could escape
+
+
+def grammar_text(spec: StructuredOutputs) -> str:
+    """The grammar as llguidance takes it. Raises RequestError, without a `param`, if there can be none."""
+    size = len(spec.text) + sum(len(choice) + 5 for choice in spec.choices)
+    if size > MAX_CHARS:
+        raise RequestError(f"it takes {size} characters, more than {MAX_CHARS}")
+    try:
+        for text in (spec.text, *spec.choices):
+            text.encode()
+    except UnicodeEncodeError:
+        raise RequestError("it holds half a surrogate pair, which no text can have") from None
+    match spec.kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(_checked_schema(spec.text), overrides=JSON_OPTIONS)
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)
+        case "regex":
+            return LLMatcher.grammar_from_regex(spec.text)
+        case "choice":
+            if not all(spec.choices) or not spec.choices:
+                raise RequestError("there must be choices, and none of them empty")
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, spec.choices)))
+        case "grammar":
+            return LLMatcher.grammar_from_lark(_as_lark(spec.text))
+
+
+def _as_lark(grammar: str) -> str:
+    """A grammar in Lark's syntax, of one in Lark's or GBNF's."""
+    try:
+        lark = any_to_lark(grammar)
+    except Exception as error:  # that is what it raises, and RecursionError
+        raise RequestError(f"it is neither Lark nor GBNF ({error})") from None
+    for embedded in _EMBEDDED_SCHEMA.finditer(lark):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(lark, embedded.end())
+        except (ValueError, RecursionError):
+            raise RequestError("it embeds a schema that is no JSON, or nested too deeply") from None
+        _check_schema(schema)
+    return lark
+
+
+def _checked_schema(text: str) -> str:
+    """The schema, without the options that llguidance would take from it: one of them ignores unknown keywords."""
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"it is not valid JSON ({error})") from None
+    except RecursionError:
+        raise RequestError("it is nested too deeply") from None
+    if schema is True:
+        return "{}"
+    if not isinstance(schema, dict):
+        raise RequestError("a schema that allows something is an object or true")
+    _check_schema(schema)
+    if "x-guidance" in schema:
+        return json.dumps({key: value for key, value in schema.items() if key != "x-guidance"})
+    return text
+
+
+def _check_schema(root: Any) -> None:
+    """Refuse what llguidance would take and not enforce to the letter."""
+    values = [(root, True)]  # and whether they are schemas, or maps or lists of schemas
+    while values:
+        value, is_schema = values.pop()
+        if isinstance(value, list):
+            values += [(item, is_schema) for item in value]
+        elif isinstance(value, int | float) and abs(value) >= _EXACT:
+            # As a lower bound or constant near the end of 64 bits it even ends the process.
+            raise RequestError("numbers of 2 to the 53rd and more are not supported")
+        elif isinstance(value, dict):
+            if is_schema:
+                _check_keywords(value)
+            for key, inner in value.items():
+                if key in _MAPS and isinstance(inner, dict):
+                    values += [(each, is_schema) for each in inner.values()]
+                else:
+                    values.append((inner, is_schema and key not in _DATA))
+
+
+def _check_keywords(schema: dict[str, Any]) -> None:
+    least, required, named = (schema.get(key) for key in ("minProperties", "required", "properties"))
+    # A name may be written twice, which no grammar can rule out, and counts once.
+    if isinstance(least, int | float) and least > max(1, len(required) if isinstance(required, list) else 0):
+        raise RequestError("minProperties above 1 is not supported unless so many properties are required")
+    names = list(named) if isinstance(named, dict) else []
+    if _UNWRITABLE.search(json.dumps([schema.get("const"), schema.get("enum"), names], ensure_ascii=False)):
+        raise RequestError("control characters are not supported in const, enum and names of properties")

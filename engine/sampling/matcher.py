@@ -1,0 +1,114 @@
+"""Where each sequence is in its grammar, and the tokens that may come next.
+
+`Grammars` makes the first `Matcher` of a grammar; the engine's loop keeps one per sequence, tells it every token that
+was sampled, and has the masks of a step's rows filled before the step is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLExecutor, LLMatcher
+
+from engine.values.errors import IntegrityError
+
+Mask = npt.NDArray[np.uint32]
+
+
+def mask_words(vocab_size: int) -> int:
+    """The length of one row's mask: token id `i` is bit `i % 32` of word `i // 32`."""
+    return -(-vocab_size // 32)
+
+
+class Matcher:
+    """One sequence's place in its grammar. Not safe across threads, except that `fill_rows` uses several."""
+
+    def __init__(self, state: LLMatcher, vocab_size: int, end_ids: Iterable[int]) -> None:
+        """`end_ids`: the tokens that end the sequence. They may come where, and only where, the text may end."""
+        self._state = state
+        self._vocab_size = vocab_size
+        self._end_ids = frozenset(id for id in end_ids if 0 <= id < vocab_size)
+        words = np.zeros(mask_words(vocab_size), np.uint32)
+        for id in self._end_ids:
+            words[id // 32] |= np.uint32(1 << id % 32)
+        self._end_words = np.flatnonzero(words)
+        self._end_bits = words[self._end_words]
+        self._has_ended = False
+
+    @property
+    def failure(self) -> str | None:
+        """Why no token can follow although the text is not whole: its grammar became too complex to follow. Such a
+        sequence can only be ended with an error."""
+        if not self._state.is_error():
+            return None
+        return self._state.get_error().strip().split("\n")[0][:200] or "its grammar cannot be followed"
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the text is whole as it is."""
+        return self._has_ended or self._state.is_accepting()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is whole and no token but an end may follow."""
+        return self._has_ended or (self._state.is_stopped() and not self._state.is_error())
+
+    def accept(self, token: int) -> None:
+        """The sequence goes on with this token. Raises IntegrityError if the grammar forbids it, as a mask would. Where
+        it cannot be told any more, there is a `failure`."""
+        if token in self._end_ids:
+            if not self.may_stop:
+                raise IntegrityError(f"token {token} ended a text that its grammar does not let end there")
+            self._has_ended = True
+        elif self._has_ended or not (self._state.try_consume_tokens([token]) or self._state.is_error()):
+            raise IntegrityError(f"token {token} was sampled, which the grammar does not allow there")
+
+    def replay(self, tokens: Sequence[int]) -> Matcher:
+        """A new one for a sequence that has these tokens. Call it on one that has accepted none."""
+        matcher = Matcher(self._state.deep_copy(), self._vocab_size, self._end_ids)
+        for token in tokens:
+            matcher.accept(token)
+        return matcher
+
+    def fill(self, row: Mask) -> None:
+        """Write the mask `[mask_words(vocab_size)]` of the tokens that may come next. With none, there is a `failure`,
+        or it `is_over` and has no tokens that end it."""
+        self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
+        self._add_ends(row)
+
+    def _add_ends(self, row: Mask) -> None:
+        if self._has_ended:
+            row[:] = 0
+        if not self._end_words.size:
+            return
+        if self.may_stop:
+            row[self._end_words] |= self._end_bits
+        else:
+            row[self._end_words] &= ~self._end_bits
+
+
+class MaskFiller:
+    """Fills the masks of many sequences at once, on threads of its own."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._executor = LLExecutor(num_threads)
+
+    def fill_rows(self, matchers: Sequence[Matcher | None], rows: Mask) -> None:
+        """Write the mask of each matcher into its row of `[matchers, mask_words(vocab_size)]`, as `Matcher.fill` does;
+        a row without a matcher is all ones. Other Python threads run meanwhile; a matcher may not be in two rows."""
+        assert rows.flags.c_contiguous and len(rows) == len(matchers)
+        jobs = [(matcher._state, index) for index, matcher in enumerate(matchers) if matcher is not None]
+        if jobs:
+            self._executor.unsafe_compute_mask_ptr(jobs, _address(rows), rows[0].nbytes, len(rows))
+        for matcher, row in zip(matchers, rows, strict=True):
+            if matcher is None:
+                row[:] = 0xFFFFFFFF
+            else:
+                matcher._add_ends(row)
+
+
+def _address(rows: Mask) -> int:
+    assert rows.dtype == np.uint32 and rows.flags.c_contiguous and rows.flags.writeable
+    return rows.ctypes.data

@@ -1,0 +1,96 @@
+"""Prompts as token ids: from texts, cut where that is asked for, and fit for the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.values.errors import RequestError
+from engine.wire.messages import EngineInfo
+from server.openai.protocol.generation import GenerationRequest
+from server.render.tokens import TokenizerPool
+
+# Before a prompt that is cut short, since a text that begins elsewhere may begin with other tokens.
+_MORE_TOKENS = 64
+
+
+class Prompts:
+    """Makes and checks them for one model. Its methods raise RequestError, with the parameter that they are given."""
+
+    def __init__(self, tokens: TokenizerPool, info: EngineInfo) -> None:
+        self._tokens = tokens
+        self._max_model_len = info.max_model_len
+        self._vocab_size = info.vocab_size
+
+    async def encode(
+        self, texts: Sequence[str], add_special_tokens: bool, param: str, keep: int | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts, which fit the context. `keep`: as of `fit`."""
+        if keep is not None:  # of the rest of a text no token would be kept
+            most_chars = (self._kept(keep) + _MORE_TOKENS) * self._tokens.tokenizer.max_token_chars
+            texts = [text[-most_chars:] for text in texts]
+        prompts = (
+            await self._tokens.encode(texts, add_special_tokens)
+            if keep
+            else await self.tokenize(texts, add_special_tokens, param)
+        )
+        return self.fit(prompts, keep, param)
+
+    def fit(self, prompts: Sequence[list[int]], keep: int | None, param: str) -> list[list[int]]:
+        """Prompts that are checked, of each no more than the last `keep` tokens; -1: than fit the context."""
+        fitting = list(prompts) if keep is None else [prompt[-self._kept(keep) :] for prompt in prompts]
+        self._check(fitting, param)
+        return fitting
+
+    def _kept(self, keep: int) -> int:
+        if keep > self._max_model_len:
+            raise RequestError(
+                f"truncate_prompt_tokens is {keep} but the context is {self._max_model_len} tokens: ask for fewer.",
+                "truncate_prompt_tokens",
+            )
+        return self._max_model_len - 1 if keep == -1 else keep
+
+    def text_of(self, prompt: Sequence[int]) -> str:
+        """Of token ids, special ones included."""
+        return self._tokens.tokenizer.decode(prompt)
+
+    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
+        """Token ids of texts that may fit the context."""
+        most_chars = self._max_model_len * self._tokens.tokenizer.max_token_chars
+        for text in texts:
+            if len(text) > most_chars:  # said now, since tokenizing it would take long
+                raise RequestError(
+                    f"The prompt has {len(text)} characters, which do not fit this model's maximum context length of "
+                    f"{self._max_model_len} tokens: shorten it.",
+                    param,
+                )
+        return await self._tokens.encode(texts, add_special_tokens)
+
+    def _check(self, prompts: Sequence[Sequence[int]], param: str) -> None:
+        """Every prompt has a token, leaves room for one, and is of the vocabulary."""
+        for prompt in prompts:
+            if not prompt:
+                raise RequestError("The prompt is empty: it must have at least one token.", param)
+            if len(prompt) >= self._max_model_len:
+                raise RequestError(
+                    f"This model's maximum context length is {self._max_model_len} tokens, of which at least one must "
+                    f"remain for the output, but the prompt has {len(prompt)}: shorten it.",
+                    param,
+                )
+            self.check_ids(prompt, param)
+
+    def check_ids(self, tokens: Sequence[int], param: str) -> None:
+        """They are of the vocabulary."""
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise RequestError(f"Token ids must be between 0 and {self._vocab_size - 1}.", param)
+
+    def check_limit(self, body: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+        """What the client asks for at most fits after each prompt. The words are vLLM's: clients read the numbers."""
+        (limit, limit_name), longest = body.token_limit, max(map(len, prompts))
+        if body.needs_room and limit is not None and longest + limit > self._max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, you requested {limit} "
+                f"output tokens and your prompt contains at least {longest} input tokens, for a total of at least "
+                f"{longest + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+                "output tokens.",
+                limit_name,
+            )

@@ -1,0 +1,127 @@
+"""Outputs have the form that was asked for, in any layout, beside others, with swaps and preemptions in between."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.sampling.params import SamplingParams
+from engine.sampling.structured import StructuredOutputs
+from engine.values.errors import RequestError
+from engine.wire.messages import Add, FinishReason
+from tests.engine.drive import Engine, random_prompts, running
+from tests.engine.test_parity import config_of
+from tests.engine.test_processing import generate
+from tests.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.processes
+
+VOCAB = 211  # of bytes: ASCII and more
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"enum": [1, 22, 333]}},
+        "required": ["name", "n"],
+        "additionalProperties": False,
+    }
+)
+FORMS = [
+    StructuredOutputs("json_schema", SCHEMA),
+    StructuredOutputs("regex", "[ab]{3,6}-[0-9]+x"),
+    StructuredOutputs("choice", choices=("yes", "no", "perhaps")),
+]
+PROMPTS = random_prompts(seed=9, count=6, longest=50)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), vocab=VOCAB)
+
+
+def has_form(text: str, form: StructuredOutputs) -> bool:
+    match form.kind:
+        case "json_schema":
+            value = json.loads(text)
+            return set(value) == {"name", "n"} and len(value["name"]) <= 5 and value["n"] in (1, 22, 333)
+        case "regex":
+            return re.fullmatch(form.text, text) is not None
+    return text in form.choices
+
+
+def ask(form: StructuredOutputs, **more: object) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 40, "temperature": 1.0, "structured_outputs": form, **more})  # type: ignore[arg-type]
+
+
+def texts(engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[str | None]]:
+    """Of each continuation; None if it was cut off."""
+    found: dict[str, list[str | None]] = {}
+    for name, outputs in generate(engine, requests).items():
+        found[name] = []
+        for of_one in outputs:
+            tokens = bytes(token for output in of_one for token in output.tokens)
+            stopped = of_one[-1].finish_reason is FinishReason.STOP
+            found[name].append(tokens.decode() if stopped else None)
+    return found
+
+
+@pytest.mark.parametrize("plan", ["T1", "T2", "P2", "P2->T2", "D2"])
+def test_all_forms_beside_one_another(plan: str, folder: Path) -> None:
+    requests = {
+        f"{kind}{i}": (prompt, ask(form, n=2, seed=i, **more))
+        for i, prompt in enumerate(PROMPTS)
+        for kind, (form, more) in enumerate(
+            [
+                *((form, {}) for form in FORMS),
+                (FORMS[1], {"temperature": 0.0, "frequency_penalty": 1.0, "logprobs": 1}),
+                (FORMS[2], {"allowed_token_ids": (0,)}),  # nothing is left: then the form wins
+                (FORMS[0], {"top_p": 0.9, "top_k": 5, "min_tokens": 3}),
+            ]
+        )
+    }
+    plain = {f"plain{i}": (prompt, SamplingParams(max_tokens=12, temperature=0.0)) for i, prompt in enumerate(PROMPTS)}
+    with running(config_of(folder, plan, tokenizer="bytes")) as engine:
+        found = texts(engine, requests | plain)
+        alone = texts(engine, plain)
+        assert engine.core.stats().device_blocks_used == 0
+    kinds = [*FORMS, FORMS[1], FORMS[2], FORMS[0]]
+    whole = 0
+    for name, of_request in found.items():
+        if not name.startswith("plain"):
+            for text in of_request:
+                whole += text is not None
+                assert text is None or has_form(text, kinds[int(name[0])]), (name, text)
+    assert whole > len(requests), "most are whole"
+    assert {name: found[name] for name in plain} == alone
+
+
+def test_an_end_token_comes_where_the_form_may_end(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path, vocab=VOCAB, eos_token_id=7)
+    form = StructuredOutputs("regex", "a+")
+    with running(config_of(folder, "T2", tokenizer="bytes")) as engine:
+        outputs = generate(engine, {f"r{i}": (PROMPTS[i], ask(form, seed=i)) for i in range(6)})
+    for of_request in outputs.values():
+        tokens = [token for output in of_request[0] for token in output.tokens]
+        assert set(tokens[:-1]) == {ord("a")} and tokens[-1] in (7, ord("a"))
+
+
+def test_what_cannot_be_enforced_is_refused_and_nobody_else_suffers(folder: Path) -> None:
+    broken = StructuredOutputs("regex", "a{2")
+    with running(config_of(folder, "T1", tokenizer="bytes")) as engine:
+        engine.core.add(Add("bad", PROMPTS[0], ask(broken)))
+        found = texts(engine, {"good": (PROMPTS[1], ask(FORMS[2]))})
+        assert found["good"][0] in FORMS[2].choices
+        [(name, error)] = engine.refused
+        assert name == "bad" and isinstance(error, RequestError) and "cannot be enforced" in str(error)
+
+
+def test_aborted_ones_hold_up_nobody(folder: Path) -> None:
+    """Their steps in flight still wait for masks."""
+    endless = StructuredOutputs("regex", "a{1000}")
+    with running(config_of(folder, "P2->T2", tokenizer="bytes")) as engine:
+        requests = {f"r{i}": (PROMPTS[i], ask(endless, max_tokens=30)) for i in range(6)}
+        tokens = engine.generate(requests, abort_after={f"r{i}": 1 + i for i in range(4)})
+        assert [len(tokens[f"r{i}"][0]) for i in (4, 5)] == [30, 30]
+        assert engine.core.stats().device_blocks_used == 0
