@@ -52,11 +52,11 @@ def task(name: str, kind: str, documents: list[dict[str, Any]], **more: Any) -> 
 def tasks() -> dict[str, dict[str, Any]]:
     countries = [{"country": country} for country, _ in CAPITALS]
     choices = [
-        {"prompt": f"The capital of {country} is", "choices": [capital, "Rome", "a city"]}
+        {"prompt": f"The capital of {country} is", "choices": [f" {capital}", " Rome", " a city"]}
         for country, capital in CAPITALS
     ]
     # Characters of several tokens each, as the greedy choice and as another.
-    choices.append({"prompt": "🌍 🌍 🌍 🌍 🌍", "choices": ["🌍 🌍", "世界", "Zażółć"]})
+    choices.append({"prompt": "🌍🎉🌍🎉🌍🎉🌍", "choices": ["🎉🌍", "世界", "Zażółć"]})
     greedy = {"until": [" and"], "max_gen_toks": TOKENS, "do_sample": False, "temperature": 0.0}
     generate = {"generation_kwargs": greedy, "metric_list": [{"metric": "exact_match"}]}
     return {
@@ -67,6 +67,7 @@ def tasks() -> dict[str, dict[str, Any]]:
             doc_to_text="{{prompt}}",
             doc_to_choice="choices",
             doc_to_target=0,
+            target_delimiter="",
             metric_list=[{"metric": "acc"}],
         ),
         "rolling": task(
