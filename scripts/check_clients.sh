@@ -3,7 +3,6 @@
 # instructor and lm-eval against it, and prints a table. lm-eval's scores are compared with transformers' on the same items.
 #   scripts/check_clients.sh                        all of it: some minutes, and at first some more for the clients
 #   scripts/check_clients.sh CLIENT ...             only some: openai, langchain, litellm, instructor, lm_eval
-#   scripts/check_clients.sh --structured-outputs   also what needs response_format or a forced tool call
 # Variables:
 #   SEESAW_PYTHON          an interpreter that has Seesaw (default: the one that scripts/setup makes)
 #   SEESAW_CLIENTS_PYTHON  one that has the clients (default: one in ~/.cache/seesaw, made by scripts/clients.txt)

@@ -1,4 +1,4 @@
-"""instructor: pydantic models out of chats. All of its modes but one that only asks nicely need constrained output."""
+"""instructor: pydantic models out of chats. They need constrained output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connect(target: Target, mode: instructor.Mode) -> instructor.Instructor:
     return instructor.from_openai(api, mode=mode)
 
 
-@check("instructor", "a pydantic model by json_schema: whole, partial, async", needs_structured_outputs=True)
+@check("instructor", "a pydantic model by json_schema: whole, partial, async")
 def by_schema(target: Target) -> None:
     client = connect(target, instructor.Mode.JSON_SCHEMA)
     whole = client.chat.completions.create(**asked(target))
@@ -39,6 +39,6 @@ def by_schema(target: Target) -> None:
     same(whole.model_dump(), last.model_dump(), waited.model_dump())
 
 
-@check("instructor", "a pydantic model by a forced tool call", needs_structured_outputs=True)
+@check("instructor", "a pydantic model by a forced tool call")
 def by_tools(target: Target) -> None:
     assert isinstance(connect(target, instructor.Mode.TOOLS).chat.completions.create(**asked(target)), Person)

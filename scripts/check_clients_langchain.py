@@ -83,11 +83,7 @@ def completions(target: Target) -> None:
     same("".join(logprobs["tokens"]), texts[0])
 
 
-@check(
-    "langchain",
-    "with_structured_output: json_schema, function_calling, json_mode",
-    needs_structured_outputs=True,
-)
+@check("langchain", "with_structured_output: json_schema of a model and as it is, function_calling")
 def structured(target: Target) -> None:
     model = chat_model(target, max_tokens=64)
     for method in ("json_schema", "function_calling"):

@@ -80,7 +80,7 @@ def responses(target: Target) -> None:
     same(whole.output[0].content[0].text, "".join(deltas))
 
 
-@check("litellm", "response_format of a model; a forced call", needs_structured_outputs=True)
+@check("litellm", "response_format of a model; a forced call")
 def structured(target: Target) -> None:
     asked = options(target, "openai", messages=[{"role": "user", "content": PERSON}], max_tokens=64)
     answer = litellm.completion(**asked, response_format=Person)

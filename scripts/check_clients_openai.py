@@ -218,7 +218,7 @@ def errors(target: Target) -> None:
                 raise AssertionError(f"{wrong} was taken")
 
 
-@check("openai", "structured outputs: chats.parse whole and streamed, responses.parse", needs_structured_outputs=True)
+@check("openai", "structured outputs: chats.parse whole and streamed, responses.parse")
 def structured(target: Target) -> None:
     messages: list[Any] = [{"role": "user", "content": PERSON}]
     with connect(target) as api:
@@ -231,7 +231,7 @@ def structured(target: Target) -> None:
     assert isinstance(whole, Person)
 
 
-@check("openai", "json_object; tools, required and named", needs_structured_outputs=True)
+@check("openai", "json_object; tools, required and named")
 def forced(target: Target) -> None:
     messages: list[Any] = [{"role": "user", "content": f"What is the weather in {ASKED_CITY}? Answer in JSON."}]
     with connect(target) as api:

@@ -43,17 +43,14 @@ class Check(NamedTuple):
     client: str
     what: str
     run: Callable[[Target], object]
-    needs_structured_outputs: bool
 
 
 CHECKS: list[Check] = []
 
 
-def check(
-    client: str, what: str, needs_structured_outputs: bool = False
-) -> Callable[[Callable[[Target], object]], None]:
+def check(client: str, what: str) -> Callable[[Callable[[Target], object]], None]:
     """Put a function on the list."""
-    return lambda run: CHECKS.append(Check(client, what, run, needs_structured_outputs))
+    return lambda run: CHECKS.append(Check(client, what, run))
 
 
 def same(*values: Any) -> None:
