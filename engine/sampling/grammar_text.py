@@ -1,7 +1,7 @@
 """From `StructuredOutputs` to the grammar text that llguidance compiles. Used by `engine.sampling.grammar`.
 
-A schema is either enforced as it stands or refused: llguidance refuses the keywords that it does not know how to
-enforce, and what it would let slip is looked for here.
+A schema is either enforced or refused: llguidance refuses the keywords that it does not know how to enforce, and what
+it would let slip is looked for here. Objects that do not say whether they are open are closed (`closed_schemas`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from engine.sampling.closed_schemas import DATA, MAPS, closed
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
 
@@ -30,8 +31,6 @@ JSON_OPTIONS: JsonCompileOptions = {
     "json_allowed_escapes": 'nrbtf\\"',
 }
 
-_DATA = frozenset(("const", "enum", "default", "examples"))  # keywords whose values hold no schemas
-_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # of names to schemas
 _EXACT = 2**53  # below which llguidance's numbers, which are doubles, hold every integer
 _EMBEDDED_SCHEMA = re.compile(r"%json\s*")
 _UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")  # in JSON: characters that only `\u` could escape
@@ -90,9 +89,10 @@ def _checked_schema(text: str) -> str:
     if not isinstance(schema, dict):
         raise RequestError("a schema that allows something is an object or true")
     _check_schema(schema)
-    if "x-guidance" in schema:
-        return json.dumps({key: value for key, value in schema.items() if key != "x-guidance"})
-    return text
+    try:
+        return json.dumps(closed({key: value for key, value in schema.items() if key != "x-guidance"}))
+    except RecursionError:
+        raise RequestError("it is nested too deeply") from None
 
 
 def _check_schema(root: Any) -> None:
@@ -109,10 +109,10 @@ def _check_schema(root: Any) -> None:
             if is_schema:
                 _check_keywords(value)
             for key, inner in value.items():
-                if key in _MAPS and isinstance(inner, dict):
+                if key in MAPS and isinstance(inner, dict):
                     values += [(each, is_schema) for each in inner.values()]
                 else:
-                    values.append((inner, is_schema and key not in _DATA))
+                    values.append((inner, is_schema and key not in DATA))
 
 
 def _check_keywords(schema: dict[str, Any]) -> None:

@@ -55,11 +55,20 @@ def completion_logprobs(
         name = names.name(token, as_ids)
         answer.tokens.append(name)
         answer.token_logprobs.append(None if one is None else _finite(one.logprob))
-        tops = None if one is None else {names.name(t, as_ids): p for t, p in likeliest(token, one, top)}
-        answer.top_logprobs.append(tops)
+        answer.top_logprobs.append(None if one is None else _by_name(names, likeliest(token, one, top), as_ids))
         answer.text_offset.append(offset)
         offset += len(name)
     return answer
+
+
+def _by_name(names: TokenNames, likeliest: Iterator[tuple[int, float]], as_ids: bool) -> dict[str, float]:
+    """Pieces of characters are all called the same. The likeliest of those stands for them, for evaluations compare the
+    best value here with the token's own to see if it is the greedy choice."""
+    tops: dict[str, float] = {}
+    for token, logprob in likeliest:
+        name = names.name(token, as_ids)
+        tops[name] = max(logprob, tops.get(name, logprob))
+    return tops
 
 
 def chat_logprobs(

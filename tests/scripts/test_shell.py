@@ -119,6 +119,33 @@ def test_the_gpu_check_runs_every_stage_though_one_fails(skeleton):
     assert run(skeleton, "check_gpu.sh", "speeed", SEESAW_PYTHON="true").returncode == 2
 
 
+FAKE_SERVER = """#!/usr/bin/env bash
+case "$*" in
+    *fetch_default_model.py) echo /cache/model ;;
+    *serve*)
+        [[ -z "$FAKE_FAILS" ]] || { echo broken >&2; exit 2; }
+        trap 'echo stopped >>"$FAKE_HOME/log"; exit 0' TERM
+        echo "serves at http://host:7/v1"
+        while true; do sleep 0.05; done
+        ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_clients_check_stops_its_server_whatever_they_find(skeleton, code):
+    executable(skeleton / "server", FAKE_SERVER)
+    executable(skeleton / "clients", f'#!/bin/sh\necho "$*"\nexit {code}\n')
+    interpreters = {"SEESAW_PYTHON": str(skeleton / "server"), "SEESAW_CLIENTS_PYTHON": str(skeleton / "clients")}
+    result = run(skeleton, "check_clients.sh", "openai", **interpreters)
+    asked = "--url http://host:7 --model SmolLM2-135M-Instruct --folder /cache/model openai"
+    assert result.stdout == f"{skeleton}/repo/scripts/check_clients.py {asked}\n"
+    assert (result.returncode, log(skeleton)) == (code, ["stopped"])
+    broken = run(skeleton, "check_clients.sh", FAKE_FAILS="1", **interpreters)
+    assert broken.returncode == 1
+    assert broken.stderr == "broken\ncheck_clients: error: the server did not start\n"
+
+
 def test_setup_chooses_torch_by_the_machine(skeleton):
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
     venv = str(skeleton / "elsewhere")

@@ -20,7 +20,7 @@ Schema = dict[str, Any] | bool
 
 
 class JsonSchema(BaseModel):
-    """OpenAI's wrapping of a schema. `strict` makes no difference: every schema is enforced as it stands."""
+    """OpenAI's wrapping of a schema. `strict` makes no difference: every schema is enforced."""
 
     name: str | None = None
     description: str | None = None

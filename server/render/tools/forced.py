@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from engine.sampling.closed_schemas import closed
 from engine.sampling.grammar_text import JSON_OPTIONS
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
@@ -26,7 +27,7 @@ class Signature(NamedTuple):
     @property
     def schema(self) -> dict[str, Any]:
         """Of an object, even where the client's leaves that open."""
-        return NO_PARAMETERS if self.parameters is None else {"type": "object"} | self.parameters
+        return NO_PARAMETERS if self.parameters is None else closed({"type": "object"} | self.parameters)
 
 
 class _Call(NamedTuple):

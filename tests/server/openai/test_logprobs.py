@@ -65,6 +65,16 @@ async def test_a_completion_tells_of_its_tokens(site: Site, top: int, tops: tupl
     }
 
 
+@pytest.mark.parametrize(("taken", "own"), [(0xE4, -0.25), (0xB8, -1.5)])
+async def test_of_tokens_with_the_same_name_the_likeliest_is_told(site: Site, taken: int, own: float) -> None:
+    """Halves of characters: lm-eval calls a token greedy if none has a better value."""
+    told = TokenLogprobs(own, 1, [0xE4, 0xB8], [-0.25, -1.5])
+    site.engine.script = lambda add: [Output(add.id, 0, [taken], FinishReason.LENGTH, None, [told])]
+    [choice] = (await site.complete(prompt="p", logprobs=2)).json()["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"\N{REPLACEMENT CHARACTER}": -0.25}]
+    assert choice["logprobs"]["token_logprobs"] == [own]
+
+
 async def test_an_impossible_token_has_a_finite_logprob(site: Site) -> None:
     site.engine.script = lambda add: [
         Output(add.id, 0, [97], FinishReason.LENGTH, None, [TokenLogprobs(-float("inf"), 9, [], [])])
