@@ -26,7 +26,8 @@ class Matcher:
     """One sequence's place in its grammar. Not safe across threads, except that `fill_rows` uses several."""
 
     def __init__(self, state: LLMatcher, vocab_size: int, end_ids: Iterable[int]) -> None:
-        """`end_ids`: the tokens that end the sequence. They may come where, and only where, the text may end."""
+        """`end_ids`: the tokens that end the sequence. They may come where the text may end, and elsewhere only if
+        nothing else may: then the text is cut off there."""
         self._state = state
         self._vocab_size = vocab_size
         self._end_ids = frozenset(id for id in end_ids if 0 <= id < vocab_size)
@@ -59,7 +60,7 @@ class Matcher:
         """The sequence goes on with this token. Raises IntegrityError if the grammar forbids it, as a mask would. Where
         it cannot be told any more, there is a `failure`."""
         if token in self._end_ids:
-            if not self.may_stop:
+            if not (self.may_stop or self._state.try_consume_tokens([token]) or self._state.is_error()):
                 raise IntegrityError(f"token {token} ended a text that its grammar does not let end there")
             self._has_ended = True
         elif self._has_ended or not (self._state.try_consume_tokens([token]) or self._state.is_error()):
@@ -85,8 +86,11 @@ class Matcher:
             return
         if self.may_stop:
             row[self._end_words] |= self._end_bits
-        else:
-            row[self._end_words] &= ~self._end_bits
+            return
+        before = row[self._end_words]
+        row[self._end_words] &= ~self._end_bits
+        if not row.any():  # the text needs one of them
+            row[self._end_words] = before
 
 
 class MaskFiller:
