@@ -54,10 +54,7 @@ def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     path = _own_file(engine) if choice == "auto" else _chosen_file(choice)
     if path is None:
         return NO_DEFAULTS
-    raw = _read(path)
-    defaults = _defaults(path, raw)
-    if raw.get("repetition_penalty") not in (None, 1):
-        logger.warning("the repetition_penalty of %s is ignored: penalties are not supported yet", path)
+    defaults = _defaults(path, _read(path))
     shown = defaults.values | _cap(defaults.max_tokens)
     if shown:
         logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)
