@@ -18,8 +18,9 @@ import jsonschema
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # Seesaw need not be installed for this
 
-from engine import LLM, SamplingParams, StructuredOutputs  # noqa: E402
 from fetch_default_model import default_model  # noqa: E402
+
+from engine import LLM, SamplingParams, StructuredOutputs  # noqa: E402
 
 SCHEMAS = ROOT / "tests" / "engine" / "sampling" / "schemas.json"
 
