@@ -34,15 +34,6 @@ class Places:
         return rows, tokens
 
 
-def allow(logits: torch.Tensor, places: Places) -> None:
-    """Forbid all but these tokens in the rows that have any."""
-    if places.rows:
-        index = places.index(logits.device)
-        kept = logits[index]
-        logits[upload(torch.tensor(sorted(set(places.rows))), logits.device)] = -torch.inf
-        logits[index] = kept
-
-
 def forbid(logits: torch.Tensor, places: Places) -> None:
     if places.rows:
         logits[places.index(logits.device)] = -torch.inf
@@ -57,9 +48,9 @@ def add_bias(logits: torch.Tensor, places: Places) -> None:
 def mask(logits: torch.Tensor, raw: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Logits `[rows, vocab]` with -inf where the bits of int32 `[rows, words]` are not set.
 
-    What a grammar must have wins over all else: where a row has nothing left, its `raw` logits count.
+    What may be sampled at all wins over all else: where a row has nothing left, its `raw` logits count.
     """
-    bits = masks[:, :, None] >> torch.arange(32, device=masks.device) & 1
+    bits = masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device) & 1
     allowed = bits.flatten(1)[:, : logits.shape[1]] > 0
     masked = logits.masked_fill(~allowed, -torch.inf)
     has_none = masked.amax(-1, keepdim=True) == -torch.inf

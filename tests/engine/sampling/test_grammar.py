@@ -20,7 +20,7 @@ from engine.sampling.matcher import MaskFiller, Matcher, mask_words
 from engine.sampling.structured import StructuredOutputs
 from engine.text.tokenizer import FastTokenizer
 from engine.values.errors import IntegrityError, RequestError
-from tests.engine.sampling.walks import allowed, walk
+from tests.engine.sampling.walks import allowed, follow, walk
 from tests.engine.text.tokenizers import byte_level, sentencepiece
 
 VOCAB, EOS = 320, 300  # padded, as models' vocabularies are
@@ -56,7 +56,7 @@ def refusal(spec: StructuredOutputs) -> str:
 def accepts(spec: StructuredOutputs, text: str) -> bool:
     matcher = matcher_of(spec)
     try:
-        return matcher.replay(text.encode()).may_stop
+        return follow(matcher, text.encode()).may_stop
     except IntegrityError:
         return False
 
@@ -216,7 +216,7 @@ def test_a_matcher_can_be_made_anew_from_its_tokens() -> None:
     ahead = matcher_of(spec)
     for token in text:
         ahead.accept(token)
-    again = matcher_of(spec).replay(text)
+    again = follow(matcher_of(spec), text)
     assert allowed(again, VOCAB) == allowed(ahead, VOCAB) == [ord("e")]
     # Neither moves the other.
     again.accept(ord("e"))
@@ -269,7 +269,7 @@ def test_tokenizers_of_both_kinds(
 
 
 def test_without_any_end_a_text_is_over_all_the_same() -> None:
-    matcher = Grammars("bytes", 256).start(StructuredOutputs("regex", "ab")).matcher().replay(b"ab")
+    matcher = follow(Grammars("bytes", 256).start(StructuredOutputs("regex", "ab")).matcher(), b"ab")
     assert matcher.is_over and matcher.failure is None and allowed(matcher, 256) == []
 
 

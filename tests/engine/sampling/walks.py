@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -46,3 +47,10 @@ def walk(matcher: Matcher, vocab_size: int, end_ids: set[int], seed: int) -> lis
         tokens.append(rng.choice(choices))
         matcher.accept(tokens[-1])
     raise AssertionError(f"no end after {MAX_TOKENS} tokens")
+
+
+def follow(matcher: Matcher, tokens: Iterable[int]) -> Matcher:
+    """The matcher, once it has accepted these tokens."""
+    for token in tokens:
+        matcher.accept(token)
+    return matcher
