@@ -108,13 +108,13 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         if await _first(starting, stop.requested) is stop.requested:
             starting.cancel()
             return 0
-        http, info = starting.result()
+        http, info, grammars = starting.result()
         grace_s = ENGINE_STOP_S
         freeze_heap()
         report("ready")
         guard = asyncio.create_task(_end_if_hung(bridge, handle.process, server.engine_timeout_s))
         try:
-            return await _run(http, info, server, listener, bridge, stop)
+            return await _run(http, info, grammars, server, listener, bridge, stop)
         finally:
             guard.cancel()
     finally:
@@ -122,7 +122,9 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         await asyncio.to_thread(handle.close, grace_s)  # in a thread, so that a second signal is heard
 
 
-async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> tuple[HTTPServer, EngineInfo]:
+async def _start(
+    engine: EngineConfig, server: ServerConfig, bridge: Bridge
+) -> tuple[HTTPServer, EngineInfo, GrammarCheck]:
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
     info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
     grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
@@ -138,7 +140,7 @@ async def _start(engine: EngineConfig, server: ServerConfig, bridge: Bridge) -> 
         ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
         timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
-    return HTTPServer(config), info
+    return HTTPServer(config), info, grammars
 
 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
@@ -160,7 +162,13 @@ async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -
 
 
 async def _run(
-    http: HTTPServer, info: EngineInfo, server: ServerConfig, listener: socket.socket, bridge: Bridge, stop: StopSignal
+    http: HTTPServer,
+    info: EngineInfo,
+    grammars: GrammarCheck,
+    server: ServerConfig,
+    listener: socket.socket,
+    bridge: Bridge,
+    stop: StopSignal,
 ) -> int:
     listen(server, listener)
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
@@ -176,6 +184,7 @@ async def _run(
     if dying.done():
         _report(f"error: {dying.result()}")
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
+    grammars.close()  # requests wait for it, too
     await serving
     return 0 if first is stop.requested else 1
 

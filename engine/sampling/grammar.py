@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.sampling.grammar_text import grammar_text
-from engine.sampling.matcher import Matcher
+from engine.sampling.matcher import Matcher, Patience
 from engine.sampling.structured import StructuredOutputs
 from engine.sampling.token_table import load_token_table
 from engine.values.errors import RequestError
@@ -39,6 +39,7 @@ class Compilation:
         self._grammars = grammars
         self._grammar = grammar
         self._param = param
+        self._patience = Patience()
 
     @property
     def is_done(self) -> bool:
@@ -57,7 +58,7 @@ class Compilation:
                 f"{self._param or 'the specification'} cannot be enforced: {error}.", self._param
             ) from None
         ends = (*self._grammars.eos_token_ids, *stop_token_ids)
-        return Matcher(state.deep_copy(), self._grammars.vocab_size, ends)
+        return Matcher(state.deep_copy(), self._grammars.vocab_size, ends, self._patience)
 
 
 class Grammars:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,9 @@ from engine.values.errors import ConfigError, QueueFullError, RequestError
 START_LIMIT_S = 60.0  # for imports and the tokenizer
 COMPILE_LIMIT_S = 10.0
 QUEUE_LIMIT_S = 30.0
+MAX_QUEUED = 32  # threads that wait, where each check has its own
+
+_TOO_MANY = "too many grammars are being compiled: try again later"
 
 
 class GrammarCheck:
@@ -38,34 +42,49 @@ class GrammarCheck:
         self._arguments = (tokenizer, vocab_size, tuple(eos_token_ids))
         self._compile_limit_s = compile_limit_s
         self._lock = threading.Lock()
+        self._queued = 0
+        self._closed = False
         self._passed: OrderedDict[StructuredOutputs, None] = OrderedDict()
         self._child: tuple[BaseProcess, Connection] | None = None
+
+    def has_passed(self, spec: StructuredOutputs) -> bool:
+        """Whether `check` returns at once: most clients send the same specification again and again."""
+        return spec in self._passed
 
     def check(self, spec: StructuredOutputs, param: str) -> None:
         """Raise RequestError if the specification, which `param` of a request holds, cannot be enforced or takes too
         long to compile, and QueueFullError if too many others are being checked."""
-        if spec in self._passed:  # most clients send the same one again and again
+        if self.has_passed(spec):
             return
-        if not self._lock.acquire(timeout=QUEUE_LIMIT_S):
-            raise QueueFullError("too many grammars are being compiled: try again later")
+        if self._queued >= MAX_QUEUED:
+            raise QueueFullError(_TOO_MANY)
+        self._queued += 1
         try:
-            refusal = self._compile(spec, param)
+            if not self._lock.acquire(timeout=QUEUE_LIMIT_S):
+                raise QueueFullError(_TOO_MANY)
+            try:
+                refusal = None if self.has_passed(spec) else self._compile(spec, param)
+            finally:
+                self._lock.release()
         finally:
-            self._lock.release()
+            self._queued -= 1
         if refusal is not None:
             raise RequestError(refusal, param)
 
     def close(self) -> None:
-        """End the process; a check that is going on fails."""
+        """End the process; checks that are going on or wait fail."""
+        self._closed = True
         if self._child is not None:
             self._child[0].kill()
 
     def _compile(self, spec: StructuredOutputs, param: str) -> str | None:
         """Why it cannot be enforced, if so."""
         if self._child is None or not self._child[0].is_alive():
-            self._child = self._start()
+            self._start()
+        assert self._child is not None
         process, connection = self._child
         try:
+            self._check_open()
             connection.send((spec.kind, spec.text, spec.choices, param))
             if connection.poll(self._compile_limit_s):
                 refusal: str | None = connection.recv()
@@ -82,23 +101,30 @@ class GrammarCheck:
         process.kill()
         process.join()
         connection.close()
+        self._check_open()
         return refusal
 
-    def _start(self) -> tuple[BaseProcess, Connection]:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QueueFullError("the server is ending: send the request again later")
+
+    def _start(self) -> None:
+        self._check_open()
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._arguments), name="grammar-check", daemon=True)
         with deaf_children():
             process.start()
         theirs.close()
-        try:
+        self._child = process, ours
+        with suppress(EOFError):
             if ours.poll(START_LIMIT_S):
                 ours.recv()
-                return process, ours
-        except EOFError:
-            pass
+                return
+        self._child = None
         process.kill()
         ours.close()
+        self._check_open()
         raise ConfigError("the process that checks grammars did not start: see its output above")
 
 

@@ -56,7 +56,8 @@ def grammar_text(spec: StructuredOutputs) -> str:
         case "choice":
             if not all(spec.choices) or not spec.choices:
                 raise RequestError("there must be choices, and none of them empty")
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, spec.choices)))
+            # One terminal: as alternatives of a rule, some thousand would be more than the parser follows at once.
+            return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, spec.choices)))
         case "grammar":
             return LLMatcher.grammar_from_lark(_as_lark(spec.text))
 

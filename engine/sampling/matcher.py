@@ -6,6 +6,7 @@ was sampled, and has the masks of a step's rows filled before the step is sample
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,11 +23,34 @@ def mask_words(vocab_size: int) -> int:
     return -(-vocab_size // 32)
 
 
+# What following a grammar may take of the loop, for all sequences of a request: most need some 20 microseconds a token,
+# but an ambiguous grammar's tokens may take a second each.
+_SPARE_S, _SPARE_PER_TOKEN_S = 1.0, 0.0005
+
+
+class Patience:
+    """How long the sequences of one request have held up the loop."""
+
+    def __init__(self) -> None:
+        self._left_s = _SPARE_S
+
+    def took(self, seconds: float) -> None:
+        """One more token was followed."""
+        self._left_s = min(_SPARE_S, self._left_s + _SPARE_PER_TOKEN_S - seconds)
+
+    @property
+    def is_over(self) -> bool:
+        return self._left_s < 0
+
+
 class Matcher:
     """One sequence's place in its grammar. Not safe across threads, except that `fill_rows` uses several."""
 
-    def __init__(self, state: LLMatcher, vocab_size: int, end_ids: Iterable[int]) -> None:
-        """`end_ids`: the tokens that end the sequence. They may come where, and only where, the text may end."""
+    def __init__(
+        self, state: LLMatcher, vocab_size: int, end_ids: Iterable[int], patience: Patience | None = None
+    ) -> None:
+        """`end_ids`: the tokens that end the sequence. They may come where the text may end, and elsewhere only if
+        nothing else may: then the text is cut off there. `patience` is shared with the request's other sequences."""
         self._state = state
         self._vocab_size = vocab_size
         self._end_ids = frozenset(id for id in end_ids if 0 <= id < vocab_size)
@@ -36,11 +60,14 @@ class Matcher:
         self._end_words = np.flatnonzero(words)
         self._end_bits = words[self._end_words]
         self._has_ended = False
+        self._patience = patience or Patience()
 
     @property
     def failure(self) -> str | None:
         """Why no token can follow although the text is not whole: its grammar became too complex to follow. Such a
         sequence can only be ended with an error."""
+        if self._patience.is_over:
+            return "its grammar takes too long to follow"
         if not self._state.is_error():
             return None
         return self._state.get_error().strip().split("\n")[0][:200] or "its grammar cannot be followed"
@@ -58,8 +85,15 @@ class Matcher:
     def accept(self, token: int) -> None:
         """The sequence goes on with this token. Raises IntegrityError if the grammar forbids it, as a mask would. Where
         it cannot be told any more, there is a `failure`."""
+        if self._patience.is_over:
+            return
+        began_s = time.thread_time()
+        self._follow(token)
+        self._patience.took(time.thread_time() - began_s)
+
+    def _follow(self, token: int) -> None:
         if token in self._end_ids:
-            if not self.may_stop:
+            if not (self.may_stop or self._state.try_consume_tokens([token]) or self._state.is_error()):
                 raise IntegrityError(f"token {token} ended a text that its grammar does not let end there")
             self._has_ended = True
         elif self._has_ended or not (self._state.try_consume_tokens([token]) or self._state.is_error()):
@@ -67,7 +101,7 @@ class Matcher:
 
     def replay(self, tokens: Sequence[int]) -> Matcher:
         """A new one for a sequence that has these tokens. Call it on one that has accepted none."""
-        matcher = Matcher(self._state.deep_copy(), self._vocab_size, self._end_ids)
+        matcher = Matcher(self._state.deep_copy(), self._vocab_size, self._end_ids, self._patience)
         for token in tokens:
             matcher.accept(token)
         return matcher
@@ -85,8 +119,11 @@ class Matcher:
             return
         if self.may_stop:
             row[self._end_words] |= self._end_bits
-        else:
-            row[self._end_words] &= ~self._end_bits
+            return
+        before = row[self._end_words]
+        row[self._end_words] &= ~self._end_bits
+        if not row.any():  # the text needs one of them
+            row[self._end_words] = before
 
 
 class MaskFiller:

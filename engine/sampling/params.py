@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -13,7 +12,10 @@ from engine.values.errors import RequestError
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
 MAX_LOGPROBS = 20  # vLLM's default
-MAX_REPETITION_PENALTY = 100.0
+# What is computed with these in float32 must stay finite: of infinities even a forbidden token may come.
+MAX_TEMPERATURE = 1e6
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+MAX_BIAS = 1e6
 MAX_TOKENS_NAMED = 4096  # in a bias or in bad words: they are uploaded with each step
 GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
 
@@ -69,8 +71,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """Raise RequestError, naming the field, if a value is out of range."""
         if not 1 <= self.max_tokens <= MAX_INT:
             raise RequestError(f"max_tokens must be at least 1 and at most {MAX_INT}.", "max_tokens")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
-            raise RequestError(f"temperature must be a finite number >= 0, got {self.temperature}.", "temperature")
+        if not 0.0 <= self.temperature <= MAX_TEMPERATURE:
+            raise RequestError(
+                f"temperature must be between 0 and {MAX_TEMPERATURE:.0f}, got {self.temperature}.", "temperature"
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise RequestError(f"top_p must be in (0, 1], got {self.top_p}.", "top_p")
         if not -1 <= self.top_k <= MAX_INT:
@@ -92,9 +96,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2.0 <= getattr(self, name) <= 2.0:
                 raise RequestError(f"{name} must be between -2 and 2, got {getattr(self, name)}.", name)
-        if not 0.0 < self.repetition_penalty <= MAX_REPETITION_PENALTY:
+        if not MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY:
             raise RequestError(
-                f"repetition_penalty must be above 0 and at most {MAX_REPETITION_PENALTY:g}, "
+                f"repetition_penalty must be between {MIN_REPETITION_PENALTY:g} and {MAX_REPETITION_PENALTY:g}, "
                 f"got {self.repetition_penalty}.",
                 "repetition_penalty",
             )
@@ -102,8 +106,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
             raise RequestError(
                 f"min_tokens must be between 0 and max_tokens ({self.max_tokens}), got {self.min_tokens}.", "min_tokens"
             )
-        if not all(math.isfinite(bias) for bias in self.logit_bias.values()):
-            raise RequestError("logit_bias must hold finite numbers.", "logit_bias")
+        if not all(abs(bias) <= MAX_BIAS for bias in self.logit_bias.values()):
+            raise RequestError(f"logit_bias must hold numbers of at most {MAX_BIAS:.0f} either way.", "logit_bias")
         for name, count in (
             ("logit_bias", len(self.logit_bias)),
             ("bad_words", sum(map(len, self.bad_words_token_ids))),

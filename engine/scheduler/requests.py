@@ -47,7 +47,7 @@ def make_sequences(
     # A request without a seed still needs one that no other request has: its outputs must differ from theirs.
     seed = params.seed if params.seed is not None else (config.seed + 1) * 1_000_003 + arrivals[0] * 1_009
     stops = frozenset(params.stop_token_ids)
-    if not params.ignore_eos:
+    if not params.ignore_eos or grammar is not None:  # which says itself where the text may end
         stops |= frozenset(capacity.shape.eos_token_ids)
     # Every row of the prompt is looked at where its log-probabilities are wanted: such blocks are shared with nobody.
     keys = block_keys(prompt, config.block_size) if params.prompt_logprobs is None else []

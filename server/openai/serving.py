@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
@@ -34,6 +33,7 @@ from server.openai.models import Models
 from server.openai.prompts import Prompts
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
+from server.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ class Serving:
     async def take_form(self, sampling: SamplingParams, form: StructuredOutputs, param: str) -> SamplingParams:
         """The sampling of outputs that have this form, which `param` asks for. Raises RequestError if it cannot be
         enforced, QueueFullError if too many are being checked."""
-        await asyncio.to_thread(self._grammars.check, form, param)
+        if not self._grammars.has_passed(form):
+            # A thread of its own: those that wait for others' grammars must not hold up large bodies.
+            await in_daemon_thread(lambda: self._grammars.check(form, param))
         return msgspec.structs.replace(sampling, structured_outputs=form)
 
     async def start(

@@ -107,6 +107,24 @@ def test_an_end_token_comes_where_the_form_may_end(tmp_path: Path) -> None:
         assert set(tokens[:-1]) == {ord("a")} and tokens[-1] in (7, ord("a"))
 
 
+@pytest.mark.parametrize(("stop", "text"), [(ord("a"), "a"), (ord("b"), "ab")])
+def test_a_text_that_needs_its_stop_token_is_cut_off_there(stop: int, text: str, folder: Path) -> None:
+    """Found by hand: the mask was empty, and the engine ended."""
+    params = ask(StructuredOutputs("regex", "abc"), stop_token_ids=(stop,))
+    with running(config_of(folder, "T1", tokenizer="bytes")) as engine:
+        found = texts(engine, {"cut": (PROMPTS[0], params), "whole": (PROMPTS[1], ask(FORMS[2]))})
+    assert found["cut"] == [text]
+    assert found["whole"][0] in FORMS[2].choices
+
+
+def test_an_end_token_ends_a_form_even_if_it_were_to_be_ignored(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path, vocab=VOCAB, eos_token_id=7)
+    params = ask(StructuredOutputs("regex", "a+"), ignore_eos=True, logit_bias={7: 50.0})
+    with running(config_of(folder, "T1", tokenizer="bytes")) as engine:
+        [[output, end]] = generate(engine, {"r": (PROMPTS[0], params)})["r"]
+    assert (output.tokens, end.tokens, end.stop_token) == ([ord("a")], [7], 7)
+
+
 def test_what_cannot_be_enforced_is_refused_and_nobody_else_suffers(folder: Path) -> None:
     broken = StructuredOutputs("regex", "a{2")
     with running(config_of(folder, "T1", tokenizer="bytes")) as engine:

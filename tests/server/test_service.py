@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
 
+import psutil
 import pytest
 
 from server.config import ServerConfig
 from server.service import banner
 from server.settings import API_KEY_VARIABLE
+from tests.engine.sampling.test_grammar_check import ENDLESS
 from tests.server.fake_engine import INFO
 from tests.server.served import complete, post, served, wait_for_first_tokens
 
@@ -49,6 +53,23 @@ def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Pa
         assert (status, body["error"]["type"]) == (503, "ServiceUnavailableError")  # type: ignore[index]
         code, rest = server.end()
         assert code == 0 and "has 10 s to end" in rest
+
+
+def test_grammars_that_take_long_hold_up_neither_large_bodies_nor_the_end(tmp_path: Path) -> None:
+    with served("echo", tmp_path) as server, ThreadPoolExecutor(12) as threads:
+        url = server.wait_ready()
+        forms = [json.loads(ENDLESS.text) | {"title": f"{i}"} for i in range(10)]  # each takes a check's 10 seconds
+        waiting = [threads.submit(post, f"{url}/completions", {"prompt": "a", "guided_json": form}) for form in forms]
+        while len(psutil.Process(server.process.pid).children()) < len(server.children) + 1:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        assert post(f"{url}/completions", {"prompt": "hello", "user": "x" * 400_000})[0] == 200
+        assert not any(each.done() for each in waiting)
+        server.process.send_signal(signal.SIGINT)
+        assert [each.result()[0] for each in waiting] == [503] * 10
+        code, rest = server.end()
+        assert code == 0 and "Traceback" not in rest
+        assert time.perf_counter() - began < 9
 
 
 def test_the_engines_death_ends_every_request_and_the_server_with_1(tmp_path: Path) -> None:

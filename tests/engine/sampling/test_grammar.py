@@ -225,7 +225,9 @@ def test_a_matcher_can_be_made_anew_from_its_tokens() -> None:
 
 def test_ends_come_where_the_text_may_end() -> None:
     matcher = matcher_of(StructuredOutputs("regex", "ab?"), 310, 97)
-    assert allowed(matcher, VOCAB) == []  # what the text needs is asked to be an end
+    assert allowed(matcher, VOCAB) == [97]  # what the text needs is asked to be an end: it is cut off there
+    matcher.accept(97)
+    assert matcher.is_over
     matcher = matcher_of(StructuredOutputs("regex", "ab?"), 310, 98, 1000)
     assert allowed(matcher, VOCAB) == [97]
     with pytest.raises(IntegrityError, match="end"):
@@ -297,3 +299,22 @@ def test_many_rows_are_filled_as_one_is() -> None:
         if matcher is not None:
             matcher.fill(alone)
         assert (row == alone).all()
+
+
+def test_thousands_of_choices() -> None:
+    """As alternatives of a rule, these passed the check and failed at their first token."""
+    spec = StructuredOutputs("choice", choices=tuple(f"value-{i}" for i in range(5000)))
+    assert bytes(walk(matcher_of(spec), VOCAB, {EOS}, seed=1)).decode() in spec.choices
+
+
+def test_a_grammar_whose_tokens_take_ever_longer_is_given_up() -> None:
+    """What the parser's own limits let pass would hold up the loop for seconds a token, with all of `n` sequences."""
+    compilation = grammars().start(StructuredOutputs("grammar", 'start: e\ne: e e | "a" | e "a" e'), "guided_grammar")
+    first, second = compilation.matcher(), compilation.matcher()
+    second.accept(97)
+    for _ in range(2000):
+        first.accept(97)
+        if first.failure is not None:
+            break
+    assert first.failure == second.failure == "its grammar takes too long to follow"
+    second.accept(98)  # whatever was sampled

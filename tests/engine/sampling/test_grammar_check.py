@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.sampling import grammar_check
 from engine.sampling.grammar_check import GrammarCheck
 from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import ConfigError, RequestError
+from engine.values.errors import ConfigError, QueueFullError, RequestError
 from tests.patience import PATIENCE_S
 
 ENDLESS = StructuredOutputs(
@@ -61,6 +62,22 @@ def test_processes_that_end(checker: GrammarCheck) -> None:
     assert checker._child is not None
     checker._child[0].join()
     checker.check(StructuredOutputs("regex", "c"), "response_format")
+
+
+def test_no_more_wait_than_may(checker: GrammarCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_check, "MAX_QUEUED", 0)
+    with pytest.raises(QueueFullError, match="too many"):
+        checker.check(FINE, "response_format")
+
+
+def test_nothing_is_checked_once_it_is_closed(checker: GrammarCheck) -> None:
+    checker._compile_limit_s = PATIENCE_S
+    checker.check(FINE, "response_format")
+    threading.Timer(0.5, checker.close).start()
+    for spec in (ENDLESS, StructuredOutputs("regex", "b")):
+        with pytest.raises(QueueFullError, match="ending"):
+            checker.check(spec, "response_format")
+    assert checker._child is None
 
 
 def test_a_tokenizer_that_is_not_there() -> None:

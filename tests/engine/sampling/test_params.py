@@ -27,3 +27,17 @@ def test_an_empty_stop_string_is_refused(stop: str | list[str]) -> None:
     with pytest.raises(RequestError, match="empty") as raised:
         SamplingParams(stop=stop).validate()
     assert raised.value.param == "stop"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-1.0, 1e39, float("inf"), float("nan"))),
+        *(("repetition_penalty", value) for value in (0.0, 1e-40, 1e39, float("nan"))),
+        *(("logit_bias", {3: value}) for value in (1e39, float("inf"), float("nan"))),
+    ],
+)
+def test_numbers_that_float32_cannot_hold_are_refused(name: str, value: object) -> None:
+    """A temperature that was infinite there made forbidden tokens NaN, which are the likeliest ones."""
+    with pytest.raises(RequestError, match=name):
+        SamplingParams(**{name: value}).validate()  # type: ignore[arg-type]
