@@ -6,21 +6,24 @@ The engine process has one `Grammars`: its loop starts a compilation, looks in f
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.sampling.grammar_text import grammar_text
-from engine.sampling.matcher import Matcher, Patience
+from engine.sampling.matcher import Matcher, Patience, mask_words
 from engine.sampling.structured import StructuredOutputs
 from engine.sampling.token_table import load_token_table
 from engine.values.errors import RequestError
 
 MAX_COMPILED = 128
+_TRIES, _TRIED_TOKENS = 3, 16
 
 # llguidance descends a chain of references by recursion: with less, a schema of 20 kB ends the process. Memory that
 # is not touched is not taken.
@@ -134,7 +137,24 @@ class Grammars:
         # The first mask is the dearest one: here it holds up nobody, and copies inherit what it found out.
         if not any(grammar.compute_bitmask()):
             raise RequestError("there is no text that it allows, but perhaps an empty one")
+        _try_out(grammar, self.vocab_size)
         return grammar
+
+
+def _try_out(grammar: LLMatcher, vocab_size: int) -> None:
+    """Begin some texts: what is too much for the parser nearly always shows early. Raises RequestError."""
+    rng = random.Random(0)
+    row = np.empty(mask_words(vocab_size), np.uint32)
+    for _ in range(_TRIES):
+        matcher = Matcher(grammar.deep_copy(), vocab_size, ())
+        for _ in range(_TRIED_TOKENS):
+            matcher.fill(row)
+            allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+            if (matcher.failure is None and matcher.is_over) or not len(allowed):
+                break
+            matcher.accept(int(rng.choice(allowed)))
+        if matcher.failure is not None:
+            raise RequestError(f"its texts cannot be followed, {_reason(matcher.failure)}")
 
 
 def _reason(error: str) -> str:

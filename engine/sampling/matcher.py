@@ -26,6 +26,9 @@ def mask_words(vocab_size: int) -> int:
 # What following a grammar may take of the loop, for all sequences of a request: most need some 20 microseconds a token,
 # but an ambiguous grammar's tokens may take a second each.
 _SPARE_S, _SPARE_PER_TOKEN_S = 1.0, 0.0005
+# Where the masks of a step took longer, the next ones are filled one by one, to find out whose they are.
+_SLOW_S = 0.05
+_WATCHED_STEPS = 8
 
 
 class Patience:
@@ -35,7 +38,7 @@ class Patience:
         self._left_s = _SPARE_S
 
     def took(self, seconds: float) -> None:
-        """One more token was followed."""
+        """For one more token, or its mask."""
         self._left_s = min(_SPARE_S, self._left_s + _SPARE_PER_TOKEN_S - seconds)
 
     @property
@@ -112,6 +115,16 @@ class Matcher:
         self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
         self._add_ends(row)
 
+    def fill_watched(self, row: Mask) -> None:
+        """As `fill` without the ends, and the time it takes counts. None is computed any more once there is a
+        `failure`."""
+        if self._patience.is_over:
+            row[:] = 0
+            return
+        began_s = time.thread_time()
+        self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
+        self._patience.took(time.thread_time() - began_s)
+
     def _add_ends(self, row: Mask) -> None:
         if self._has_ended:
             row[:] = 0
@@ -131,14 +144,22 @@ class MaskFiller:
 
     def __init__(self, num_threads: int) -> None:
         self._executor = LLExecutor(num_threads)
+        self._watched = 0  # steps whose masks are yet to be filled one by one
 
     def fill_rows(self, matchers: Sequence[Matcher | None], rows: Mask) -> None:
         """Write the mask of each matcher into its row of `[matchers, mask_words(vocab_size)]`, as `Matcher.fill` does;
         a row without a matcher is all ones. Other Python threads run meanwhile; a matcher may not be in two rows."""
         assert rows.flags.c_contiguous and len(rows) == len(matchers)
-        jobs = [(matcher._state, index) for index, matcher in enumerate(matchers) if matcher is not None]
-        if jobs:
+        began_s = time.perf_counter()
+        if self._watched:
+            self._watched -= 1
+            for matcher, row in zip(matchers, rows, strict=True):
+                if matcher is not None:
+                    matcher.fill_watched(row)
+        elif jobs := [(matcher._state, index) for index, matcher in enumerate(matchers) if matcher is not None]:
             self._executor.unsafe_compute_mask_ptr(jobs, _address(rows), rows[0].nbytes, len(rows))
+        if time.perf_counter() - began_s > _SLOW_S:
+            self._watched = _WATCHED_STEPS
         for matcher, row in zip(matchers, rows, strict=True):
             if matcher is None:
                 row[:] = 0xFFFFFFFF

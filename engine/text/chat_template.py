@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -35,6 +36,7 @@ class ChatTemplate:
         """`template` is used instead of the checkpoint's."""
         self._renderer: Any = tokenizer.chat_renderer
         self._template = template
+        self._loading = threading.Lock()  # two threads that import transformers at once may find half of it
 
     def render(
         self,
@@ -102,10 +104,11 @@ class ChatTemplate:
         return {*inspect.signature(self._loaded().apply_chat_template).parameters, "messages"}
 
     def _loaded(self) -> Any:
-        if self._renderer is None:  # a tokenizer that is not of transformers: its templates render all the same
-            from tokenizers import Tokenizer as Core
-            from tokenizers.models import WordLevel
-            from transformers import PreTrainedTokenizerFast
+        with self._loading:
+            if self._renderer is None:  # a tokenizer that is not of transformers: its templates render all the same
+                from tokenizers import Tokenizer as Core
+                from tokenizers.models import WordLevel
+                from transformers import PreTrainedTokenizerFast
 
-            self._renderer = PreTrainedTokenizerFast(tokenizer_object=Core(WordLevel({}, "")))
-        return self._renderer
+                self._renderer = PreTrainedTokenizerFast(tokenizer_object=Core(WordLevel({}, "")))
+            return self._renderer

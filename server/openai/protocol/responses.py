@@ -132,6 +132,8 @@ class ResponsesRequest(GenerationRequest):
         shape = self.text_format
         if shape.get("type") == "text":
             return {}
+        if self.response_format is not None:
+            raise RequestError("response_format is text.format here: give only that one.", "response_format")
         wrapped = {"json_schema": {**shape}} if shape.get("type") == "json_schema" else {}
         return {"response_format": {"type": shape.get("type"), **wrapped}}
 

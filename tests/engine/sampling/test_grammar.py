@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from engine.sampling import grammar
 from engine.sampling.grammar import Grammars
 from engine.sampling.grammar_text import MAX_CHARS
 from engine.sampling.matcher import MaskFiller, Matcher, mask_words
@@ -196,7 +197,7 @@ def test_broken_grammars() -> None:
 
 def test_compilations_are_looked_up_and_never_waited_for() -> None:
     mine = Grammars("bytes", VOCAB, [EOS])
-    spec = schema_of({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1500)}})
+    spec = schema_of({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}})
     began = time.perf_counter()
     compilation = mine.start(spec)
     assert time.perf_counter() - began < 0.1 and not compilation.is_done
@@ -273,7 +274,8 @@ def test_without_any_end_a_text_is_over_all_the_same() -> None:
     assert matcher.is_over and matcher.failure is None and allowed(matcher, 256) == []
 
 
-def test_a_grammar_that_becomes_too_complex_fails_alone() -> None:
+def test_a_grammar_that_becomes_too_complex_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "_TRIES", 0)  # else it is refused
     rules = "\n".join(f'A{i}: /[ab]*/ & ~(A{i + 1} "c")' for i in range(2000))
     matcher = matcher_of(StructuredOutputs("grammar", f'start: A0\n{rules}\nA2000: "x"'))
     healthy = matcher_of(StructuredOutputs("regex", "a+"))
@@ -299,6 +301,27 @@ def test_many_rows_are_filled_as_one_is() -> None:
         if matcher is not None:
             matcher.fill(alone)
         assert (row == alone).all()
+
+
+def test_what_fails_at_its_first_tokens_is_refused() -> None:
+    named = {f"p{i}": {"type": "integer"} for i in range(1500)}
+    for spec in (StructuredOutputs("regex", "a{1000000}"), schema_of({"type": "object", "properties": named})):
+        with pytest.raises(RequestError, match="cannot be followed"):
+            matcher_of(spec)
+
+
+def test_masks_that_take_long_are_given_up_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sampling.matcher._SLOW_S", 0.0)
+    slow, healthy = (matcher_of(StructuredOutputs("regex", regex)) for regex in ("a{20000}", "b+"))
+    filler, rows = MaskFiller(2), np.zeros((2, mask_words(VOCAB)), np.uint32)
+    for _ in range(5000):
+        filler.fill_rows([slow, healthy], rows)
+        assert rows[1].any() and healthy.failure is None
+        if slow.failure is not None:
+            break
+        slow.accept(97)
+        healthy.accept(98)
+    assert slow.failure == "its grammar takes too long to follow"
 
 
 def test_thousands_of_choices() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,3 +83,20 @@ def test_a_checkpoint_may_have_a_template_for_tools() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     assert template.render([USER]) == "plain"
     assert template.render([USER], tools=[tool]) == "f"
+
+
+def test_two_threads_may_be_the_first_to_render() -> None:
+    """One of them found only half of transformers: a fresh server's first chats got a 500."""
+    program = (
+        "import sys, threading\n"
+        "from engine.text.chat_template import ChatTemplate\n"
+        "from engine.text.tokenizer import ByteTokenizer\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "template = ChatTemplate(ByteTokenizer(), '{{ messages[0].content }}')\n"
+        "render = lambda: print(template.render([{'role': 'user', 'content': 'hi'}]), end='')\n"
+        "threads = [threading.Thread(target=render) for _ in range(4)]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("hi" * 4, 0), done.stderr

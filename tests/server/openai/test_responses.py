@@ -302,6 +302,11 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
         ("top_logprobs", {"top_logprobs": 2}, "not supported"),
         ("include", {"include": ["message.output_text.logprobs"]}, "not supported"),
         ("text.format", {"text": {"format": {"type": "xml"}}}, "must be text"),
+        (
+            "response_format",
+            {"response_format": {"type": "text"}, "text": {"format": {"type": "json_object"}}},
+            "give only that one",
+        ),
         ("text.format", {"text": {"format": {"type": "json_schema", "schema": {"type": "x"}}}}, "cannot be enforced"),
         ("max_tokens", {"max_tokens": 5}, "max_output_tokens"),
         ("max_output_tokens", {"max_output_tokens": 0}, "at least 1"),
