@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from engine.executor.base import Executor
+from engine.grammar.grammars import Compilation, Grammars
 from engine.planning.policy import Policy
-from engine.sampling.grammar import Compilation, Grammars
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 from engine.values.config import EngineConfig

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.executor.base import Capacity
+from engine.grammar.grammars import Compilation
 from engine.kv.blocks import block_keys
-from engine.sampling.grammar import Compilation
 from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from engine.cost.speeds import speeds
 from engine.executor.base import Capacity
+from engine.grammar.grammars import Compilation
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
-from engine.sampling.grammar import Compilation
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight

@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgspec
 
-from engine.sampling.matcher import Matcher
+from engine.grammar.matcher import Matcher
 from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
 from engine.values.errors import IntegrityError

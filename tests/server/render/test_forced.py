@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engine.sampling.grammar import Grammars
+from engine.grammar.grammars import Grammars
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import IntegrityError, RequestError
 from server.render.tools import TOOL_PARSERS
 from server.render.tools.forced import Signature, forced_calls
-from tests.engine.sampling.walks import follow, walk
+from tests.engine.grammar.walks import follow, walk
 from tests.server.render.test_tools import read
 
 VOCAB, EOS = 300, 256

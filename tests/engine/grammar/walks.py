@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from engine.sampling.matcher import Mask, Matcher, mask_words
+from engine.grammar.matcher import Mask, Matcher, mask_words
 
 CLOSING = frozenset(b'"}])')
 OPENING = frozenset(b"{[(,")
