@@ -165,4 +165,5 @@ def describe(config: EngineConfig, executor: Executor) -> EngineInfo:
         host_block_bytes=capacity.host_block_bytes,
         weights=capacity.weights,
         eos_token_ids=capacity.shape.eos_token_ids,
+        has_priorities=config.scheduling_policy == "priority",
     )

@@ -12,15 +12,20 @@ from engine.values.errors import RequestError
 from engine.wire.messages import Add
 
 
-def check_request(request: Add, config: EngineConfig, capacity: Capacity) -> None:
-    """Raise RequestError if such an engine could never carry it out."""
-    if request.priority and config.scheduling_policy != "priority":
+def check_priority(priority: int, has_priorities: bool) -> None:
+    """Raise RequestError unless a request may have it. `has_priorities`: the engine schedules by them."""
+    if priority and not has_priorities:
         raise RequestError(
             "priority is for servers with --scheduling-policy priority, which this one is not: leave it out.",
             "priority",
         )
-    if not -MAX_INT <= request.priority <= MAX_INT:
+    if not -MAX_INT <= priority <= MAX_INT:
         raise RequestError(f"priority must be between -{MAX_INT} and {MAX_INT}.", "priority")
+
+
+def check_request(request: Add, config: EngineConfig, capacity: Capacity) -> None:
+    """Raise RequestError if such an engine could never carry it out."""
+    check_priority(request.priority, has_priorities=config.scheduling_policy == "priority")
     request.sampling.validate()
     limit, vocab = capacity.max_model_len, capacity.shape.vocab
     request.sampling.check_vocabulary(vocab)

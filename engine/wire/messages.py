@@ -167,6 +167,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     host_block_bytes: int
     weights: str
     eos_token_ids: tuple[int, ...] = ()
+    has_priorities: bool = False  # it schedules by them
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import SamplingParams
 from engine.sampling.structured import StructuredOutputs
+from engine.scheduler.requests import check_priority
 from engine.text.bad_words import with_bad_words
 from engine.text.output_text import OutputText
 from engine.values.errors import RequestError, SeesawError
@@ -121,6 +122,7 @@ class Serving:
         self.max_sequences = bridge.max_queued_requests
         self.max_model_len = info.max_model_len
         self._bridge = bridge
+        self._info = info
         self._models = models
         self._defaults = defaults
         self._grammars = grammars
@@ -193,6 +195,10 @@ class Serving:
         if show_special_tokens:
             sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
         requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
+        # What the engine would refuse, which a stream could tell only behind its 200.
+        sampling.check_vocabulary(self._info.vocab_size)
+        min((fitted for _, fitted in requests), key=lambda fitted: fitted.max_tokens).validate()
+        check_priority(priority or 0, self._info.has_priorities)
 
         def make_text(choice: int) -> OutputText:
             return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)

@@ -170,7 +170,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
         ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
         ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit"),
-        ("temperature", {"temperature": -1}, ">= 0"),
+        ("temperature", {"temperature": -1}, "between 0 and"),
         ("temperature", {"temperature": "hot"}, "number"),
         ("n", {"n": 0}, "between 1 and 128"),
         ("seed", {"seed": 2**64}, "64 bits"),
@@ -185,7 +185,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("logit_bias.5", {"logit_bias": {"5": "x"}}, "number"),
         ("presence_penalty", {"presence_penalty": 2.5}, "between -2 and 2"),
         ("frequency_penalty", {"frequency_penalty": -3}, "between -2 and 2"),
-        ("repetition_penalty", {"repetition_penalty": 0}, "above 0"),
+        ("repetition_penalty", {"repetition_penalty": 0}, "between 0.01 and 100"),
         ("min_tokens", {"min_tokens": 9, "max_tokens": 8}, "between 0 and max_tokens"),
         ("allowed_token_ids", {"allowed_token_ids": []}, "is empty"),
         ("bad_words", {"bad_words": [""]}, "empty one"),
@@ -298,3 +298,26 @@ async def test_an_engine_that_dies_or_gives_up_is_an_error(site: Site, stream: b
     assert response.status_code == 500
     assert "secret-host" not in response.text
     assert response.json()["error"]["type"] == "InternalServerError"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_token_ids", [-1]),
+        ("allowed_token_ids", [2**70]),
+        ("logit_bias", {"256": 1}),
+        ("bad_words", ["x" * 5000]),
+        ("priority", 1),
+        ("priority", 2**70),
+        ("min_tokens", 64),
+    ],
+)
+async def test_what_the_engine_would_refuse_is_a_400_in_a_stream_too(
+    name: str, value: object, stream: bool, site: Site
+) -> None:
+    """Found by random bodies: the stream began with a 200, and an id of more than 64 bits was a 500."""
+    response = await site.complete(**{"prompt": "hello", "max_tokens": 64, "stream": stream, name: value})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] in (name, "max_tokens")
+    assert site.bridge.num_live == 0
