@@ -24,7 +24,7 @@ def test_a_checkpoint_without_the_file_has_none(tmp_path: Path) -> None:
     assert load_defaults("auto", EngineConfig(model="", executor="simulated")) == SamplingDefaults()
 
 
-def test_the_checkpoints_file_another_and_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_checkpoints_file_another_and_neither(tmp_path: Path) -> None:
     values = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0, "max_new_tokens": 2048, "do_sample": True}
     engine = checkpoint(tmp_path, values | {"eos_token_id": [7, 8], "repetition_penalty": 1.05, "pad_token_id": 0})
     sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.05}
@@ -33,7 +33,7 @@ def test_the_checkpoints_file_another_and_neither(tmp_path: Path, caplog: pytest
     (tmp_path / "other").mkdir()
     checkpoint(tmp_path / "other", {"top_k": 5, "repetition_penalty": 1.0})
     for path in (tmp_path / "other", tmp_path / "other" / "generation_config.json"):
-        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5}, None)
+        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5, "repetition_penalty": 1.0}, None)
 
 
 def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:

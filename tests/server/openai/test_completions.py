@@ -170,7 +170,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
         ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
         ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit"),
-        ("temperature", {"temperature": -1}, ">= 0"),
+        ("temperature", {"temperature": -1}, "between 0 and"),
         ("temperature", {"temperature": "hot"}, "number"),
         ("n", {"n": 0}, "between 1 and 128"),
         ("seed", {"seed": 2**64}, "64 bits"),
@@ -185,7 +185,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("logit_bias.5", {"logit_bias": {"5": "x"}}, "number"),
         ("presence_penalty", {"presence_penalty": 2.5}, "between -2 and 2"),
         ("frequency_penalty", {"frequency_penalty": -3}, "between -2 and 2"),
-        ("repetition_penalty", {"repetition_penalty": 0}, "above 0"),
+        ("repetition_penalty", {"repetition_penalty": 0}, "between 0.01 and"),
         ("min_tokens", {"min_tokens": 9, "max_tokens": 8}, "between 0 and max_tokens"),
         ("allowed_token_ids", {"allowed_token_ids": []}, "is empty"),
         ("bad_words", {"bad_words": [""]}, "empty one"),
