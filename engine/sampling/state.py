@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from engine.device.upload import upload
 from engine.sampling.logprobs import PIECE_ROWS, Logprobs
 from engine.sampling.params import Processing
-from engine.sampling.processors import Places, add_bias, allow, forbid, mask, penalize
+from engine.sampling.processors import Named, Places, add_bias, allow, forbid, mask, penalize, spread
 from engine.wire.commands import Forward
 
 
@@ -38,6 +39,11 @@ class ProcessedRow:
     slot: int
     position: int  # of the token that is sampled
     processing: Processing
+    named: Named | None  # on the rank that samples
+
+    @property
+    def looks_back(self) -> bool:
+        return self.named is not None and self.named.looks_back
 
     @property
     def num_outputs(self) -> int:
@@ -56,6 +62,7 @@ class SamplerState:
         self._vocab = vocab
         self._device = device
         self._processing: dict[int, Processing] = {}
+        self._named: dict[int, Named] = {}
         self._ids = torch.zeros(num_blocks * tables.block_size, dtype=torch.int32, device=device)
         self._last = torch.zeros(num_slots, dtype=torch.int32, device=device)  # sampled, by slot
 
@@ -65,8 +72,11 @@ class SamplerState:
             processing = init.processing
             if processing is None:
                 self._processing.pop(init.slot, None)
+                self._named.pop(init.slot, None)
                 continue
             self._processing[init.slot] = processing
+            if samples:
+                self._named[init.slot] = Named(processing, self._vocab, self._device)
             if samples and processing.looks_back:
                 blocks = next((len(x.blocks) for x in forward.tables if x.slot == init.slot), 0)
                 known = processing.tokens[: blocks * self._tables.block_size]
@@ -82,7 +92,7 @@ class SamplerState:
             return []
         pairs = zip(slots, positions, strict=True)
         return [
-            ProcessedRow(i, slot, position, self._processing[slot])
+            ProcessedRow(i, slot, position, self._processing[slot], self._named.get(slot))
             for i, (slot, position) in enumerate(pairs)
             if slot in self._processing
         ]
@@ -99,22 +109,25 @@ class SamplerState:
         `inputs` int64 `[rows]`, on the host, is each row's input token: an id, or negative if it was sampled here.
         `masks` waits for those of the rows with a grammar, int32 `[rows, words]` on the host.
         """
-        self._write_inputs([row for row in processed if row.processing.looks_back], inputs)
+        self._write_inputs([row for row in processed if row.looks_back], inputs)
         changed = [row for row in processed if row.processing.adjusts]
         if not changed:
             return logits
         scores = logits.to(torch.float32, copy=True)
-        allowed, forbidden, biased = Places(), Places(), Places()
+        forbidden, biased = Places(self._device), Places(self._device)
+        allowed: list[tuple[int, torch.Tensor]] = []
         for row in changed:
-            processing = row.processing
-            if processing.allowed_token_ids is not None:
-                allowed.add(row.row, processing.allowed_token_ids)
-            forbidden.add(row.row, (word[0] for word in processing.bad_words if len(word) == 1))
-            if row.num_outputs < processing.min_tokens:
-                forbidden.add(row.row, processing.stops)
-            for token, bias in processing.logit_bias.items():
-                biased.add(row.row, [token], bias)
-        allow(scores, allowed)
+            named = row.named
+            assert named is not None
+            if named.allowed is not None:
+                allowed.append((row.row, named.allowed))
+            forbidden.add(row.row, named.forbidden)
+            if row.num_outputs < row.processing.min_tokens:
+                forbidden.add(row.row, named.stops)
+            biased.add(row.row, named.biased, named.bias)
+        for start in range(0, len(allowed), PIECE_ROWS):
+            piece = allowed[start : start + PIECE_ROWS]
+            allow(scores, [row for row, _ in piece], [tokens for _, tokens in piece])
         self._forbid_bad_words(scores, changed)
         forbid(scores, forbidden)
         add_bias(scores, biased)
@@ -132,7 +145,7 @@ class SamplerState:
 
     def sampled(self, tokens: torch.Tensor, processed: list[ProcessedRow]) -> None:
         """Remember the tokens of rows that are looked back at."""
-        if rows := [row for row in processed if row.processing.looks_back]:
+        if rows := [row for row in processed if row.looks_back]:
             slots, index = upload(torch.tensor([[row.slot for row in rows], [row.row for row in rows]]), self._device)
             self._last[slots] = tokens[index].int()
 
@@ -158,25 +171,22 @@ class SamplerState:
 
     def _forbid_bad_words(self, scores: torch.Tensor, changed: list[ProcessedRow]) -> None:
         """Those of several tokens, of which the output ends in all but the last."""
-        found = [
-            (row, word) for row in changed for word in row.processing.bad_words if 1 < len(word) <= row.num_outputs + 1
-        ]
+        found = [(row, row.named) for row in changed if row.named is not None and len(row.named.ends)]
         if not found:
             return
-        width = max(len(word) for _, word in found) - 1
-        slots, positions, wanted = [], [], []
-        for row, word in found:
-            start = row.position - len(word) + 1
-            padding = width - len(word) + 1  # with the first token, once more
-            slots += [row.slot] * width
-            positions += [start] * padding + list(range(start, row.position))
-            wanted += [word[0]] * padding + word[:-1]
-        places, wanted_ids = upload(
-            torch.stack((self._tables.places(slots, positions), torch.tensor(wanted))), self._device
-        )
-        is_there = (self._ids[places] == wanted_ids).view(len(found), width).all(-1)
-        at, last = upload(torch.tensor([[row.row for row, _ in found], [word[-1] for _, word in found]]), self._device)
-        scores.index_put_((at, last), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
+        width = max(named.width for _, named in found)
+        slots = [row.slot for row, _ in found for _ in range(width)]
+        # Before a prompt's begin comes anything: no word is compared with it.
+        positions = [max(0, row.position - back) for row, _ in found for back in range(width, 0, -1)]
+        before = self._ids[upload(self._tables.places(slots, positions), self._device)].view(-1, width)
+        begins = torch.cat([pad(named.begins, (width - named.width, 0), value=-1) for _, named in found])
+        ends = [named.ends for _, named in found]
+        of = spread(list(range(len(found))), ends, self._device)
+        ints = torch.tensor([[row.row for row, _ in found], [row.num_outputs for row, _ in found]])
+        rows, outputs = upload(ints, self._device)[:, of]
+        is_there = ((before[of] == begins) | (begins < 0)).all(-1)
+        is_there &= torch.cat([named.lengths for _, named in found]) <= outputs
+        scores.index_put_((rows, torch.cat(ends)), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
 
     def _penalize(self, scores: torch.Tensor, penalized: list[ProcessedRow]) -> None:
         size = self._tables.block_size
