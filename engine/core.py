@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
 
 from engine.executor.base import Executor
+from engine.grammar.grammars import Compilation, Grammars
 from engine.planning.policy import Policy
-from engine.sampling.grammar import Compilation, Grammars
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 from engine.values.config import EngineConfig
@@ -32,6 +33,7 @@ class Core:
             config.tokenizer or config.model, executor.capacity.shape.vocab, executor.capacity.shape.eos_token_ids
         )
         self._compiling: dict[str, tuple[Add, Compilation]] = {}  # requests whose grammars are not ready
+        self._max_compiling = config.max_queued_requests
         self._refused: list[tuple[str, RequestError | QueueFullError]] = []
         self._was_idle = True
         if self._trace is not None:
@@ -45,8 +47,8 @@ class Core:
             self._scheduler.add(request, self._executor.now())
             return
         self._scheduler.check(request)
-        if self._executor.capacity.device == "simulated":
-            raise RequestError("A simulated host makes its tokens up: they have no form.", "structured_outputs")
+        if len(self._compiling) >= self._max_compiling:
+            raise QueueFullError(f"{self._max_compiling} grammars are being compiled already: try again later.")
         if request.id in self._compiling:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
         self._compiling[request.id] = request, self._grammars.start(spec, "structured_outputs")
@@ -85,6 +87,21 @@ class Core:
         """Requests that could not be queued after all, since the last call, and why."""
         refused, self._refused = self._refused, []
         return refused
+
+    def compile_now(self, limit_s: float) -> None:
+        """Wait for the grammars of all requests. Raises RequestError if one cannot be enforced, or is not ready by
+        then; those that are stay queued."""
+        deadline = time.monotonic() + limit_s
+        while any(not grammar.is_done for _, grammar in self._compiling.values()):
+            if time.monotonic() > deadline:
+                raise RequestError(
+                    f"structured_outputs does not compile within {limit_s:g} seconds: simplify it.",
+                    "structured_outputs",
+                )
+            time.sleep(COMPILING_POLL_MS / 1000)
+        self._add_compiled()
+        for _, error in self.take_refused():
+            raise error
 
     @property
     def is_compiling(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from engine.core import COMPILING_POLL_MS, Core, describe
+from engine.core import Core, describe
 from engine.executor import make_executor
 from engine.model.shapes import ModelShape
 from engine.sampling.defaults import load_defaults
@@ -35,14 +35,15 @@ from engine.wire.messages import Add, EngineInfo, Output, Stats
 
 logger = logging.getLogger(__name__)
 
+COMPILE_LIMIT_S = 60.0  # of the grammars of a call; the first one has the tokenizer read, too
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
 UNBOUNDED = 1 << 31
 
 
 @dataclass
 class CompletionOutput:
-    """One continuation. `finish_reason` is `stop` or `length`; `stop_reason` the stop string, or the one of
-    `stop_token_ids`, that ended it; `token_times_s` says when each token came."""
+    """One continuation. `finish_reason` is `stop` or `length`, or `error` if its form could not be kept; `stop_reason`
+    the stop string, or the one of `stop_token_ids`, that ended it; `token_times_s` says when each token came."""
 
     index: int
     text: str = ""
@@ -214,6 +215,7 @@ class LLM:
         try:
             for add in adds:
                 self._core.add(add)
+            self._core.compile_now(COMPILE_LIMIT_S)
             # Not before: only now are the token ids known to have a text.
             requests = [self._request(add, prompt.text, arrived_s) for add, prompt in zip(adds, prompts, strict=True)]
             self._run({request.result.request_id: request for request in requests})
@@ -232,15 +234,13 @@ class LLM:
         while not self._core.is_idle:
             with _uninterrupted():
                 outputs = self._core.turn()
-                for _, error in self._core.take_refused():
-                    raise error
                 now = self._executor.now()
                 for output in outputs:
                     request = requests.get(output.id)
                     if request is not None:  # else of an earlier call that was interrupted
                         self._take(request, output, now)
             if self._handle is not None and not self._core.is_idle:
-                self._poller.poll(COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
+                self._poller.poll(POLL_MS)
 
     def _take(self, request: _Request, output: Output, now: float) -> None:
         """What the engine says of one sequence."""

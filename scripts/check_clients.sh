@@ -67,7 +67,7 @@ trap 'exit 130' INT TERM
     --max-num-batched-tokens 512 --enable-auto-tool-choice --tool-call-parser hermes \
     --chat-template "$root/scripts/smollm2_tools.jinja" >"$folder/out" 2>"$folder/log" &
 server=$!
-until url="$(grep -o 'http://[^ ]*/v1$' "$folder/out" | head -n 1)" && [[ -n "$url" ]]; do
+until url="$(grep -so 'http://[^ ]*/v1$' "$folder/out" | head -n 1)" && [[ -n "$url" ]]; do
     kill -0 "$server" 2>/dev/null || { cat "$folder/log" >&2; die "the server did not start"; }
     sleep 0.5
 done

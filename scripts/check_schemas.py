@@ -22,7 +22,7 @@ from fetch_default_model import default_model  # noqa: E402
 
 from engine import LLM, SamplingParams, StructuredOutputs  # noqa: E402
 
-SCHEMAS = ROOT / "tests" / "engine" / "sampling" / "schemas.json"
+SCHEMAS = ROOT / "tests" / "engine" / "grammar" / "schemas.json"
 
 
 def main() -> int:

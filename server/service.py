@@ -26,7 +26,6 @@ import uvicorn
 
 from engine.heap import freeze_heap
 from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
-from engine.sampling.grammar_check import GrammarCheck
 from engine.sizing.fit import check_early
 from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -38,6 +37,7 @@ from server.http.app import create_app
 from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
+from server.link.grammar_check import GrammarCheck
 from server.openai.models import model_names
 from server.settings import API_KEY_VARIABLE
 from server.threads import in_daemon_thread

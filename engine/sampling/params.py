@@ -175,13 +175,14 @@ class Processing(msgspec.Struct, frozen=True, array_like=True):
     is_masked: bool  # by a grammar: each step that samples it gets a mask (`engine.wire.commands.Masks`)
 
     @classmethod
-    def of(cls, params: SamplingParams, prompt_len: int, stops: Iterable[int]) -> Processing | None:
+    def of(cls, params: SamplingParams, prompt_len: int, stops: Iterable[int], vocab: int) -> Processing | None:
         """None if there is nothing to do. Its tokens are still to come."""
         allowed = params.allowed_token_ids
         processing = cls(
             prompt_len,
             [],
-            sorted(stops) if params.min_tokens else [],
+            # Others are never sampled anyway.
+            sorted(token for token in stops if token < vocab) if params.min_tokens else [],
             params.logprobs,
             params.prompt_logprobs,
             params.presence_penalty,

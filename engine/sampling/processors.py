@@ -15,16 +15,12 @@ from engine.sampling.params import Processing
 
 
 class Named:
-    """What one sequence's client names tokens for, on the device once and for all: there may be many of them."""
+    """The tokens that one sequence's client names, on the device once and for all: there may be thousands."""
 
-    def __init__(self, processing: Processing, vocab: int, device: torch.device) -> None:
+    def __init__(self, processing: Processing, device: torch.device) -> None:
         def ids(tokens: Iterable[int]) -> torch.Tensor:
             return upload(torch.tensor(list(tokens), dtype=torch.int64), device)
 
-        self.allowed: torch.Tensor | None = None  # bool [vocab]
-        if processing.allowed_token_ids is not None:
-            self.allowed = torch.zeros(vocab, dtype=torch.bool, device=device)
-            self.allowed[ids(processing.allowed_token_ids)] = True
         self.looks_back = processing.looks_back
         self.forbidden = ids(word[0] for word in processing.bad_words if len(word) == 1)
         self.stops = ids(processing.stops)
@@ -67,12 +63,6 @@ def spread(rows: list[int], items: list[torch.Tensor], device: torch.device) -> 
     return torch.repeat_interleave(each, times, output_size=sum(counts))
 
 
-def allow(logits: torch.Tensor, rows: list[int], allowed: list[torch.Tensor]) -> None:
-    """Forbid in each of these rows all tokens but those that are `allowed`."""
-    index = upload(torch.tensor(rows), logits.device)
-    logits[index] = logits[index].masked_fill_(~torch.stack(allowed), -torch.inf)
-
-
 def forbid(logits: torch.Tensor, places: Places) -> None:
     if places.rows:
         logits[places.index()] = -torch.inf
@@ -86,9 +76,9 @@ def add_bias(logits: torch.Tensor, places: Places) -> None:
 def mask(logits: torch.Tensor, raw: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Logits `[rows, vocab]` with -inf where the bits of int32 `[rows, words]` are not set.
 
-    What a grammar must have wins over all else: where a row has nothing left, its `raw` logits count.
+    What may be sampled at all wins over all else: where a row has nothing left, its `raw` logits count.
     """
-    bits = masks[:, :, None] >> torch.arange(32, device=masks.device) & 1
+    bits = masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device) & 1
     allowed = bits.flatten(1)[:, : logits.shape[1]] > 0
     masked = logits.masked_fill(~allowed, -torch.inf)
     has_none = masked.amax(-1, keepdim=True) == -torch.inf

@@ -5,17 +5,18 @@ Most sequences want a token and nothing else: of those nothing is kept, and step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from engine.device.upload import upload
 from engine.sampling.logprobs import PIECE_ROWS, Logprobs
 from engine.sampling.params import Processing
-from engine.sampling.processors import Named, Places, add_bias, allow, forbid, mask, penalize, spread
+from engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, spread
 from engine.wire.commands import Forward
 
 
@@ -30,12 +31,19 @@ class BlockTables(Protocol):
     def places(self, slots: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Where in the pool a slot's position is, in tokens, int64 `[slots]`."""
 
+    def first_places(self, slot: int, count: int) -> torch.Tensor:
+        """The same of a slot's first positions, int64 `[count]`."""
+
+
+# Of tokens of sequences that are looked back at together.
+_PIECE_TOKENS = 1 << 20
+
 
 @dataclass(frozen=True)
 class ProcessedRow:
-    """One of a step's rows that are sampled, of which more is wanted than a token."""
+    """A row that a step samples and of which more is wanted than a token: row `i` of all such, in what follows."""
 
-    row: int
+    place: int  # among all rows that the step samples
     slot: int
     position: int  # of the token that is sampled
     processing: Processing
@@ -63,6 +71,7 @@ class SamplerState:
         self._device = device
         self._processing: dict[int, Processing] = {}
         self._named: dict[int, Named] = {}
+        self._allowed: dict[int, torch.Tensor] = {}  # by slot: a mask of the tokens that alone are allowed
         self._ids = torch.zeros(num_blocks * tables.block_size, dtype=torch.int32, device=device)
         self._last = torch.zeros(num_slots, dtype=torch.int32, device=device)  # sampled, by slot
 
@@ -70,18 +79,22 @@ class SamplerState:
         """Take in a step's `inits`, once its `tables` are known. `samples`: this rank does, and keeps the tokens."""
         for init in forward.inits:
             processing = init.processing
+            self._allowed.pop(init.slot, None)
+            self._named.pop(init.slot, None)
             if processing is None:
                 self._processing.pop(init.slot, None)
-                self._named.pop(init.slot, None)
                 continue
             self._processing[init.slot] = processing
-            if samples:
-                self._named[init.slot] = Named(processing, self._vocab, self._device)
-            if samples and processing.looks_back:
+            if not samples:
+                continue
+            self._named[init.slot] = Named(processing, self._device)
+            if processing.allowed_token_ids is not None:
+                self._allowed[init.slot] = upload(mask_of(processing.allowed_token_ids, self._vocab), self._device)
+            if processing.looks_back:
                 blocks = next((len(x.blocks) for x in forward.tables if x.slot == init.slot), 0)
-                known = processing.tokens[: blocks * self._tables.block_size]
-                places = self._tables.places([init.slot] * len(known), list(range(len(known))))
-                self._ids[upload(places, self._device)] = upload(torch.tensor(known, dtype=torch.int32), self._device)
+                known = torch.tensor(processing.tokens[: blocks * self._tables.block_size], dtype=torch.int32)
+                places = self._tables.first_places(init.slot, len(known))
+                self._ids[upload(places, self._device)] = upload(known, self._device)
 
     def of(self, slot: int) -> Processing | None:
         return self._processing.get(slot)
@@ -92,110 +105,123 @@ class SamplerState:
             return []
         pairs = zip(slots, positions, strict=True)
         return [
-            ProcessedRow(i, slot, position, self._processing[slot], self._named.get(slot))
-            for i, (slot, position) in enumerate(pairs)
+            ProcessedRow(place, slot, position, self._processing[slot], self._named.get(slot))
+            for place, (slot, position) in enumerate(pairs)
             if slot in self._processing
         ]
 
     def process(
         self,
         logits: torch.Tensor,
-        processed: list[ProcessedRow],
+        rows: list[ProcessedRow],
         inputs: torch.Tensor,
         masks: Callable[[], torch.Tensor],
     ) -> torch.Tensor:
         """From raw logits `[rows, vocab]` those that tokens are sampled from: a float32 copy, unless nothing changes.
 
         `inputs` int64 `[rows]`, on the host, is each row's input token: an id, or negative if it was sampled here.
-        `masks` waits for those of the rows with a grammar, int32 `[rows, words]` on the host.
+        `masks` waits for those of the rows with a grammar, int32 `[of these, words]` on the host.
         """
-        self._write_inputs([row for row in processed if row.looks_back], inputs)
-        changed = [row for row in processed if row.processing.adjusts]
-        if not changed:
+        self._write_inputs(rows, inputs)
+        if not any(row.processing.adjusts for row in rows):
             return logits
         scores = logits.to(torch.float32, copy=True)
         forbidden, biased = Places(self._device), Places(self._device)
-        allowed: list[tuple[int, torch.Tensor]] = []
-        for row in changed:
+        for i, row in enumerate(rows):
             named = row.named
             assert named is not None
-            if named.allowed is not None:
-                allowed.append((row.row, named.allowed))
-            forbidden.add(row.row, named.forbidden)
+            forbidden.add(i, named.forbidden)
             if row.num_outputs < row.processing.min_tokens:
-                forbidden.add(row.row, named.stops)
-            biased.add(row.row, named.biased, named.bias)
-        for start in range(0, len(allowed), PIECE_ROWS):
-            piece = allowed[start : start + PIECE_ROWS]
-            allow(scores, [row for row, _ in piece], [tokens for _, tokens in piece])
-        self._forbid_bad_words(scores, changed)
+                forbidden.add(i, named.stops)
+            biased.add(i, named.biased, named.bias)
+        self._forbid_bad_words(scores, rows)
         forbid(scores, forbidden)
         add_bias(scores, biased)
-        penalized = [row for row in changed if row.processing.has_penalties]
-        for start in range(0, len(penalized), PIECE_ROWS):
-            self._penalize(scores, penalized[start : start + PIECE_ROWS])
-        masked = [row.row for row in changed if row.processing.is_masked]
+        for some in self._penalized(rows):
+            self._penalize(scores, rows, some)
+        allowed = [i for i, row in enumerate(rows) if row.slot in self._allowed]
+        for few in batched(allowed, PIECE_ROWS):
+            self._mask(scores, logits, few, torch.stack([self._allowed[rows[i].slot] for i in few]))
+        masked = [i for i, row in enumerate(rows) if row.processing.is_masked]
         if masked:
             bits = masks()
             for start in range(0, len(masked), PIECE_ROWS):
-                index = upload(torch.tensor(masked[start : start + PIECE_ROWS]), self._device)
-                some = upload(bits[start : start + PIECE_ROWS], self._device)
-                scores[index] = mask(scores[index], logits[index], some)
-        return scores
+                end = start + PIECE_ROWS
+                self._mask(scores, logits, masked[start:end], upload(bits[start:end], self._device))
+        # Where all that there is was forbidden, the model's own logits count: no sampler takes a row of nothing.
+        has_none = scores.amax(-1, keepdim=True) == -torch.inf
+        return torch.where(has_none, logits.to(scores.dtype), scores)
 
-    def sampled(self, tokens: torch.Tensor, processed: list[ProcessedRow]) -> None:
-        """Remember the tokens of rows that are looked back at."""
-        if rows := [row for row in processed if row.looks_back]:
-            slots, index = upload(torch.tensor([[row.slot for row in rows], [row.row for row in rows]]), self._device)
+    def _mask(self, scores: torch.Tensor, logits: torch.Tensor, rows: Sequence[int], bits: torch.Tensor) -> None:
+        index = upload(torch.tensor(rows), self._device)
+        scores[index] = mask(scores[index], logits[index], bits)
+
+    def sampled(self, tokens: torch.Tensor, rows: list[ProcessedRow]) -> None:
+        """Remember the tokens of rows that are looked back at, of `[rows]`."""
+        if looking := [(row.slot, i) for i, row in enumerate(rows) if row.looks_back]:
+            slots, index = upload(torch.tensor(looking).T.contiguous(), self._device)
             self._last[slots] = tokens[index].int()
 
-    def logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, processed: list[ProcessedRow]) -> Logprobs | None:
-        """Of the rows that want them, by row, from the raw logits."""
-        tops = {row.row: row.processing.logprobs for row in processed if row.processing.logprobs is not None}
-        if not tops:
+    def logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, rows: list[ProcessedRow]) -> Logprobs | None:
+        """Of the rows that want them, by their places, from the raw logits."""
+        telling = {i: row.processing.logprobs for i, row in enumerate(rows) if row.processing.logprobs is not None}
+        if not telling:
             return None
-        places = list(tops)
-        index = upload(torch.tensor(places), self._device)
-        return Logprobs.of(logits[index], tokens[index], list(tops.values()), places)
+        index = upload(torch.tensor(list(telling)), self._device)
+        places = [rows[i].place for i in telling]
+        return Logprobs.of(logits[index], tokens[index], list(telling.values()), places)
 
     # --- tokens before
 
-    def _write_inputs(self, looking: list[ProcessedRow], inputs: torch.Tensor) -> None:
+    def _write_inputs(self, rows: list[ProcessedRow], inputs: torch.Tensor) -> None:
+        looking = [i for i, row in enumerate(rows) if row.looks_back]
         if not looking:
             return
-        slots = [row.slot for row in looking]
-        places = self._tables.places(slots, [row.position - 1 for row in looking])
-        tokens = inputs[torch.tensor([row.row for row in looking])]
-        at, ids, index = upload(torch.stack((places, tokens, torch.tensor(slots))), self._device)
+        slots = [rows[i].slot for i in looking]
+        places = self._tables.places(slots, [rows[i].position - 1 for i in looking])
+        at, ids, index = upload(torch.stack((places, inputs[looking], torch.tensor(slots))), self._device)
         self._ids[at] = torch.where(ids < 0, self._last[index], ids).int()
 
-    def _forbid_bad_words(self, scores: torch.Tensor, changed: list[ProcessedRow]) -> None:
+    def _forbid_bad_words(self, scores: torch.Tensor, rows: list[ProcessedRow]) -> None:
         """Those of several tokens, of which the output ends in all but the last."""
-        found = [(row, row.named) for row in changed if row.named is not None and len(row.named.ends)]
+        found = [(i, row, row.named) for i, row in enumerate(rows) if row.named is not None and len(row.named.ends)]
         if not found:
             return
-        width = max(named.width for _, named in found)
-        slots = [row.slot for row, _ in found for _ in range(width)]
+        width = max(named.width for _, _, named in found)
+        slots = [row.slot for _, row, _ in found for _ in range(width)]
         # Before a prompt's begin comes anything: no word is compared with it.
-        positions = [max(0, row.position - back) for row, _ in found for back in range(width, 0, -1)]
+        positions = [max(0, row.position - back) for _, row, _ in found for back in range(width, 0, -1)]
         before = self._ids[upload(self._tables.places(slots, positions), self._device)].view(-1, width)
-        begins = torch.cat([pad(named.begins, (width - named.width, 0), value=-1) for _, named in found])
-        ends = [named.ends for _, named in found]
+        begins = torch.cat([pad(named.begins, (width - named.width, 0), value=-1) for _, _, named in found])
+        ends = [named.ends for _, _, named in found]
         of = spread(list(range(len(found))), ends, self._device)
-        ints = torch.tensor([[row.row for row, _ in found], [row.num_outputs for row, _ in found]])
-        rows, outputs = upload(ints, self._device)[:, of]
+        ints = torch.tensor([[i for i, _, _ in found], [row.num_outputs for _, row, _ in found]])
+        at, outputs = upload(ints, self._device)[:, of]
         is_there = ((before[of] == begins) | (begins < 0)).all(-1)
-        is_there &= torch.cat([named.lengths for _, named in found]) <= outputs
-        scores.index_put_((rows, torch.cat(ends)), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
+        is_there &= torch.cat([named.lengths for _, _, named in found]) <= outputs
+        scores.index_put_((at, torch.cat(ends)), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
 
-    def _penalize(self, scores: torch.Tensor, penalized: list[ProcessedRow]) -> None:
+    def _penalized(self, rows: list[ProcessedRow]) -> Iterator[list[int]]:
+        """The rows with penalties, a few at a time: those together that are about as long, for all take the longest's
+        room."""
+        penalized = [i for i, row in enumerate(rows) if row.processing.has_penalties]
+        penalized.sort(key=lambda i: -rows[i].position)
+        while penalized:
+            count = max(1, min(PIECE_ROWS, _PIECE_TOKENS // rows[penalized[0]].position))
+            yield penalized[:count]
+            del penalized[:count]
+
+    def _penalize(self, scores: torch.Tensor, rows: list[ProcessedRow], some: list[int]) -> None:
         size = self._tables.block_size
+        penalized = [rows[i] for i in some]
         longest = max(row.position for row in penalized)
         blocks = upload(self._tables.blocks([row.slot for row in penalized], -(-longest // size)), self._device)
         offsets = torch.arange(size, device=self._device)
         history = self._ids[(blocks.long()[:, :, None] * size + offsets).flatten(1)].long()
-        ints = torch.tensor([[row.row, row.position, row.processing.prompt_len] for row in penalized])
-        index, lengths, prompts = upload(ints, self._device).unbind(1)
+        ints = torch.tensor(
+            [some, [row.position for row in penalized], [row.processing.prompt_len for row in penalized]]
+        )
+        index, lengths, prompts = upload(ints, self._device)
         positions = torch.arange(history.shape[1], device=self._device)
         history.masked_fill_(positions >= lengths[:, None], self._vocab)
         numbers = [
@@ -203,6 +229,17 @@ class SamplerState:
             for row in penalized
         ]
         penalties = upload(torch.tensor(numbers, dtype=torch.float32), self._device)
-        some = scores[index]
-        penalize(some, history, positions >= prompts[:, None], *penalties.split(1, dim=1))
-        scores[index] = some
+        few = scores[index]
+        penalize(few, history, positions >= prompts[:, None], *penalties.split(1, dim=1))
+        scores[index] = few
+
+
+def mask_of(tokens: Sequence[int], vocab: int) -> torch.Tensor:
+    """A mask that allows these tokens: int32 `[words]`, as `engine.wire.commands.Masks` has them by row."""
+    bits = np.zeros(-(-vocab // 32) * 32, dtype=np.uint8)
+    bits[list(tokens)] = 1
+    return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32).copy())
+
+
+def batched(items: Sequence[int], count: int) -> Iterator[Sequence[int]]:
+    return (items[start : start + count] for start in range(0, len(items), count))

@@ -1,6 +1,6 @@
 """What form a text must have. A plain value: crosses every process boundary as it is.
 
-`engine.sampling.grammar` turns it into a grammar over tokens.
+`engine.grammar.grammars` turns it into a grammar over tokens.
 """
 
 from __future__ import annotations

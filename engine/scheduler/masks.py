@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.sampling.matcher import MaskFiller, mask_words
+from engine.grammar.matcher import MaskFiller, mask_words
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import Forward, Masks
 

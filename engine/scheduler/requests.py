@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.executor.base import Capacity
+from engine.grammar.grammars import Compilation
 from engine.kv.blocks import block_keys
-from engine.sampling.grammar import Compilation
 from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig
@@ -29,6 +29,10 @@ def check_request(request: Add, config: EngineConfig, capacity: Capacity) -> Non
     request.sampling.validate()
     limit, vocab = capacity.max_model_len, capacity.shape.vocab
     request.sampling.check_vocabulary(vocab)
+    if capacity.device == "simulated":
+        for name in ("structured_outputs", "logprobs", "prompt_logprobs"):
+            if getattr(request.sampling, name) is not None:
+                raise RequestError(f"A simulated host makes its tokens up: there are no {name}.", name)
     if not request.prompt:
         raise RequestError("The prompt is empty: give at least one token.", "prompt")
     if len(request.prompt) >= limit:
@@ -70,7 +74,7 @@ def make_sequences(
             row=RowSampling(params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED),
             keys=keys,
             leader=sequences[0] if sequences and keys else None,
-            processing=Processing.of(params, len(prompt), stops),
+            processing=Processing.of(params, len(prompt), stops, capacity.shape.vocab),
             matcher=grammar.matcher(params.stop_token_ids) if grammar is not None else None,
         )
         sequences.append(seq)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from engine.cost.speeds import speeds
 from engine.executor.base import Capacity
+from engine.grammar.grammars import Compilation
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
-from engine.sampling.grammar import Compilation
 from engine.scheduler.batcher import Batcher
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
@@ -280,4 +280,5 @@ def _output(
     """A sequence's newest token, with all that is to be told of it."""
     logprobs = [told[seq]] if seq in told else []
     prompt_logprobs = seq.take_prompt_logprobs() if seq.prompt_logprobs else []
-    return Output(seq.request_id, seq.index, [token], reason, stop_token, logprobs, prompt_logprobs)
+    error = seq.matcher.failure or "" if reason is FinishReason.ERROR and seq.matcher is not None else ""
+    return Output(seq.request_id, seq.index, [token], reason, stop_token, logprobs, prompt_logprobs, error)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Items
 from enum import Enum
 
 import msgspec
 
-from engine.sampling.matcher import Matcher
+from engine.grammar.matcher import Matcher
 from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
+from engine.values.errors import IntegrityError
 from engine.wire.commands import Chunk
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import FinishReason
+
+logger = logging.getLogger(__name__)
 
 
 class SeqState(Enum):
@@ -299,4 +303,8 @@ def take_tokens(sequences: list[Sequence], tokens: list[int]) -> None:
     for seq, token in zip(sequences, tokens, strict=True):
         seq.tokens.append(token)
         if seq.matcher is not None:
-            seq.matcher.accept(token)
+            try:
+                seq.matcher.accept(token)
+            except IntegrityError as error:  # a mask was of no use, as where logits are no numbers: nobody else suffers
+                logger.error("request %s ends with an error: %s", seq.request_id, error)
+                seq.matcher.give_up(str(error))

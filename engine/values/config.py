@@ -94,7 +94,7 @@ class EngineConfig:
     )
 
     scheduling_policy: Literal["fcfs", "priority"] = _option(
-        "fcfs", "who is served first: whoever came first, or the lowest `priority` of the request's"
+        "fcfs", "who is served first: whoever came first, or the lowest `priority` (others may starve)"
     )
     policy: Literal["cost", "paper"] = _option(
         "cost", "when to change layout: by measured times, or as the paper does, by full and empty pools"

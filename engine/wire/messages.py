@@ -64,6 +64,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     stop_token: int | None = None  # the token id that stopped it, if one did
     logprobs: list[TokenLogprobs] = []  # of each of the tokens, if they were asked for
     prompt_logprobs: list[TokenLogprobs] = []  # of all prompt tokens but the first; with the first output
+    error: str = ""  # why it ended with FinishReason.ERROR
 
 
 class LayoutSpeed(msgspec.Struct, frozen=True):

@@ -112,7 +112,7 @@ class Runner:
         restricted = RowSampling(1.0, 0.9, 50, 0.01, seed=0)
         for row in (restricted, RowSampling(1.0, 1.0, 0, 0.0, seed=0)):
             self.alone(BatchInputs(lens, lens, tables), [row] * num_rows)
-        if self._groups[self.layout].pipe.is_last:  # most memory is taken by logits that are processed
+        if self._groups[self.layout].pipe.is_last:  # logits that are processed are a copy
             logits = self._models[self.layout].logits(self._noise(num_rows))
             if logits is not None:
                 self._ops.sample(logits.to(torch.float32, copy=True), [restricted] * num_rows, [0] * num_rows)
@@ -232,19 +232,40 @@ class Runner:
     def _choose(
         self, hidden: torch.Tensor, rows: Rows, masks: Callable[[], torch.Tensor]
     ) -> tuple[torch.Tensor | None, Logprobs | None]:
-        """A token after each row, and what is to be told of them; nothing but on shard 0."""
+        """A token after each row, and what is to be told of them; nothing but on shard 0.
+
+        Only of the special rows the whole logits are needed: all others are sampled as ever.
+        """
         model, state = self._models[self.layout], self._state
         sampling = self._slots.sampling(rows.slots)
         processed = state.rows(rows.slots, rows.positions)
         if not processed:
             return model.sample(hidden, sampling, rows.positions), None
-        logits = model.logits(hidden)
+        special = [row.place for row in processed]
+        others = sorted(set(range(len(sampling))).difference(special))
+        drawn = self._draw(hidden, sampling, rows.positions, others) if others else None
+        index = upload(torch.tensor(special), self._device)
+        logits = model.logits(hidden[index])
         if logits is None:
             return None, None
-        scores = state.process(logits, processed, rows.tokens[torch.tensor(rows.sampled)], masks)
-        tokens = self._ops.sample(scores, sampling, rows.positions)
-        state.sampled(tokens, processed)
-        return tokens, state.logprobs(logits, tokens, processed)
+        inputs = rows.tokens[torch.tensor(rows.sampled)[special]]
+        scores = state.process(logits, processed, inputs, masks)
+        chosen = self._ops.sample(scores, [sampling[i] for i in special], [rows.positions[i] for i in special])
+        state.sampled(chosen, processed)
+        tokens = chosen
+        if drawn is not None:
+            tokens = torch.empty(len(sampling), dtype=torch.int64, device=self._device)
+            tokens[index] = chosen
+            tokens[upload(torch.tensor(others), self._device)] = drawn
+        return tokens, state.logprobs(logits, chosen, processed)
+
+    def _draw(
+        self, hidden: torch.Tensor, sampling: list[RowSampling], positions: list[int], rows: list[int]
+    ) -> torch.Tensor | None:
+        """Tokens of some rows that are not special."""
+        index = upload(torch.tensor(rows), self._device)
+        model = self._models[self.layout]
+        return model.sample(hidden[index], [sampling[i] for i in rows], [positions[i] for i in rows])
 
     def _prompt_logprobs(self, hidden: torch.Tensor, forward: Forward) -> list[tuple[int, Logprobs]]:
         """Of the prompts that want them; the head takes some rows at a time, since its logits are large."""

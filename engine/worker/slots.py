@@ -82,6 +82,11 @@ class SlotTable:
         rows = torch.tensor(slots, dtype=torch.int64)
         return self._blocks[rows, at // self.block_size].long() * self.block_size + at % self.block_size
 
+    def first_places(self, slot: int, count: int) -> torch.Tensor:
+        """The same of a slot's first positions, int64 `[count]`."""
+        blocks = self._blocks[slot, : -(-count // self.block_size)].long()
+        return (blocks[:, None] * self.block_size + torch.arange(self.block_size)).flatten()[:count]
+
     def sampling(self, slots: list[int]) -> list[RowSampling]:
         rows = [self._sampling[slot] for slot in slots]
         if any(row is None for row in rows):

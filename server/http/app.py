@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from engine.sampling.grammar_check import GrammarCheck
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_source import read_template
 from engine.text.tokenizer import Tokenizer
@@ -23,6 +22,7 @@ from server.http import errors
 from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
 from server.http.openapi import make_document
 from server.link.bridge import Bridge
+from server.link.grammar_check import GrammarCheck
 from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.models import Models, model_names

@@ -55,7 +55,7 @@ class TextStream:
                 piece = text.push(output)
                 new = text.num_tokens - before  # behind a stop string comes nothing more
                 if text.finish_reason is not None:
-                    self._finish(choice, text.finish_reason)
+                    self._finish(choice, text.finish_reason, output.error)
                     if output.finish_reason is None:
                         self._stream.drop(choice)
                 reason = None if text.finish_reason is None else text.finish_reason.wire
@@ -86,11 +86,11 @@ class TextStream:
                 text.finish_reason = FinishReason.ABORT
                 self._metrics.request_success.labels(FinishReason.ABORT.wire).inc()
 
-    def _finish(self, choice: int, reason: FinishReason) -> None:
+    def _finish(self, choice: int, reason: FinishReason, error: str) -> None:
         self._metrics.request_success.labels(reason.wire).inc()
         self._metrics.e2e_request_latency.observe(time.monotonic() - self._stream.arrival_s)
         each_s = self._stream.time_per_output_token_s(choice)
         if each_s is not None:
             self._metrics.request_time_per_output_token.observe(each_s)
         if reason is FinishReason.ERROR:
-            raise GenerationError("The engine could not complete this request.")
+            raise GenerationError(f"The engine could not complete this request{f': {error}' if error else ''}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -104,7 +105,7 @@ class Chat:
         if functions := body.must_call:
             signatures = [Signature(function.name, function.parameters) for function in functions]
             several = body.chosen is None and body.parallel_tool_calls is not False
-            form = self._forced.calls(signatures, several=several)
+            form = await self._serving.tokens.run(lambda: self._forced.calls(signatures, several=several))
             return self._forced, await self._serving.take_form(sampling, form, "tools")
         if (asked := body.structured) is not None:
             return self._answers.without_reasoning, await self._serving.take_form(sampling, *asked)
@@ -248,13 +249,15 @@ async def _whole(running: Running, choices: list[ChatChoice]) -> Response:
     await running.collect(lambda delta: choices[delta.choice].collect(delta))
     header, first, [prompt] = running.header, choices[0], running.prompts
     told = first.body.prompt_logprobs is not None
+    # Of a long prompt it takes long to tell.
+    of_prompt = await asyncio.to_thread(prompt_logprobs, first.names, prompt, first.of_prompt) if told else UNSET
     completion = ChatCompletion(
         id=header.id,
         created=header.created,
         model=header.model,
         choices=[choice.whole() for choice in choices],
         usage=Usage.of(header.prompt_tokens, running.text.num_tokens),
-        prompt_logprobs=prompt_logprobs(first.names, prompt, first.of_prompt) if told else UNSET,
+        prompt_logprobs=of_prompt,
         prompt_token_ids=prompt if first.body.return_token_ids else UNSET,
     )
     return as_json(completion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,7 +115,12 @@ class _Choice:
 async def _whole(running: Running, choices: list[_Choice], body: CompletionRequest) -> Response:
     await running.collect(lambda delta: choices[delta.choice].take(delta))
     num_tokens = 0 if body.is_only_echoed else running.text.num_tokens
-    return as_json(_completion(running, [choice.told() for choice in choices], num_tokens))
+
+    def answer() -> Response:
+        return as_json(_completion(running, [choice.told() for choice in choices], num_tokens))
+
+    # Of a long prompt it takes long to tell.
+    return answer() if body.num_prompt_logprobs is None else await asyncio.to_thread(answer)
 
 
 def _chunks(running: Running, choices: list[_Choice], body: CompletionRequest) -> AsyncIterator[bytes]:

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.grammar_check import GrammarCheck
 from engine.sampling.params import SamplingParams
 from engine.sampling.structured import StructuredOutputs
 from engine.scheduler.requests import check_priority
@@ -28,6 +27,7 @@ from server.http.body import read_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
+from server.link.grammar_check import GrammarCheck
 from server.link.text_stream import Delta, TextStream
 from server.openai.logprobs import TokenNames
 from server.openai.models import Models

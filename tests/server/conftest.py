@@ -14,12 +14,12 @@ import pytest
 import uvicorn
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from engine.sampling.grammar_check import GrammarCheck
 from engine.text.tokenizer import ByteTokenizer, Tokenizer
 from engine.wire.messages import Ready
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.link.bridge import Bridge
+from server.link.grammar_check import GrammarCheck
 from server.service import HTTPServer
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 

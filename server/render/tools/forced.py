@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.sampling.closed_schemas import closed
-from engine.sampling.grammar_text import JSON_OPTIONS
+from engine.grammar.closed_schemas import closed
+from engine.grammar.text import JSON_OPTIONS
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
 from server.render.tools import hermes, mistral

@@ -31,9 +31,9 @@ def test_the_checkpoints_file_another_and_neither(tmp_path: Path) -> None:
     assert load_defaults("auto", engine) == SamplingDefaults(sampling, 2048)
     assert load_defaults("vllm", engine) == SamplingDefaults()
     (tmp_path / "other").mkdir()
-    checkpoint(tmp_path / "other", {"top_k": 5})
+    checkpoint(tmp_path / "other", {"top_k": 5, "repetition_penalty": 1.0})
     for path in (tmp_path / "other", tmp_path / "other" / "generation_config.json"):
-        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5}, None)
+        assert load_defaults(str(path), engine) == SamplingDefaults({"top_k": 5, "repetition_penalty": 1.0}, None)
 
 
 def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engine.sampling.grammar import Grammars
+from engine.grammar.grammars import Grammars
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import IntegrityError, RequestError
 from server.render.tools import TOOL_PARSERS
 from server.render.tools.forced import Signature, forced_calls
-from tests.engine.sampling.walks import walk
+from tests.engine.grammar.walks import follow, walk
 from tests.server.render.test_tools import read
 
 VOCAB, EOS = 300, 256
@@ -62,7 +62,7 @@ def texts(spec: StructuredOutputs, count: int) -> list[str]:
 
 def accepts(spec: StructuredOutputs, text: str) -> bool:
     try:
-        return grammars().start(spec).matcher().replay(text.encode()).may_stop
+        return follow(grammars().start(spec).matcher(), text.encode()).may_stop
     except IntegrityError:
         return False
 

@@ -14,14 +14,14 @@ import jsonschema
 import numpy as np
 import pytest
 
-from engine.sampling import grammar
-from engine.sampling.grammar import Grammars
-from engine.sampling.grammar_text import MAX_CHARS
-from engine.sampling.matcher import MaskFiller, Matcher, mask_words
+from engine.grammar import grammars as grammars_module
+from engine.grammar.grammars import Grammars
+from engine.grammar.matcher import MaskFiller, Matcher, mask_words
+from engine.grammar.text import MAX_CHARS
 from engine.sampling.structured import StructuredOutputs
 from engine.text.tokenizer import FastTokenizer
 from engine.values.errors import IntegrityError, RequestError
-from tests.engine.sampling.walks import allowed, walk
+from tests.engine.grammar.walks import allowed, follow, walk
 from tests.engine.text.tokenizers import byte_level, sentencepiece
 
 VOCAB, EOS = 320, 300  # padded, as models' vocabularies are
@@ -57,7 +57,7 @@ def refusal(spec: StructuredOutputs) -> str:
 def accepts(spec: StructuredOutputs, text: str) -> bool:
     matcher = matcher_of(spec)
     try:
-        return matcher.replay(text.encode()).may_stop
+        return follow(matcher, text.encode()).may_stop
     except IntegrityError:
         return False
 
@@ -217,7 +217,7 @@ def test_a_matcher_can_be_made_anew_from_its_tokens() -> None:
     ahead = matcher_of(spec)
     for token in text:
         ahead.accept(token)
-    again = matcher_of(spec).replay(text)
+    again = follow(matcher_of(spec), text)
     assert allowed(again, VOCAB) == allowed(ahead, VOCAB) == [ord("e")]
     # Neither moves the other.
     again.accept(ord("e"))
@@ -270,12 +270,12 @@ def test_tokenizers_of_both_kinds(
 
 
 def test_without_any_end_a_text_is_over_all_the_same() -> None:
-    matcher = Grammars("bytes", 256).start(StructuredOutputs("regex", "ab")).matcher().replay(b"ab")
+    matcher = follow(Grammars("bytes", 256).start(StructuredOutputs("regex", "ab")).matcher(), b"ab")
     assert matcher.is_over and matcher.failure is None and allowed(matcher, 256) == []
 
 
 def test_a_grammar_that_becomes_too_complex_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar, "_TRIES", 0)  # else it is refused
+    monkeypatch.setattr(grammars_module, "_TRIES", 0)  # else it is refused
     rules = "\n".join(f'A{i}: /[ab]*/ & ~(A{i + 1} "c")' for i in range(2000))
     matcher = matcher_of(StructuredOutputs("grammar", f'start: A0\n{rules}\nA2000: "x"'))
     healthy = matcher_of(StructuredOutputs("regex", "a+"))
@@ -311,7 +311,7 @@ def test_what_fails_at_its_first_tokens_is_refused() -> None:
 
 
 def test_masks_that_take_long_are_given_up_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.sampling.matcher._SLOW_S", 0.0)
+    monkeypatch.setattr("engine.grammar.matcher._SLOW_S", 0.0)
     slow, healthy = (matcher_of(StructuredOutputs("regex", regex)) for regex in ("a{20000}", "b+"))
     filler, rows = MaskFiller(2), np.zeros((2, mask_words(VOCAB)), np.uint32)
     for _ in range(5000):

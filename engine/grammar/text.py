@@ -1,4 +1,4 @@
-"""From `StructuredOutputs` to the grammar text that llguidance compiles. Used by `engine.sampling.grammar`.
+"""From `StructuredOutputs` to the grammar text that llguidance compiles. Used by `engine.grammar.grammars`.
 
 A schema is either enforced or refused: llguidance refuses the keywords that it does not know how to enforce, and what
 it would let slip is looked for here. Objects that do not say whether they are open are closed (`closed_schemas`).
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from engine.sampling.closed_schemas import DATA, MAPS, closed
+from engine.grammar.closed_schemas import DATA, MAPS, closed
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
 

@@ -1,7 +1,7 @@
 """Grammars over a model's tokens, compiled beside the loop that asks for them.
 
 The engine process has one `Grammars`: its loop starts a compilation, looks in from time to time, and takes the
-`Matcher` once it is done. What clients send has passed `engine.sampling.grammar_check` before.
+`Matcher` once it is done. What clients send has passed `server.link.grammar_check` before.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from queue import SimpleQueue
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from engine.sampling.grammar_text import grammar_text
-from engine.sampling.matcher import Matcher, Patience, mask_words
+from engine.grammar.matcher import Matcher, Patience, mask_words
+from engine.grammar.text import grammar_text
+from engine.grammar.token_table import load_token_table
 from engine.sampling.structured import StructuredOutputs
-from engine.sampling.token_table import load_token_table
 from engine.values.errors import RequestError
 
 MAX_COMPILED = 128

@@ -63,12 +63,15 @@ class Matcher:
         self._end_words = np.flatnonzero(words)
         self._end_bits = words[self._end_words]
         self._has_ended = False
+        self._gave_up: str | None = None
         self._patience = patience or Patience()
 
     @property
     def failure(self) -> str | None:
         """Why no token can follow although the text is not whole: its grammar became too complex to follow. Such a
         sequence can only be ended with an error."""
+        if self._gave_up is not None:
+            return self._gave_up
         if self._patience.is_over:
             return "its grammar takes too long to follow"
         if not self._state.is_error():
@@ -102,12 +105,9 @@ class Matcher:
         elif self._has_ended or not (self._state.try_consume_tokens([token]) or self._state.is_error()):
             raise IntegrityError(f"token {token} was sampled, which the grammar does not allow there")
 
-    def replay(self, tokens: Sequence[int]) -> Matcher:
-        """A new one for a sequence that has these tokens. Call it on one that has accepted none."""
-        matcher = Matcher(self._state.deep_copy(), self._vocab_size, self._end_ids, self._patience)
-        for token in tokens:
-            matcher.accept(token)
-        return matcher
+    def give_up(self, reason: str) -> None:
+        """It has a `failure` from now on."""
+        self._gave_up = reason
 
     def fill(self, row: Mask) -> None:
         """Write the mask `[mask_words(vocab_size)]` of the tokens that may come next. With none, there is a `failure`,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 
-from engine.sampling.matcher import Mask, Matcher, mask_words
+from engine.grammar.matcher import Mask, Matcher, mask_words
 
 CLOSING = frozenset(b'"}])')
 OPENING = frozenset(b"{[(,")
@@ -46,3 +47,10 @@ def walk(matcher: Matcher, vocab_size: int, end_ids: set[int], seed: int) -> lis
         tokens.append(rng.choice(choices))
         matcher.accept(tokens[-1])
     raise AssertionError(f"no end after {MAX_TOKENS} tokens")
+
+
+def follow(matcher: Matcher, tokens: Iterable[int]) -> Matcher:
+    """The matcher, once it has accepted these tokens."""
+    for token in tokens:
+        matcher.accept(token)
+    return matcher

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from engine.sampling.grammar import MAX_COMPILED, Grammars
+from engine.grammar.grammars import MAX_COMPILED, Grammars
 from engine.sampling.structured import StructuredOutputs
 from engine.supervision import deaf_children, exit_with_parent, ignore_ctrl_c
 from engine.values.errors import ConfigError, QueueFullError, RequestError

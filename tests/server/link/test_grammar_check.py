@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.sampling import grammar_check
-from engine.sampling.grammar_check import GrammarCheck
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import ConfigError, QueueFullError, RequestError
+from server.link import grammar_check
+from server.link.grammar_check import GrammarCheck
 from tests.patience import PATIENCE_S
 
 ENDLESS = StructuredOutputs(

@@ -1,4 +1,4 @@
-"""The bytes of every token id, as llguidance wants them. Used by `engine.sampling.grammar`."""
+"""The bytes of every token id, as llguidance wants them. Used by `engine.grammar.grammars`."""
 
 from __future__ import annotations
 

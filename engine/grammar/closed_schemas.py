@@ -1,4 +1,4 @@
-"""JSON schemas without the room for properties that nobody thought of. Used by `engine.sampling.grammar_text`, and by
+"""JSON schemas without the room for properties that nobody thought of. Used by `engine.grammar.text`, and by
 the server for the arguments of forced tool calls.
 
 By the letter of JSON Schema an object may have any properties beside those described. Whoever sends a schema for a

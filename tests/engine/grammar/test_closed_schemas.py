@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.closed_schemas import closed
-from tests.engine.sampling.test_grammar import accepts, schema_of
+from engine.grammar.closed_schemas import closed
+from tests.engine.grammar.test_grammars import accepts, schema_of
 
 PERSON: dict[str, Any] = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
