@@ -11,38 +11,66 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.device.upload import upload
+from engine.sampling.params import Processing
+
+
+class Named:
+    """The tokens that one sequence's client names, on the device once and for all: there may be thousands."""
+
+    def __init__(self, processing: Processing, device: torch.device) -> None:
+        def ids(tokens: Iterable[int]) -> torch.Tensor:
+            return upload(torch.tensor(list(tokens), dtype=torch.int64), device)
+
+        self.looks_back = processing.looks_back
+        self.forbidden = ids(word[0] for word in processing.bad_words if len(word) == 1)
+        self.stops = ids(processing.stops)
+        self.biased = ids(processing.logit_bias)
+        self.bias = upload(torch.tensor(list(processing.logit_bias.values()), dtype=torch.float32), device)
+        words = [word for word in processing.bad_words if len(word) > 1]
+        self.width = max(map(len, words), default=1) - 1
+        # Of words of several tokens: all but the last, behind negative ones where a word is shorter; and the last.
+        begins = ids(token for word in words for token in [-1] * (self.width - len(word) + 1) + word[:-1])
+        self.begins = begins.view(len(words), self.width)
+        self.ends = ids(word[-1] for word in words)
+        self.lengths = ids(len(word) - 1 for word in words)
 
 
 @dataclass
 class Places:
-    """Tokens of rows, gathered on the host one by one, and a number for each."""
+    """Tokens of rows, gathered one sequence after the other, and a number for each."""
 
+    device: torch.device
     rows: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, row: int, tokens: Iterable[int], value: float = 0.0) -> None:
-        before = len(self.tokens)
-        self.tokens += tokens
-        added = len(self.tokens) - before
-        self.rows += [row] * added
-        self.values += [value] * added
+    def add(self, row: int, tokens: torch.Tensor, values: torch.Tensor | None = None) -> None:
+        if len(tokens):
+            self.rows.append(row)
+            self.tokens.append(tokens)
+            if values is not None:
+                self.values.append(values)
 
-    def index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def index(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and tokens, int64."""
-        rows, tokens = upload(torch.tensor([self.rows, self.tokens]), device)
-        return rows, tokens
+        return spread(self.rows, self.tokens, self.device), torch.cat(self.tokens)
+
+
+def spread(rows: list[int], items: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The row of each of the items of all rows, int64; nothing waits for the device."""
+    counts = list(map(len, items))
+    each, times = upload(torch.tensor([rows, counts]), device)
+    return torch.repeat_interleave(each, times, output_size=sum(counts))
 
 
 def forbid(logits: torch.Tensor, places: Places) -> None:
     if places.rows:
-        logits[places.index(logits.device)] = -torch.inf
+        logits[places.index()] = -torch.inf
 
 
 def add_bias(logits: torch.Tensor, places: Places) -> None:
     if places.rows:
-        values = upload(torch.tensor(places.values, dtype=torch.float32), logits.device)
-        logits.index_put_(places.index(logits.device), values, accumulate=True)
+        logits.index_put_(places.index(), torch.cat(places.values), accumulate=True)
 
 
 def mask(logits: torch.Tensor, raw: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from engine.device.upload import upload
 from engine.sampling.logprobs import PIECE_ROWS, Logprobs
 from engine.sampling.params import Processing
-from engine.sampling.processors import Places, add_bias, forbid, mask, penalize
+from engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, spread
 from engine.wire.commands import Forward
 
 
@@ -46,6 +47,11 @@ class ProcessedRow:
     slot: int
     position: int  # of the token that is sampled
     processing: Processing
+    named: Named | None  # on the rank that samples
+
+    @property
+    def looks_back(self) -> bool:
+        return self.named is not None and self.named.looks_back
 
     @property
     def num_outputs(self) -> int:
@@ -64,6 +70,7 @@ class SamplerState:
         self._vocab = vocab
         self._device = device
         self._processing: dict[int, Processing] = {}
+        self._named: dict[int, Named] = {}
         self._allowed: dict[int, torch.Tensor] = {}  # by slot: a mask of the tokens that alone are allowed
         self._ids = torch.zeros(num_blocks * tables.block_size, dtype=torch.int32, device=device)
         self._last = torch.zeros(num_slots, dtype=torch.int32, device=device)  # sampled, by slot
@@ -73,12 +80,14 @@ class SamplerState:
         for init in forward.inits:
             processing = init.processing
             self._allowed.pop(init.slot, None)
+            self._named.pop(init.slot, None)
             if processing is None:
                 self._processing.pop(init.slot, None)
                 continue
             self._processing[init.slot] = processing
             if not samples:
                 continue
+            self._named[init.slot] = Named(processing, self._device)
             if processing.allowed_token_ids is not None:
                 self._allowed[init.slot] = upload(mask_of(processing.allowed_token_ids, self._vocab), self._device)
             if processing.looks_back:
@@ -96,7 +105,7 @@ class SamplerState:
             return []
         pairs = zip(slots, positions, strict=True)
         return [
-            ProcessedRow(place, slot, position, self._processing[slot])
+            ProcessedRow(place, slot, position, self._processing[slot], self._named.get(slot))
             for place, (slot, position) in enumerate(pairs)
             if slot in self._processing
         ]
@@ -117,14 +126,14 @@ class SamplerState:
         if not any(row.processing.adjusts for row in rows):
             return logits
         scores = logits.to(torch.float32, copy=True)
-        forbidden, biased = Places(), Places()
+        forbidden, biased = Places(self._device), Places(self._device)
         for i, row in enumerate(rows):
-            processing = row.processing
-            forbidden.add(i, (word[0] for word in processing.bad_words if len(word) == 1))
-            if row.num_outputs < processing.min_tokens:
-                forbidden.add(i, processing.stops)
-            for token, bias in processing.logit_bias.items():
-                biased.add(i, [token], bias)
+            named = row.named
+            assert named is not None
+            forbidden.add(i, named.forbidden)
+            if row.num_outputs < row.processing.min_tokens:
+                forbidden.add(i, named.stops)
+            biased.add(i, named.biased, named.bias)
         self._forbid_bad_words(scores, rows)
         forbid(scores, forbidden)
         add_bias(scores, biased)
@@ -149,7 +158,7 @@ class SamplerState:
 
     def sampled(self, tokens: torch.Tensor, rows: list[ProcessedRow]) -> None:
         """Remember the tokens of rows that are looked back at, of `[rows]`."""
-        if looking := [(row.slot, i) for i, row in enumerate(rows) if row.processing.looks_back]:
+        if looking := [(row.slot, i) for i, row in enumerate(rows) if row.looks_back]:
             slots, index = upload(torch.tensor(looking).T.contiguous(), self._device)
             self._last[slots] = tokens[index].int()
 
@@ -165,7 +174,7 @@ class SamplerState:
     # --- tokens before
 
     def _write_inputs(self, rows: list[ProcessedRow], inputs: torch.Tensor) -> None:
-        looking = [i for i, row in enumerate(rows) if row.processing.looks_back]
+        looking = [i for i, row in enumerate(rows) if row.looks_back]
         if not looking:
             return
         slots = [rows[i].slot for i in looking]
@@ -175,27 +184,22 @@ class SamplerState:
 
     def _forbid_bad_words(self, scores: torch.Tensor, rows: list[ProcessedRow]) -> None:
         """Those of several tokens, of which the output ends in all but the last."""
-        found = [
-            (i, row, word)
-            for i, row in enumerate(rows)
-            for word in row.processing.bad_words
-            if 1 < len(word) <= row.num_outputs + 1
-        ]
+        found = [(i, row, row.named) for i, row in enumerate(rows) if row.named is not None and len(row.named.ends)]
         if not found:
             return
-        width = max(len(word) for _, _, word in found) - 1
-        slots, positions, wanted = [], [], []
-        for _, row, word in found:
-            start = row.position - len(word) + 1
-            padding = width - len(word) + 1  # with the first token, once more
-            slots += [row.slot] * width
-            positions += [start] * padding + list(range(start, row.position))
-            wanted += [word[0]] * padding + word[:-1]
-        before = torch.stack((self._tables.places(slots, positions), torch.tensor(wanted)))
-        places, wanted_ids = upload(before, self._device)
-        is_there = (self._ids[places] == wanted_ids).view(len(found), width).all(-1)
-        at, last = upload(torch.tensor([[i for i, _, _ in found], [word[-1] for _, _, word in found]]), self._device)
-        scores.index_put_((at, last), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
+        width = max(named.width for _, _, named in found)
+        slots = [row.slot for _, row, _ in found for _ in range(width)]
+        # Before a prompt's begin comes anything: no word is compared with it.
+        positions = [max(0, row.position - back) for _, row, _ in found for back in range(width, 0, -1)]
+        before = self._ids[upload(self._tables.places(slots, positions), self._device)].view(-1, width)
+        begins = torch.cat([pad(named.begins, (width - named.width, 0), value=-1) for _, _, named in found])
+        ends = [named.ends for _, _, named in found]
+        of = spread(list(range(len(found))), ends, self._device)
+        ints = torch.tensor([[i for i, _, _ in found], [row.num_outputs for _, row, _ in found]])
+        at, outputs = upload(ints, self._device)[:, of]
+        is_there = ((before[of] == begins) | (begins < 0)).all(-1)
+        is_there &= torch.cat([named.lengths for _, _, named in found]) <= outputs
+        scores.index_put_((at, torch.cat(ends)), torch.where(is_there, -torch.inf, 0.0), accumulate=True)
 
     def _penalized(self, rows: list[ProcessedRow]) -> Iterator[list[int]]:
         """The rows with penalties, a few at a time: those together that are about as long, for all take the longest's

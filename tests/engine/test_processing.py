@@ -19,7 +19,7 @@ from tests.tiny import reference_logits, write_tiny_checkpoint
 pytestmark = pytest.mark.processes
 
 VOCAB, MAX_TOKENS = 211, 14
-PROMPTS = random_prompts(seed=5, count=12, longest=60)
+PROMPTS = random_prompts(seed=5, count=13, longest=60)
 NEAR = 1e-3
 EOS = 7
 
@@ -49,6 +49,7 @@ ASKED = [
     greedy(logit_bias={3: 4.0, 9: -7.5, 200: 2.5}, logprobs=2),
     greedy(allowed_token_ids=tuple(range(40, 60)), logprobs=3),
     greedy(bad_words_token_ids=((5,), (17, 4), (8, 9, 10)), allowed_token_ids=(4, 5, 8, 9, 10, 17), logprobs=1),
+    greedy(bad_words_token_ids=((5, 5), (4, 5, 4), (17, 17, 4, 5, 17)), allowed_token_ids=(4, 5, 17), min_tokens=2),
     greedy(prompt_logprobs=4, logprobs=1),
     greedy(prompt_logprobs=0, n=2),
     greedy(ignore_eos=False, logit_bias={EOS: 100.0}, min_tokens=6, logprobs=1),
@@ -133,7 +134,7 @@ def test_results_equal_the_reference(plan: str, folder: Path) -> None:
     for name, (prompt, params) in requests.items():
         for index in range(params.n):
             check(folder, prompt, params, outputs[name][index], index == 0)
-    for name in ("r10", "s10"):
+    for name in ("r11", "s11"):
         assert [t for o in outputs[name][0] for t in o.tokens].index(EOS) == 6, "as soon as it may"
     assert stats.preemptions > 0 or stats.swap_bytes["out"] > 0
 

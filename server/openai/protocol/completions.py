@@ -27,7 +27,7 @@ def _num_token_lists(body: bytes) -> int:
     seconds, in which no other thread runs."""
     try:
         prompt = bytes(msgspec.json.decode(body, type=_PromptOnly).prompt)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0  # the model says what is wrong
     return prompt.count(b"[") - 1 if re.match(rb"\s*\[\s*\[", prompt) else 0
 

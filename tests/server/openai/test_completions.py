@@ -321,3 +321,10 @@ async def test_what_the_engine_would_refuse_is_a_400_in_a_stream_too(
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] in (name, "max_tokens")
     assert site.bridge.num_live == 0
+
+
+@pytest.mark.parametrize("depth", [3000, 100_000])
+async def test_a_body_without_end_is_a_400(depth: int, site: Site) -> None:
+    body = '{"prompt": "a", "guided_json": ' + '{"items": ' * depth + "{}" + "}" * depth + "}"
+    response = await site.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
