@@ -15,7 +15,8 @@ from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import make_room
 from engine.scheduler.rotation import MAX_PENDING_TOKENS
 from engine.scheduler.rows import Ints
-from engine.scheduler.sequence import ON_DEVICE, SeqState, Sequence
+from engine.scheduler.seq_state import ON_DEVICE, SeqState
+from engine.scheduler.sequence import Sequence
 
 TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
 

@@ -18,7 +18,8 @@ from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
 from engine.scheduler.masks import PendingMasks
 from engine.scheduler.queues import Queues
-from engine.scheduler.sequence import SeqState, Sequence
+from engine.scheduler.seq_state import SeqState
+from engine.scheduler.sequence import Sequence
 from engine.trace import Trace
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError

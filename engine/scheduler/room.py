@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from engine.scheduler.block_manager import Replica
 from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.sequence import SeqState, Sequence
+from engine.scheduler.seq_state import SeqState
+from engine.scheduler.sequence import Sequence
 
 
 def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blocks: int) -> None:

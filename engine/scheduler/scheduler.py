@@ -21,7 +21,8 @@ from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.requests import check_request, make_sequences
-from engine.scheduler.sequence import SeqState, Sequence, take_tokens
+from engine.scheduler.seq_state import SeqState
+from engine.scheduler.sequence import Sequence, take_tokens
 from engine.scheduler.situation import MOVING
 from engine.scheduler.transitions import Transitions
 from engine.trace import Trace

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as Items
-from enum import Enum
 
 import msgspec
 
 from engine.grammar.matcher import Matcher
 from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.scheduler.rows import Rows
+from engine.scheduler.seq_state import SeqState
 from engine.values.errors import IntegrityError
 from engine.wire.commands import Chunk
 from engine.wire.logprobs import TokenLogprobs
@@ -19,25 +19,6 @@ from engine.wire.messages import FinishReason
 logger = logging.getLogger(__name__)
 
 
-class SeqState(Enum):
-    """Where a sequence is. Each state says who holds its KV.
-
-    WAITING -> PREFILL -> RUNNING -> FINISHED is the plain life. With several layouts, or when blocks run out,
-    a sequence on the device goes SWAPPING_OUT -> HOSTED -> SWAPPING_IN and comes back where it was; without
-    room on the host it is LEAVING (its last steps drain) and then WAITING again, its tokens kept.
-    """
-
-    WAITING = "waiting"  # no KV anywhere
-    PREFILL = "prefill"  # device; some known tokens not yet dispatched
-    RUNNING = "running"  # device; decodes when its layout is the current one
-    LEAVING = "leaving"  # device; blocks are dropped once its steps in flight have completed
-    SWAPPING_OUT = "swapping_out"  # device and host
-    HOSTED = "hosted"  # host
-    SWAPPING_IN = "swapping_in"  # host and device
-    FINISHED = "finished"  # whatever its steps and copies in flight still need
-
-
-ON_DEVICE = frozenset({SeqState.PREFILL, SeqState.RUNNING})
 NOWHERE = -1
 
 

@@ -8,7 +8,8 @@ from itertools import chain, islice
 from engine.planning.policy import Mode, Situation
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import leavers
-from engine.scheduler.sequence import SeqState, Sequence
+from engine.scheduler.seq_state import SeqState
+from engine.scheduler.sequence import Sequence
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 _SEEN_OUTPUTS = 8  # before so many ended, their mean says little

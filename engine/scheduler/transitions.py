@@ -11,7 +11,7 @@ from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import DRAIN, WEIGHTS
 from engine.scheduler.lifecycle import Lifecycle
 from engine.scheduler.room import make_room
-from engine.scheduler.sequence import SeqState
+from engine.scheduler.seq_state import SeqState
 from engine.scheduler.situation import SchedulerSituation, evacuees
 from engine.wire.commands import Transition
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from engine.sampling.params import SamplingParams
 from engine.sampling.structured import StructuredOutputs
+from engine.supervision import end_children
 from engine.values.errors import RequestError
 from engine.wire.messages import Add, FinishReason
 from tests.engine.drive import Engine, random_prompts, running
@@ -143,3 +145,23 @@ def test_aborted_ones_hold_up_nobody(folder: Path) -> None:
         tokens = engine.generate(requests, abort_after={f"r{i}": 1 + i for i in range(4)})
         assert [len(tokens[f"r{i}"][0]) for i in (4, 5)] == [30, 30]
         assert engine.core.stats().device_blocks_used == 0
+
+
+def test_an_engine_is_closed_while_a_step_waits_for_its_masks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of steps in flight never come, and the ranks end by themselves."""
+    codes: list[int | None] = []
+
+    def end_and_tell(children: list[BaseProcess], grace_s: float) -> None:
+        end_children(children, grace_s)
+        codes.extend(child.exitcode for child in children)
+
+    monkeypatch.setattr("engine.executor.ranks.end_children", end_and_tell)
+    endless = StructuredOutputs("regex", "a{900}")
+    with running(config_of(folder, "T2", tokenizer="bytes")) as engine:
+        for i in range(3):
+            engine.core.add(Add(f"r{i}", PROMPTS[i], ask(endless, max_tokens=30)))
+        tokens = 0
+        while tokens < 4:
+            tokens += len(list(engine.core.turn()))
+            engine.wait()
+    assert codes == [0, 0]

@@ -19,8 +19,8 @@ import pytest
 from server.config import ServerConfig
 from server.service import banner
 from server.settings import API_KEY_VARIABLE
-from tests.engine.sampling.test_grammar_check import ENDLESS
 from tests.server.fake_engine import INFO
+from tests.server.link.test_grammar_check import ENDLESS
 from tests.server.served import complete, post, served, wait_for_first_tokens
 
 

@@ -11,7 +11,7 @@ from engine.core import Core
 from engine.parallel.layout import Plan
 from engine.planning.policy import Mode, Policy, Situation
 from engine.sampling.params import SamplingParams
-from engine.scheduler.sequence import SeqState
+from engine.scheduler.seq_state import SeqState
 from engine.values.config import EngineConfig
 from engine.wire.commands import Command, Swap
 from engine.wire.messages import Add
