@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 @pytest.mark.model
 @pytest.mark.anyio
-@pytest.mark.parametrize("rate", ["inf", "4"])
+@pytest.mark.parametrize("rate", ["4"])
 async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, rate: str) -> None:
     try:
         path = sharegpt()
@@ -48,7 +48,7 @@ async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, 
         found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
         assert found is not None
         url = found[0]
-        flags = ["--base-url", url, "--dataset-name", "sharegpt", "--dataset-path", str(path), "--num-prompts", "12"]
+        flags = ["--base-url", url, "--dataset-name", "sharegpt", "--dataset-path", str(path), "--num-prompts", "6"]
         flags += ["--sharegpt-output-len", "6", "--ignore-eos", "--temperature", "0", "--request-rate", rate]
         flags += ["--save-result", "--save-detailed", "--result-dir", str(tmp_path), "--result-filename", "x.json"]
         await load_test.run(arguments.parse(flags, "x"))
@@ -58,7 +58,7 @@ async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, 
         process.terminate()
         process.wait(PATIENCE_S)
     saved = json.loads((tmp_path / "x.json").read_text())
-    assert (saved["completed"], saved["failed"], saved["total_output_tokens"]) == (12, 0, 72)
+    assert (saved["completed"], saved["failed"], saved["total_output_tokens"]) == (6, 0, 36)
     again = figures(from_columns(saved), saved["start_time"])
     assert {key: saved[key] for key in again} == again
     for counter, total in (("prompt_tokens", "total_input_tokens"), ("generation_tokens", "total_output_tokens")):

@@ -35,7 +35,7 @@ FORMS = [
     StructuredOutputs("regex", "[ab]{3,6}-[0-9]+x"),
     StructuredOutputs("choice", choices=("yes", "no", "perhaps")),
 ]
-PROMPTS = random_prompts(seed=9, count=6, longest=50)
+PROMPTS = random_prompts(seed=9, count=6, longest=40)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def texts(engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]])
     return found
 
 
-@pytest.mark.parametrize("plan", ["T1", "T2", "P4", "P2->T2", "D2P2"])
+@pytest.mark.parametrize("plan", ["T2", "P4", "P2->T2", "D2P2"])
 def test_all_forms_beside_one_another(plan: str, folder: Path) -> None:
     requests = {
         f"{kind}{i}": (prompt, ask(form, n=2, seed=i, **more))
