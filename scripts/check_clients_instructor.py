@@ -7,13 +7,7 @@ from typing import Any
 
 import instructor
 import openai
-from client_checks import PERSON, TIMEOUT_S, Target, check, same
-from pydantic import BaseModel
-
-
-class Person(BaseModel):
-    name: str
-    age: int
+from client_checks import PERSON, TIMEOUT_S, Person, Target, check, same
 
 
 def asked(target: Target) -> dict[str, Any]:

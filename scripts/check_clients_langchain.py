@@ -12,6 +12,7 @@ from client_checks import (
     TIMEOUT_S,
     TOKENS,
     TOOL,
+    Person,
     Target,
     check,
     is_weather_call,
@@ -19,12 +20,7 @@ from client_checks import (
     weather_chat,
 )
 from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel, SecretStr
-
-
-class Person(BaseModel):
-    name: str
-    age: int
+from pydantic import SecretStr
 
 
 def connection(target: Target) -> dict[str, Any]:

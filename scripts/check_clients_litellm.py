@@ -16,21 +16,16 @@ from client_checks import (
     TIMEOUT_S,
     TOKENS,
     TOOL,
+    Person,
     Target,
     check,
     is_weather_call,
     same,
     weather_chat,
 )
-from pydantic import BaseModel
 
 litellm.telemetry = False
 litellm.suppress_debug_info = True  # it prints hints to stdout
-
-
-class Person(BaseModel):
-    name: str
-    age: int
 
 
 def options(target: Target, provider: str, **more: Any) -> dict[str, Any]:

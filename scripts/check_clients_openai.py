@@ -17,18 +17,13 @@ from client_checks import (
     TIMEOUT_S,
     TOKENS,
     TOOL,
+    Person,
     Target,
     check,
     is_weather_call,
     same,
     weather_chat,
 )
-from pydantic import BaseModel
-
-
-class Person(BaseModel):
-    name: str
-    age: int
 
 
 def connect(target: Target) -> openai.OpenAI:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 TIMEOUT_S = 120.0
 TOKENS = 16  # the answer to MESSAGES is shorter, that to PROMPT longer
 
@@ -22,6 +24,11 @@ FUNCTION = {"name": "get_weather", "description": "The weather in a city", "para
 TOOL: Any = {"type": "function", "function": FUNCTION}
 ASKED_CITY = "London"
 PERSON = "Alice is 31 years old."
+
+
+class Person(BaseModel):  # what PERSON is about; a docstring would be a part of the schemas that clients make of it
+    name: str
+    age: int
 
 
 @dataclass(frozen=True)

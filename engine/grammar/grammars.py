@@ -16,10 +16,11 @@ from queue import SimpleQueue
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from engine.grammar.matcher import Matcher, Patience, mask_words
+from engine.grammar.matcher import Matcher, Patience
 from engine.grammar.text import grammar_text
 from engine.grammar.token_table import load_token_table
 from engine.sampling.structured import StructuredOutputs
+from engine.sampling.token_masks import mask_words, tokens_of
 from engine.values.errors import RequestError
 
 MAX_COMPILED = 128
@@ -149,7 +150,7 @@ def _try_out(grammar: LLMatcher, vocab_size: int) -> None:
         matcher = Matcher(grammar.deep_copy(), vocab_size, ())
         for _ in range(_TRIED_TOKENS):
             matcher.fill(row)
-            allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+            allowed = tokens_of(row)
             if (matcher.failure is None and matcher.is_over) or not len(allowed):
                 break
             matcher.accept(int(rng.choice(allowed)))

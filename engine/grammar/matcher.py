@@ -10,18 +10,10 @@ import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher
 
+from engine.sampling.token_masks import Mask, mask_of
 from engine.values.errors import IntegrityError
-
-Mask = npt.NDArray[np.uint32]
-
-
-def mask_words(vocab_size: int) -> int:
-    """The length of one row's mask: token id `i` is bit `i % 32` of word `i // 32`."""
-    return -(-vocab_size // 32)
-
 
 # What following a grammar may take of the loop, for all sequences of a request: most need some 20 microseconds a token,
 # but an ambiguous grammar's tokens may take a second each.
@@ -57,9 +49,7 @@ class Matcher:
         self._state = state
         self._vocab_size = vocab_size
         self._end_ids = frozenset(id for id in end_ids if 0 <= id < vocab_size)
-        words = np.zeros(mask_words(vocab_size), np.uint32)
-        for id in self._end_ids:
-            words[id // 32] |= np.uint32(1 << id % 32)
+        words = mask_of(self._end_ids, vocab_size)
         self._end_words = np.flatnonzero(words)
         self._end_bits = words[self._end_words]
         self._has_ended = False
@@ -112,7 +102,7 @@ class Matcher:
     def fill(self, row: Mask) -> None:
         """Write the mask `[mask_words(vocab_size)]` of the tokens that may come next. With none, there is a `failure`,
         or it `is_over` and has no tokens that end it."""
-        self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
+        self._compute(row)
         self._add_ends(row)
 
     def fill_watched(self, row: Mask) -> None:
@@ -122,8 +112,11 @@ class Matcher:
             row[:] = 0
             return
         began_s = time.thread_time()
-        self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
+        self._compute(row)
         self._patience.took(time.thread_time() - began_s)
+
+    def _compute(self, row: Mask) -> None:
+        self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
 
     def _add_ends(self, row: Mask) -> None:
         if self._has_ended:

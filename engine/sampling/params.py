@@ -16,7 +16,7 @@ MAX_LOGPROBS = 20  # vLLM's default
 MAX_TEMPERATURE = 1e6
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 MAX_BIAS = 1e6
-MAX_TOKENS_NAMED = 4096  # in a bias or in bad words: they are uploaded with each step
+MAX_TOKENS_NAMED = 4096  # in a bias or in bad words: each step works on them
 GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; vLLM's threshold
 
 

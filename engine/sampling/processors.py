@@ -1,6 +1,6 @@
-"""What is done to logits before a token is sampled, in plain torch; as in vLLM, penalties come last.
+"""What is done to logits before a token is sampled, in plain torch, and what it needs of one sequence on the device.
 
-Each takes float32 `[rows, vocab]` logits and changes some of them in place. `Places` says where.
+Each takes float32 `[rows, vocab]` logits; all but `mask` change some of them in place. `Places` says where.
 """
 
 from __future__ import annotations
@@ -8,20 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from engine.device.upload import upload
 from engine.sampling.params import Processing
+from engine.sampling.token_masks import mask_of
 
 
 class Named:
     """The tokens that one sequence's client names, on the device once and for all: there may be thousands."""
 
-    def __init__(self, processing: Processing, device: torch.device) -> None:
+    def __init__(self, processing: Processing, vocab: int, device: torch.device) -> None:
         def ids(tokens: Iterable[int]) -> torch.Tensor:
             return upload(torch.tensor(list(tokens), dtype=torch.int64), device)
 
         self.looks_back = processing.looks_back
+        self.allowed: torch.Tensor | None = None  # a mask of the tokens that alone are, int32 [words]
+        if processing.allowed_token_ids is not None:
+            mask = mask_of(processing.allowed_token_ids, vocab).view(np.int32)
+            self.allowed = upload(torch.from_numpy(mask), device)
         self.forbidden = ids(word[0] for word in processing.bad_words if len(word) == 1)
         self.stops = ids(processing.stops)
         self.biased = ids(processing.logit_bias)

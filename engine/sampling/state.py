@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 
@@ -71,7 +70,6 @@ class SamplerState:
         self._device = device
         self._processing: dict[int, Processing] = {}
         self._named: dict[int, Named] = {}
-        self._allowed: dict[int, torch.Tensor] = {}  # by slot: a mask of the tokens that alone are allowed
         self._ids = torch.zeros(num_blocks * tables.block_size, dtype=torch.int32, device=device)
         self._last = torch.zeros(num_slots, dtype=torch.int32, device=device)  # sampled, by slot
 
@@ -79,7 +77,6 @@ class SamplerState:
         """Take in a step's `inits`, once its `tables` are known. `samples`: this rank does, and keeps the tokens."""
         for init in forward.inits:
             processing = init.processing
-            self._allowed.pop(init.slot, None)
             self._named.pop(init.slot, None)
             if processing is None:
                 self._processing.pop(init.slot, None)
@@ -87,9 +84,7 @@ class SamplerState:
             self._processing[init.slot] = processing
             if not samples:
                 continue
-            self._named[init.slot] = Named(processing, self._device)
-            if processing.allowed_token_ids is not None:
-                self._allowed[init.slot] = upload(mask_of(processing.allowed_token_ids, self._vocab), self._device)
+            self._named[init.slot] = Named(processing, self._vocab, self._device)
             if processing.looks_back:
                 blocks = next((len(x.blocks) for x in forward.tables if x.slot == init.slot), 0)
                 known = torch.tensor(processing.tokens[: blocks * self._tables.block_size], dtype=torch.int32)
@@ -139,22 +134,21 @@ class SamplerState:
         add_bias(scores, biased)
         for some in self._penalized(rows):
             self._penalize(scores, rows, some)
-        allowed = [i for i, row in enumerate(rows) if row.slot in self._allowed]
-        for few in batched(allowed, PIECE_ROWS):
-            self._mask(scores, logits, few, torch.stack([self._allowed[rows[i].slot] for i in few]))
+        allowed = {i: row.named.allowed for i, row in enumerate(rows) if row.named and row.named.allowed is not None}
+        if allowed:
+            self._mask(scores, logits, list(allowed), torch.stack(list(allowed.values())))
         masked = [i for i, row in enumerate(rows) if row.processing.is_masked]
         if masked:
-            bits = masks()
-            for start in range(0, len(masked), PIECE_ROWS):
-                end = start + PIECE_ROWS
-                self._mask(scores, logits, masked[start:end], upload(bits[start:end], self._device))
+            self._mask(scores, logits, masked, upload(masks(), self._device))
         # Where all that there is was forbidden, the model's own logits count: no sampler takes a row of nothing.
         has_none = scores.amax(-1, keepdim=True) == -torch.inf
         return torch.where(has_none, logits.to(scores.dtype), scores)
 
     def _mask(self, scores: torch.Tensor, logits: torch.Tensor, rows: Sequence[int], bits: torch.Tensor) -> None:
-        index = upload(torch.tensor(rows), self._device)
-        scores[index] = mask(scores[index], logits[index], bits)
+        for index, some in zip(
+            upload(torch.tensor(rows), self._device).split(PIECE_ROWS), bits.split(PIECE_ROWS), strict=True
+        ):
+            scores[index] = mask(scores[index], logits[index], some)
 
     def sampled(self, tokens: torch.Tensor, rows: list[ProcessedRow]) -> None:
         """Remember the tokens of rows that are looked back at, of `[rows]`."""
@@ -232,14 +226,3 @@ class SamplerState:
         few = scores[index]
         penalize(few, history, positions >= prompts[:, None], *penalties.split(1, dim=1))
         scores[index] = few
-
-
-def mask_of(tokens: Sequence[int], vocab: int) -> torch.Tensor:
-    """A mask that allows these tokens: int32 `[words]`, as `engine.wire.commands.Masks` has them by row."""
-    bits = np.zeros(-(-vocab // 32) * 32, dtype=np.uint8)
-    bits[list(tokens)] = 1
-    return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32).copy())
-
-
-def batched(items: Sequence[int], count: int) -> Iterator[Sequence[int]]:
-    return (items[start : start + count] for start in range(0, len(items), count))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.grammar.matcher import MaskFiller, mask_words
+from engine.grammar.matcher import MaskFiller
+from engine.sampling.token_masks import mask_words
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import Forward, Masks
 

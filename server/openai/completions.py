@@ -43,11 +43,9 @@ class Completions:
         choices = []
         for index in range(running.num_choices):
             prompt = index // sampling.n
-            text = (
-                (body.texts[prompt] if body.texts else self._serving.prompts.text_of(prompts[prompt]))
-                if body.echo
-                else ""
-            )
+            text = ""
+            if body.echo:
+                text = body.texts[prompt] if body.texts else self._serving.prompts.text_of(prompts[prompt])
             choices.append(_Choice(index, body, prompts[prompt], text, self._serving.names))
         if body.stream:
             return self._serving.stream(running, _chunks(running, choices, body))

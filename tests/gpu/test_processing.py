@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from engine.model.shapes import ModelShape
 from engine.ops.base import make_ops
 from engine.sampling.params import Processing, RowSampling, SamplingParams
-from engine.sampling.state import SamplerState, mask_of
+from engine.sampling.state import SamplerState
 from engine.sampling.structured import StructuredOutputs
+from engine.sampling.token_masks import mask_of
 from engine.wire.commands import Forward, SlotInit, TableUpdate
 from tests.tiny import tiny_shape
 
@@ -53,7 +55,7 @@ def processed(device: str, logits: torch.Tensor, tokens: list[int]) -> list[torc
         tables.append(TableUpdate(slot, 0, [4 * slot + i for i in range(3)]))
     state.update(Forward(1, 0, 0, [], tables, inits), samples=True)
     slots = list(range(len(ASKED)))
-    masks = mask_of(range(0, VOCAB, 3), VOCAB)[None]
+    masks = torch.from_numpy(mask_of(range(0, VOCAB, 3), VOCAB).view(np.int32))[None]
     found: list[torch.Tensor] = []
     inputs = torch.full((len(ASKED),), tokens[-1])
     for step in range(2):

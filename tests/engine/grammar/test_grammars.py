@@ -16,9 +16,10 @@ import pytest
 
 from engine.grammar import grammars as grammars_module
 from engine.grammar.grammars import Grammars
-from engine.grammar.matcher import MaskFiller, Matcher, mask_words
+from engine.grammar.matcher import MaskFiller, Matcher
 from engine.grammar.text import MAX_CHARS
 from engine.sampling.structured import StructuredOutputs
+from engine.sampling.token_masks import mask_words
 from engine.text.tokenizer import FastTokenizer
 from engine.values.errors import IntegrityError, RequestError
 from tests.engine.grammar.walks import allowed, follow, walk

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from engine.grammar.matcher import Mask, Matcher, mask_words
+from engine.grammar.matcher import Matcher
+from engine.sampling.token_masks import Mask, mask_words
 
 CLOSING = frozenset(b'"}])')
 OPENING = frozenset(b"{[(,")
