@@ -32,7 +32,7 @@ def local_folder(model: str) -> Path | None:
     except (OSError, RuntimeError):  # a name too long, or a home of nobody
         is_path = True
     if is_path or model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise ConfigError(f"there is no folder {model}: give a Llama checkpoint folder or a hub name")
+        raise ConfigError(f"there is no folder {model}: give a checkpoint folder or a hub name")
     return None
 
 

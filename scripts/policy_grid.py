@@ -22,7 +22,8 @@ from engine.bench.workload import Job, read_lengths
 from engine.core import Core
 from engine.cost.estimate import weight_bytes
 from engine.executor.simulated import SimulatedExecutor
-from engine.model.shapes import ModelShape, read_shape
+from engine.model.config_json import read_shape
+from engine.model.shapes import ModelShape
 from engine.sampling.params import SamplingParams
 from engine.values.config import EngineConfig
 from engine.wire.messages import Add

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from engine.kv.geometry import KVGeometry
-from engine.model.llama import Llama
-from engine.model.shapes import ModelShape, check_plan, read_shape
+from engine.model.config_json import read_shape
+from engine.model.decoder import Decoder
+from engine.model.shapes import ModelShape, check_plan
+from engine.model.stage import StageWeights
 from engine.model.sums import ReducedSums
 from engine.ops.base import BatchInputs, make_ops
 from engine.parallel.groups import SingleShard, TensorGroup
@@ -26,7 +28,6 @@ from engine.sampling.params import RowSampling
 from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights
-from engine.weights.tensors import StageWeights
 from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")
@@ -198,7 +199,7 @@ class LocalModel:
         groups = [group for _ in range(layout.pp) for group in ThreadGroup.make(layout.tp)]
         self._ops = [make_ops(device, self.shape, block_size) for _ in groups]
         self.ranks = [
-            Llama(self.shape, stage(rank), ops, group, ReducedSums(ops, group))
+            Decoder(self.shape, stage(rank), ops, group, ReducedSums(ops, group))
             for rank, (ops, group) in enumerate(zip(self._ops, groups, strict=True))
         ]
         self.pools = [self._pool(rank, num_blocks) for rank in layout.replica_ranks(0)]
@@ -225,14 +226,14 @@ class LocalModel:
 
     @torch.inference_mode()
     def _run(self, rank: int, x: torch.Tensor, batch: BatchInputs) -> Any:
-        llama, pool = self.ranks[rank], self.pools[rank]
-        plan = self._ops[rank].plan(batch, llama.num_heads, llama.num_kv_heads)
+        model, pool = self.ranks[rank], self.pools[rank]
+        plan = self._ops[rank].plan(batch, model.num_heads, model.num_kv_heads)
         stage = self.layout.coord(rank).stage
-        hidden = llama.embed(x) if stage == 0 else x.clone()
-        hidden = llama.layers(hidden, plan, list(pool.unbind(1)))
+        hidden = model.embed(x) if stage == 0 else x.clone()
+        hidden = model.layers(hidden, plan, list(pool.unbind(1)))
         if stage < self.layout.pp - 1:
             return hidden
-        logits = llama.logits(hidden)
+        logits = model.logits(hidden)
         return None if logits is None else logits.float()
 
     def sample(self, hidden: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> list[torch.Tensor | None]:

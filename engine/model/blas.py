@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 
-from engine.weights.tensors import LayerWeights
+from engine.model.linear import Linear
 
 _LIBRARIES = ("cublas", "cublaslt")
 _LAYERS = 4  # enough weights that the device's cache does not hold them
@@ -21,7 +20,7 @@ _HEAD_START_CYCLES = 1_000_000
 
 
 @contextmanager
-def faster_library(layers: Sequence[LayerWeights], rows: int) -> Iterator[None]:
+def faster_library(layers: Sequence[Sequence[Linear]], rows: int) -> Iterator[None]:
     """Compute with the library that is faster for these layers' products over `rows` rows, on the current device."""
     before = torch.backends.cuda.preferred_blas_library()
     try:
@@ -32,24 +31,22 @@ def faster_library(layers: Sequence[LayerWeights], rows: int) -> Iterator[None]:
         torch.backends.cuda.preferred_blas_library(before)
 
 
-def _seconds(library: str, layers: Sequence[LayerWeights], rows: int) -> float:
+def _seconds(library: str, layers: Sequence[Sequence[Linear]], rows: int) -> float:
     torch.backends.cuda.preferred_blas_library(library)
     return min(_once(layers, rows) for _ in range(_REPEATS + 1))  # the first time it loads its kernels
 
 
-def _once(layers: Sequence[LayerWeights], rows: int) -> float:
+def _once(layers: Sequence[Sequence[Linear]], rows: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    x, attended, activated = (
-        torch.randn(rows, weight.shape[dim], dtype=weight.dtype, device=weight.device)
-        for weight, dim in ((layers[0].qkv, 1), (layers[0].o, 0), (layers[0].down, 0))
-    )
+    inputs = [
+        torch.randn(rows, linear.in_features, dtype=linear.data.dtype, device=linear.data.device)
+        for linear in layers[0]
+    ]
     torch.cuda._sleep(_HEAD_START_CYCLES)  # so that kernels are launched before they can run: launching takes as long
     start.record()
     for layer in layers:
-        F.linear(x, layer.qkv)
-        attended @ layer.o
-        F.linear(x, layer.gate_up)
-        activated @ layer.down
+        for linear, x in zip(layer, inputs, strict=True):
+            linear.product(x)
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000

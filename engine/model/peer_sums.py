@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.model.linear import Linear
 from engine.model.sums import Sums
 from engine.parallel.peers import PeerBuffer
 from engine.parallel.process_groups import ShardGroup
@@ -37,8 +38,8 @@ class PeerSums(Sums):
         self._max_programs = min(_MAX_PROGRAMS, *multiprocessors)
         self._buffer = PeerBuffer(group, max_rows, hidden, dtype, self._max_programs * group.size, device)
 
-    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.mm(x, weight, out=self._rows(len(x)))
+    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+        return linear.product(x, out=self._rows(len(x)))
 
     def add_norm(
         self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float

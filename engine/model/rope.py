@@ -1,4 +1,4 @@
-"""Rotary positions of Llama 1, 2 and 3.x: frequencies, and the rotation itself in plain torch."""
+"""Rotary positions: frequencies, and the rotation itself in plain torch."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The numbers of a Llama, without torch: what layouts are checked against and memory is counted from."""
+"""The numbers of a model, without torch: what layouts are checked against and memory is counted from.
+
+`engine.model.config_json` reads them.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from engine.parallel.layout import Layout, Plan
 from engine.values.errors import ConfigError
@@ -16,7 +16,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rope of Llama 1-3.x. kind: `default`, `linear` (position / factor) or `llama3` (by wavelength)."""
+    """Rotary positions. kind: `default`, `linear` (position / factor) or `llama3` (by wavelength)."""
 
     kind: str = "default"
     factor: float = 1.0
@@ -27,7 +27,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a Llama-family decoder. `ffn` is the width of gate and of up, each."""
+    """Sizes of a dense decoder, and what sets its family's layers apart. `ffn` is the width of gate and of up, each."""
 
     num_layers: int
     hidden: int
@@ -43,6 +43,12 @@ class ModelShape:
     rope_theta: float = 10000.0
     rope: RopeScaling = RopeScaling()
     eos_token_ids: tuple[int, ...] = ()
+    family: str = "llama"  # the model_type of one of `engine.model.families`
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # each head's query and key are normed before they are rotated
+    sliding_window: int | None = None  # a token attends to so many, itself included
 
     @property
     def dtype_bytes(self) -> int:
@@ -65,95 +71,6 @@ class ModelShape:
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers and KV heads."""
         return self.num_layers * self.num_kv_heads * 2 * self.head_dim * self.dtype_bytes
-
-
-def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
-    """Read `config.json` of a checkpoint folder. Raises ConfigError for what Seesaw cannot run."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
-    raw = _read_object(path)
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        # Chat models name here the end-of-turn token that config.json leaves out.
-        also = _read_object(generation).get("eos_token_id")
-        raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
-    return shape_from_config(raw, str(path), dtype)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no JSON object: give a Llama checkpoint folder")
-    return raw
-
-
-def _merged_ids(*ids: Any) -> list[int]:
-    lists = [value if isinstance(value, list) else [] if value is None else [value] for value in ids]
-    return list(dict.fromkeys(token for tokens in lists for token in tokens))
-
-
-def shape_from_config(raw: dict[str, Any], where: str, dtype: str = "auto") -> ModelShape:
-    """The shape that a transformers config describes, in the given dtype."""
-    if raw.get("model_type") != "llama":
-        raise ConfigError(f"{where} has model_type {raw.get('model_type')!r}: only llama checkpoints are supported")
-    if raw.get("attention_bias") or raw.get("mlp_bias"):
-        raise ConfigError(f"{where} asks for attention or mlp biases, which are not supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"{where} has hidden_act {raw['hidden_act']!r}: only silu is supported")
-    try:
-        heads = int(raw["num_attention_heads"])
-        hidden = int(raw["hidden_size"])
-        eos = raw.get("eos_token_id")
-        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        chosen = dtype if dtype != "auto" else str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
-        theta, rope = _rope(raw, where)
-        shape = ModelShape(
-            num_layers=int(raw["num_hidden_layers"]),
-            hidden=hidden,
-            num_heads=heads,
-            num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            ffn=int(raw["intermediate_size"]),
-            vocab=int(raw["vocab_size"]),
-            max_position=int(raw.get("max_position_embeddings", 2048)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            dtype=chosen.removeprefix("torch."),
-            rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=theta,
-            rope=rope,
-            eos_token_ids=tuple(int(token) for token in eos_ids),
-        )
-    except KeyError as error:
-        raise ConfigError(f"{where} lacks the key {error}") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ConfigError(f"{where} has a value that cannot be: {error}") from None
-    if shape.dtype not in DTYPE_BYTES:
-        raise ConfigError(f"dtype {shape.dtype!r} is not supported: choose one of {', '.join(DTYPE_BYTES)}")
-    return shape
-
-
-def _rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
-    # transformers 5 writes one `rope_parameters`, 4 wrote `rope_theta` beside `rope_scaling`.
-    scaling: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor=float(scaling["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_position=int(scaling["original_max_position_embeddings"]),
-        )
-    raise ConfigError(f"{where} asks for rope scaling {kind!r}: only default, linear and llama3 are supported")
 
 
 def check_layout(layout: Layout, shape: ModelShape) -> None:

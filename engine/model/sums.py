@@ -1,4 +1,4 @@
-"""The sums of a tensor-parallel model: what its shards add to the residual stream. Used by `Llama`.
+"""The sums of a tensor-parallel model: what its shards add to the residual stream. Used by the decoder's layers.
 
 Every half of a layer ends in a product whose results the shards must add up, onto the residual stream, whose norm is
 what the next half begins with.
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from engine.model.linear import Linear
 from engine.model.shapes import ModelShape
 from engine.ops.base import Ops
 from engine.parallel.groups import TensorGroup
@@ -25,8 +26,8 @@ class Sums(ABC):
     """
 
     @abstractmethod
-    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """`x @ weight`, as a part. There is one at a time: it must be summed before the next."""
+    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+        """`linear` of this shard's columns, as a part. There is one at a time: it must be summed before the next."""
 
     @abstractmethod
     def add_norm(
@@ -49,8 +50,8 @@ class ReducedSums(Sums):
         self._ops = ops
         self._group = group
 
-    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x @ weight
+    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+        return linear.product(x)
 
     def add_norm(
         self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float

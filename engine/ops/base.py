@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,6 +39,14 @@ class BatchInputs:
         return chunks, torch.arange(len(chunks)) + (context_lens - query_lens - first_rows)[chunks]
 
 
+class HeadNorms(NamedTuple):
+    """Norms of each head's query and key, before they are rotated: scales `[head_dim]` each."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    eps: float
+
+
 class Ops(ABC):
     """Operators over one device. Stateless between steps, except for workspaces they own.
 
@@ -65,9 +73,15 @@ class Ops(ABC):
 
     @abstractmethod
     def rope_and_write(
-        self, plan: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+        self,
+        plan: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
-        """Rotate q and k to the plan's positions and write k and v into their blocks of a layer's KV view.
+        """Rotate q and k, normed if asked for, to the plan's positions; write k and v into blocks of a layer's KV view.
 
         All are `[tokens, slices, heads of a slice, head_dim]`, strided over tokens and slices; k and v may have
         fewer slices than q. Returns the rotated q, contiguous `[tokens, heads, head_dim]`.

@@ -11,7 +11,7 @@ import torch
 from engine.device.upload import upload
 from engine.model.rope import inverse_frequencies
 from engine.model.shapes import ModelShape
-from engine.ops.base import BatchInputs, GraphOps
+from engine.ops.base import BatchInputs, GraphOps, HeadNorms
 from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, has_dependent_launch
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import noise_keys
@@ -199,9 +199,15 @@ class FlashInferOps(GraphOps):
         return x, residual
 
     def rope_and_write(
-        self, plan: FlashInferPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+        self,
+        plan: FlashInferPlan,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
-        return kernels.rope_and_write(q, k, v, kv, self._cos, self._sin, plan.places)
+        return kernels.rope_and_write(q, k, v, kv, self._cos, self._sin, plan.places, norms)
 
     def attention(self, plan: FlashInferPlan, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.ops.base import HeadNorms
+
 _SAMPLE_BLOCK = 2048
 
 
@@ -17,8 +19,9 @@ def rope_and_write(
     cos: torch.Tensor,
     sin: torch.Tensor,
     places: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
-    """Rotate q and k, write k and v into their blocks; see `Ops.rope_and_write` for q, k, v and kv.
+    """Norm and rotate q and k, write k and v into their blocks; see `Ops.rope_and_write` for q, k, v, kv and norms.
 
     `cos` and `sin` are float32 `[positions, head_dim / 2]`; `places` is int32 `[3, tokens]`: each token's position,
     block, and slot in the block. Returns q as `[tokens, heads, head_dim]`.
@@ -35,6 +38,9 @@ def rope_and_write(
         cos,
         sin,
         places,
+        norms.query if norms else None,
+        norms.key if norms else None,
+        norms.eps if norms else 0.0,
         places.stride(0),
         q.stride(0),
         q.stride(1),
@@ -66,6 +72,9 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
     cos,
     sin,
     places,
+    q_norm,
+    k_norm,
+    eps,
     places_stride,
     q_token_stride,
     q_slice_stride,
@@ -93,8 +102,10 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
     head = tl.arange(0, HEADS_BLOCK)[:, None]
     mask = (head < heads) & (dims < HALF)
     source = q + token * q_token_stride + slice_ * q_slice_stride + head * (2 * HALF) + dims
-    first = tl.load(source, mask).to(tl.float32)
-    second = tl.load(source + HALF, mask).to(tl.float32)
+    first = tl.load(source, mask, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask, other=0.0).to(tl.float32)
+    if q_norm is not None:
+        first, second = _norm_halves(first, second, q_norm, eps, dims, HALF, q.dtype.element_ty)
     target = out + ((token * tl.num_programs(1) + slice_) * heads + head) * (2 * HALF) + dims
     tl.store(target, first * c - second * s, mask)
     tl.store(target + HALF, second * c + first * s, mask)
@@ -108,13 +119,26 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
         size = block_size * (2 * HALF)
         kv_target = kv + block * block_stride + (slice_ * kv_heads + kv_head) * (2 * size) + slot * (2 * HALF) + dims
         kv_source = k + token * k_token_stride + slice_ * k_slice_stride + kv_head * (2 * HALF) + dims
-        k_first = tl.load(kv_source, kv_mask).to(tl.float32)
-        k_second = tl.load(kv_source + HALF, kv_mask).to(tl.float32)
+        k_first = tl.load(kv_source, kv_mask, other=0.0).to(tl.float32)
+        k_second = tl.load(kv_source + HALF, kv_mask, other=0.0).to(tl.float32)
+        if k_norm is not None:
+            k_first, k_second = _norm_halves(k_first, k_second, k_norm, eps, dims, HALF, k.dtype.element_ty)
         tl.store(kv_target, k_first * c - k_second * s, kv_mask)
         tl.store(kv_target + HALF, k_second * c + k_first * s, kv_mask)
         kv_source = v + token * v_token_stride + slice_ * v_slice_stride + kv_head * (2 * HALF) + dims
         tl.store(kv_target + size, tl.load(kv_source, kv_mask), kv_mask)
         tl.store(kv_target + size + HALF, tl.load(kv_source + HALF, kv_mask), kv_mask)
+
+
+@triton.jit
+def _norm_halves(first, second, weight, eps, dims, HALF: tl.constexpr, element: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Norm heads `[heads, HALF]` in two halves, which are rounded to their dtype before the scales, as everywhere."""
+    factor = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
+    w_first = tl.load(weight + dims, dims < HALF, other=0.0).to(tl.float32)
+    w_second = tl.load(weight + HALF + dims, dims < HALF, other=0.0).to(tl.float32)
+    first = (first * factor).to(element).to(tl.float32) * w_first
+    second = (second * factor).to(element).to(tl.float32) * w_second
+    return first.to(element).to(tl.float32), second.to(element).to(tl.float32)
 
 
 def draw(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from engine.model.rope import inverse_frequencies, rotate
 from engine.model.shapes import ModelShape
-from engine.ops.base import BatchInputs, Ops
+from engine.ops.base import BatchInputs, HeadNorms, Ops
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import best, sample
 
@@ -144,10 +144,18 @@ class TorchOps(Ops):
         return self.rms_norm(total, weight, eps), total
 
     def rope_and_write(
-        self, plan: TorchPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor
+        self,
+        plan: TorchPlan,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         # Slices hold consecutive heads, so slice-major is the natural order of heads.
         q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+        if norms is not None:
+            q, k = self.rms_norm(q, norms.query, norms.eps), self.rms_norm(k, norms.key, norms.eps)
         self.write_kv(plan, rotate(k, plan.cos, plan.sin), v, kv)
         return rotate(q, plan.cos, plan.sin)
 

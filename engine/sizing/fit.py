@@ -80,9 +80,9 @@ def fit_host(
         way = _way(config) or choose_way(config, geometry, context, free_bytes)
         check_gpus(config, geometry, context, way, free_bytes)
     else:
-        way = _way(config) or "resident"  # the one copy in host memory serves all layouts
+        way = _way(config) or "resident"  # which takes no more of the host's memory than a store and one arena
     check_host_memory(config, geometry, way, device)
-    return HostFit(way, store_bytes(geometry, way, device))
+    return HostFit(way, store_bytes(geometry, way))
 
 
 def _way(config: EngineConfig) -> WeightsWay | None:

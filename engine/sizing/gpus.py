@@ -36,8 +36,8 @@ def choose_way(
     `reload` would leave, and room for the longest sequences that have to fit.
     """
     asked = num_device_blocks(config, geometry, "cuda")
-    together = device_weight_bytes(geometry, "resident", "cuda")
-    alone = device_weight_bytes(geometry, "reload", "cuda")
+    together = device_weight_bytes(geometry, "resident")
+    alone = device_weight_bytes(geometry, "reload")
     for rank, free in enumerate(free_bytes):
         room = free - WORKSPACE_BYTES
         if asked is not None:
@@ -57,7 +57,7 @@ def check_gpus(
     empty, has free. What passes may yet be refused by `gpu_blocks`, which knows the largest step."""
     asked = num_device_blocks(config, geometry, "cuda")
     reserve = 0 if asked is not None else RESERVE_BYTES
-    for rank, weights in enumerate(device_weight_bytes(geometry, way, "cuda")):
+    for rank, weights in enumerate(device_weight_bytes(geometry, way)):
         room = free_bytes[rank] - weights - reserve
         if room < 0:
             steps = f", and steps {as_size(reserve)}" if reserve else ""
@@ -112,7 +112,7 @@ def _blocks_in(geometry: KVGeometry, rank: int, room: int) -> int:
 
 def _less_weights(geometry: KVGeometry, way: WeightsWay, room: int) -> str:
     """What to change where a rank's weights exceed `room` bytes."""
-    if way == "resident" and all(size <= room for size in device_weight_bytes(geometry, "reload", "cuda")):
+    if way == "resident" and all(size <= room for size in device_weight_bytes(geometry, "reload")):
         return "use --weights reload, more GPUs (a larger T or P degree) or a smaller model"
     fitting = " or ".join(_fitting_layouts(geometry.shape, room))
     if not fitting:

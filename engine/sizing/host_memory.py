@@ -22,7 +22,7 @@ def check_host_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWa
     if device == "cpu":
         _check_cpu_memory(config, geometry, way)
     sizes = {
-        "the weight store": store_bytes(geometry, way, device),
+        "the weight store": store_bytes(geometry, way),
         "the host KV pool": num_host_blocks(config, geometry) * geometry.host_block_bytes,
     }
     shared = [what for what, num_bytes in sizes.items() if num_bytes]
@@ -51,7 +51,7 @@ def cpu_memory_bytes(config: EngineConfig, geometry: KVGeometry, way: WeightsWay
     ranks, blocks = range(config.plan.world_size), num_device_blocks(config, geometry, "cpu")
     assert blocks is not None
     return {
-        "weights": store_bytes(geometry, way, "cpu") + sum(device_weight_bytes(geometry, way, "cpu")),
+        "weights": store_bytes(geometry, way) + sum(device_weight_bytes(geometry, way)),
         "device KV pools": sum(geometry.device_pool_bytes(rank, blocks) for rank in ranks),
         "host KV pool": num_host_blocks(config, geometry) * geometry.host_block_bytes,
         "workers": len(ranks) * WORKER_BYTES,

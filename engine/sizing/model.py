@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.hub import local_folder
-from engine.model.shapes import ModelShape, read_shape
+from engine.model.config_json import read_shape
+from engine.model.shapes import ModelShape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.weights.checkpoint import resolve_checkpoint

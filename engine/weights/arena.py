@@ -8,47 +8,77 @@ from __future__ import annotations
 
 import torch
 
+from engine.model.linear import Linear
 from engine.model.shapes import ModelShape, num_slices
+from engine.model.spec import Cut, LinearSpec
+from engine.model.stage import Operands, StageWeights
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Move, Span
-from engine.weights.placement import Placement, TensorSpec, tensor_specs, weight_extents
-from engine.weights.tensors import LayerWeights, StageWeights
+from engine.weights.placement import Placement, TensorSpec, tensor_specs, weight_extents, weight_specs
 
 
 class Arena(Placement):
     """The tensors of some weight layers and slices, over bytes laid out so."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype = getattr(torch, self.shape.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
     def tensor(self, flat: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-        """A tensor as a view of the arena's bytes: `[slices, *spec.shape]`, or `spec.shape` if replicated."""
+        """A view of the arena's bytes: `[slices, *spec.shape]`, or `spec.shape` if every slice has it all."""
+        if not spec.is_sliced:
+            return self._run(flat, spec).view(spec.shape)
+        count = len(self.slices)
+        if spec.cut is Cut.COLUMNS and not self.slice_major:
+            rows, columns = spec.shape
+            return self._run(flat, spec).view(rows, count, columns).transpose(0, 1)
+        return self._run(flat, spec).view(count, *spec.shape)
+
+    def _run(self, flat: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         if spec.name == "head" and self._ties_head:
             spec = spec._replace(layer=0, name="embed")
         start = self._offsets[0][spec]
-        return flat[start : start + self._size_bytes(spec)].view(self.dtype).view(self._dimensions(spec))
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        return flat[start : start + self._size_bytes(spec)].view(dtype)
 
-    def stage(self, flat: torch.Tensor, layers: Span | None = None, slices: Span | None = None) -> StageWeights:
-        """Views of (a part of) the arena, as the model uses them: the slices of a tensor run into its rows."""
-        layers, slices = layers or self.layers, slices or self.slices
-        within = slices.within(self.slices.start)
-        views: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in range(layers.start, layers.stop)}
-        for spec in tensor_specs(self.shape, self.num_slices):
-            if spec.layer in views:
-                tensor = self.tensor(flat, spec)
-                views[spec.layer][spec.name] = tensor[within].flatten(0, 1) if spec.sliced else tensor
-        last = self.shape.num_layers + 1
+    def stage(self, flat: torch.Tensor) -> StageWeights:
+        """The arena's weights as the model uses them: slices run into rows, or into columns."""
+        if self.slice_major:
+            raise ValueError("slices that lie one after another are no operands")
+        layers = [self._operands(flat, layer) for layer in range(self.layers.start, self.layers.stop)]
+        ends: dict[str, Linear | torch.Tensor] = {}
+        if self.layers.start == 0:
+            ends |= layers.pop(0)
+        if self.layers.stop == self.shape.num_layers + 2:
+            ends |= layers.pop()
+        embed, norm, head = (ends.get(name) for name in ("embed", "norm", "head"))
+        assert not isinstance(norm, Linear) and not isinstance(head, torch.Tensor)
         return StageWeights(
             num_slices=self.num_slices,
-            slices=slices,
-            layers=[LayerWeights(**tensors) for layer, tensors in views.items() if 0 < layer < last],
-            embed=views.get(0, {}).get("embed"),
-            norm=views.get(last, {}).get("norm"),
-            head=views.get(last, {}).get("head"),
+            slices=self.slices,
+            layers=layers,
+            embed=embed.data if embed is not None else None,
+            norm=norm,
+            head=head,
         )
+
+    def _operands(self, flat: torch.Tensor, layer: int) -> Operands:
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        for spec in tensor_specs(self.shape, self.num_slices, Span(layer, layer + 1)):
+            tensors.setdefault(spec.name, {})[spec.field] = self._operand(flat, spec)
+        return {
+            spec.name: self._linear(spec, tensors[spec.name])
+            if isinstance(spec, LinearSpec)
+            else tensors[spec.name]["data"]
+            for spec in weight_specs(self.shape, layer)
+        }
+
+    def _operand(self, flat: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+        tensor = self.tensor(flat, spec)
+        if not spec.is_sliced:
+            return tensor
+        return tensor.transpose(0, 1).flatten(1, 2) if spec.cut is Cut.COLUMNS else tensor.flatten(0, 1)
+
+    def _linear(self, spec: LinearSpec, tensors: dict[str, torch.Tensor]) -> Linear:
+        if spec.cut is Cut.COLUMNS and self.slices.start > 0:
+            tensors.pop("bias", None)  # the first shard alone adds it to the sum
+        return Linear(**tensors)
 
 
 def rank_arena(shape: ModelShape, plan: Plan, layout: Layout, rank: int) -> Arena:
@@ -60,13 +90,14 @@ def rank_arena(shape: ModelShape, plan: Plan, layout: Layout, rank: int) -> Aren
 def copy_move(move: Move, source: Arena, source_flat: torch.Tensor, target: Arena, target_flat: torch.Tensor) -> int:
     """Copy a move's rectangle from one arena to another, which both hold it. Returns the bytes copied.
 
-    Between pinned memory and a device the copies are in stream order, and the host does not wait.
+    Between pinned memory and a device the copies are in stream order, and the host does not wait. Several slices that
+    lie one after another here and side by side there cross the link in one piece, into memory of torch's own.
     """
     copied_bytes = 0
     for spec in target.specs:
         if move.layers.start <= spec.layer < move.layers.stop:
             old, new = source.tensor(source_flat, spec), target.tensor(target_flat, spec)
-            if spec.sliced:
+            if spec.is_sliced:
                 old = old[move.slices.within(source.slices.start)]
                 new = new[move.slices.within(target.slices.start)]
             new.copy_(old, non_blocking=True)

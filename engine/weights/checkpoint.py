@@ -18,11 +18,11 @@ def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> P
     Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json).
     """
     if not model:
-        raise ConfigError("no model given: name a Llama checkpoint folder or a hub name")
+        raise ConfigError("no model given: name a checkpoint folder or a hub name")
     weights = ["*.safetensors"] if load_format == "safetensors" else []
     folder = find_model(model, ["*.json", "tokenizer*", "*.jinja", *weights], "weights" if weights else "config.json")
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"no config.json in {folder}: give a Llama checkpoint folder or a hub name")
+        raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
     if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"

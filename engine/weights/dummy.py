@@ -30,6 +30,8 @@ class DummySource(Source):
 
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
         if len(shape) == 1:
+            if name.endswith("bias"):
+                return self.read(name, (*shape, 1), part)[:, 0]
             return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
         width = shape[1 - dim]
         first = zlib.crc32(f"{self._seed}/{name}".encode())

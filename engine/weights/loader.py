@@ -66,7 +66,7 @@ class CheckpointSource(Source):
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
         file = self._files.get(name)
         if file is None:
-            raise ConfigError(f"the checkpoint {self._folder} has no tensor {name}: is it a complete Llama checkpoint?")
+            raise ConfigError(f"the checkpoint {self._folder} has no tensor {name}: is it a complete checkpoint?")
         try:
             whole = self._open(file).get_slice(name)
         except SafetensorError:

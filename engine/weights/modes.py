@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.model.stage import StageWeights
 from engine.parallel.moves import Extent, moves
 from engine.weights.arena import Arena, copy_move, rank_arena
 from engine.weights.placement import weight_extents
 from engine.weights.source import Source, fill
 from engine.weights.store import WeightStore
-from engine.weights.tensors import StageWeights
 
 STORE = -1  # in moves, the store is a rank of its own that owns everything
 
@@ -55,23 +55,6 @@ class ArenaWeights(Weights):
         return self._stages[layout]
 
     def switch(self, layout: int) -> int:
-        self.current = layout
-        return 0
-
-
-class ResidentWeights(Weights):
-    """All layouts at once, as views of the store: for devices that compute from host memory."""
-
-    def __init__(self, store: WeightStore, rank: int) -> None:
-        shape, plan = store.arena.shape, store.plan
-        mine = (weight_extents(shape, plan, layout)[rank] for layout in plan.layouts)
-        self._stages = [store.arena.stage(store.flat, extent.layers, extent.slices) for extent in mine]
-
-    def stage(self, layout: int) -> StageWeights:
-        return self._stages[layout]
-
-    def switch(self, layout: int) -> int:
-        self.stage(layout)
         self.current = layout
         return 0
 

@@ -1,8 +1,7 @@
-"""What weights a Llama has, how they are cut, and where an extent's lie in one flat run of bytes: arithmetic, no torch.
+"""Where the weights of an extent lie in one flat run of bytes: arithmetic, no torch.
 
 Weight layers are numbered as in `parallel.moves.weight_layers`: 0 is the embedding, 1 ... n the decoder
-layers, n + 1 the final norm and the head. Every sliced tensor is stored slice-major, `[slices, rows, hidden]`,
-so that any range of slices is one range of bytes. `engine.weights.arena` makes tensors of it, `engine.sizing` counts.
+layers, n + 1 the final norm and the head. `engine.weights.arena` makes tensors of it, `engine.sizing` counts.
 """
 
 from __future__ import annotations
@@ -13,7 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from engine.model.shapes import ModelShape, num_slices
+from engine.model.families import family
+from engine.model.quantization import linear_fields
+from engine.model.shapes import DTYPE_BYTES, ModelShape, num_slices
+from engine.model.spec import Cut, VectorSpec, WeightSpec, embedding, ending
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Axis, Extent, Span, extents, weight_layers
 
@@ -21,76 +23,57 @@ ALIGNMENT_BYTES = 256
 
 
 class TensorSpec(NamedTuple):
-    """One tensor of one weight layer. `shape` is that of a slice, or of the whole if it is replicated."""
+    """One tensor of one weight layer. `shape` is that of a slice, or of the whole if every slice has all of it."""
 
     layer: int
-    name: str
+    name: str  # of the weight
+    field: str  # of `Linear`, `data` for a vector
     shape: tuple[int, ...]
-    sliced: bool
-
-
-@dataclass(frozen=True)
-class SliceShape:
-    """How much of each axis one of `num_slices` weight slices holds."""
-
-    shape: ModelShape
-    num_slices: int
+    cut: Cut
+    dtype: str
 
     @property
-    def heads(self) -> int:
-        return self.shape.num_heads // self.num_slices
-
-    @property
-    def kv_heads(self) -> int:
-        """At least one: with more slices than KV heads, neighbouring slices hold copies of one head."""
-        return max(1, self.shape.num_kv_heads // self.num_slices)
-
-    def kv_span(self, slice_: int) -> Span:
-        first = slice_ * self.shape.num_kv_heads // self.num_slices
-        return Span(first, first + self.kv_heads)
-
-    @property
-    def ffn(self) -> int:
-        return self.shape.ffn // self.num_slices
-
-    @property
-    def vocab(self) -> int:
-        return self.shape.padded_vocab(self.num_slices) // self.num_slices
+    def is_sliced(self) -> bool:
+        return self.cut is not Cut.WHOLE
 
 
-def tensor_specs(shape: ModelShape, num_slices: int) -> Iterator[TensorSpec]:
-    """All weights, by layer. The head is listed even if it is tied to the embedding."""
-    part = SliceShape(shape, num_slices)
-    hidden, head_dim, last = shape.hidden, shape.head_dim, shape.num_layers + 1
-    yield TensorSpec(0, "embed", (part.vocab, hidden), True)
-    for layer in range(1, last):
-        yield TensorSpec(layer, "input_norm", (hidden,), False)
-        yield TensorSpec(layer, "qkv", ((part.heads + 2 * part.kv_heads) * head_dim, hidden), True)
-        yield TensorSpec(layer, "o", (part.heads * head_dim, hidden), True)
-        yield TensorSpec(layer, "post_norm", (hidden,), False)
-        yield TensorSpec(layer, "gate_up", (2 * part.ffn, hidden), True)
-        yield TensorSpec(layer, "down", (part.ffn, hidden), True)
-    yield TensorSpec(last, "norm", (hidden,), False)
-    yield TensorSpec(last, "head", (part.vocab, hidden), True)
+def weight_specs(shape: ModelShape, layer: int) -> tuple[WeightSpec, ...]:
+    """What a weight layer consists of. The head is listed even if it is tied to the embedding."""
+    if layer == 0:
+        return (embedding(shape),)
+    return ending(shape) if layer > shape.num_layers else family(shape.family).layer_specs(shape)
+
+
+def tensor_specs(shape: ModelShape, num_slices: int, layers: Span) -> Iterator[TensorSpec]:
+    """The tensors of some weight layers, by layer."""
+    for layer in range(layers.start, layers.stop):
+        for spec in weight_specs(shape, layer):
+            if isinstance(spec, VectorSpec):
+                yield TensorSpec(layer, spec.name, "data", (spec.size,), Cut.WHOLE, shape.dtype)
+            else:
+                for field in linear_fields(shape, spec, num_slices):
+                    yield TensorSpec(layer, spec.name, *field)
 
 
 @dataclass(frozen=True)
 class Placement:
     """The bytes of some weight layers and slices: their tensors back to back, each aligned.
 
-    A tied head beside its embedding has none of its own.
+    Slices of a tensor that is cut by columns lie side by side, so that they are one operand, or one after another
+    (`slice_major`), so that each is one run of bytes. A tied head beside its embedding has no bytes of its own.
     """
 
     shape: ModelShape
     num_slices: int
     layers: Span
     slices: Span
+    slice_major: bool = False
 
     @cached_property
     def _offsets(self) -> tuple[dict[TensorSpec, int], int]:
         offsets, end = {}, 0
-        for spec in tensor_specs(self.shape, self.num_slices):
-            if self.layers.start <= spec.layer < self.layers.stop and not (spec.name == "head" and self._ties_head):
+        for spec in tensor_specs(self.shape, self.num_slices, self.layers):
+            if not (spec.name == "head" and self._ties_head):
                 offsets[spec] = end
                 end += math.ceil(self._size_bytes(spec) / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return offsets, end
@@ -99,11 +82,9 @@ class Placement:
     def _ties_head(self) -> bool:
         return self.shape.tied and self.layers.start == 0
 
-    def _dimensions(self, spec: TensorSpec) -> tuple[int, ...]:
-        return (len(self.slices), *spec.shape) if spec.sliced else spec.shape
-
     def _size_bytes(self, spec: TensorSpec) -> int:
-        return math.prod(self._dimensions(spec)) * self.shape.dtype_bytes
+        copies = len(self.slices) if spec.is_sliced else 1
+        return copies * math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
 
     @property
     def specs(self) -> Iterator[TensorSpec]:

@@ -1,7 +1,7 @@
 """Where weights come from, and how a checkpoint's tensors are packed into the slices of an arena.
 
-A source knows tensors by their names and shapes in a transformers checkpoint and reads only the part that
-is asked for; the packing (fused, slice-major, KV heads repeated, vocabulary padded) is here and only here.
+A source knows tensors by their names and shapes in a transformers checkpoint and reads only the part that is asked for.
+What goes where is `engine.model.spec`'s.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from engine.model.spec import Cut, Part, VectorSpec, WeightSpec
 from engine.parallel.moves import Span
 from engine.weights.arena import Arena
-from engine.weights.placement import SliceShape, TensorSpec
+from engine.weights.placement import TensorSpec, weight_specs
 
 
 class Source(ABC):
-    """Reads parts of a Llama's tensors, in any order. The same part is always the same numbers."""
+    """Reads parts of a checkpoint's tensors, in any order. The same part is always the same numbers."""
 
     @abstractmethod
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
@@ -30,79 +31,56 @@ class Source(ABC):
 def fill(arena: Arena, flat: torch.Tensor, source: Source, layers: Span | None = None) -> None:
     """Read the arena's tensors (only those of `layers`, if given) from the source, converted to its dtype."""
     packer = _Packer(arena, source)
-    for spec in arena.specs:
-        if layers is None or layers.start <= spec.layer < layers.stop:
-            packer.pack(spec, arena.tensor(flat, spec))
+    weights = {layer: {spec.name: spec for spec in weight_specs(arena.shape, layer)} for layer in _range(arena.layers)}
+    for tensor in arena.specs:
+        if layers is None or layers.start <= tensor.layer < layers.stop:
+            packer.pack(weights[tensor.layer][tensor.name], tensor, arena.tensor(flat, tensor))
+
+
+def _range(span: Span) -> range:
+    return range(span.start, span.stop)
 
 
 class _Packer:
-    """Writes tensors in the arena's form."""
+    """Writes tensors in the arena's form: parts side by side in each slice, units repeated, padding zero."""
 
     def __init__(self, arena: Arena, source: Source) -> None:
-        self._shape, self._slices, self._source = arena.shape, arena.slices, source
-        self._part = SliceShape(arena.shape, arena.num_slices)
+        self._shape, self._slices, self._num_slices = arena.shape, arena.slices, arena.num_slices
+        self._source = source
 
-    def pack(self, spec: TensorSpec, out: torch.Tensor) -> None:
-        """Fill `out`: `[slices, *spec.shape]` or, replicated, `spec.shape`."""
-        shape, prefix = self._shape, f"model.layers.{spec.layer - 1}."
-        match spec.name:
-            case "input_norm":
-                self._replicated(out, prefix + "input_layernorm.weight")
-            case "post_norm":
-                self._replicated(out, prefix + "post_attention_layernorm.weight")
-            case "norm":
-                self._replicated(out, "model.norm.weight")
-            case "qkv":
-                self._qkv(out, prefix + "self_attn.")
-            case "gate_up":
-                self._gate_up(out, prefix + "mlp.")
-            case "o":
-                self._columns(out, prefix + "self_attn.o_proj.weight", shape.num_heads * shape.head_dim)
-            case "down":
-                self._columns(out, prefix + "mlp.down_proj.weight", shape.ffn)
-            case "embed":
-                self._vocabulary(out, "model.embed_tokens.weight")
-            case "head":
-                self._vocabulary(out, "model.embed_tokens.weight" if shape.tied else "lm_head.weight")
-            case _:
-                raise ValueError(f"no tensor {spec.name!r} in a Llama")
+    def pack(self, weight: WeightSpec, tensor: TensorSpec, out: torch.Tensor) -> None:
+        """Fill `out`: `[slices, *tensor.shape]` or, where every slice has all of it, `tensor.shape`."""
+        decoder = 0 < tensor.layer <= self._shape.num_layers
+        prefix = f"model.layers.{tensor.layer - 1}." if decoder else ""
+        if isinstance(weight, VectorSpec):
+            out.copy_(self._source.read(f"{prefix}{weight.source}.weight", (weight.size,), Span(0, weight.size)))
+            return
+        suffix = {"data": "weight", "bias": "bias"}[tensor.field]
+        names = [(part, f"{prefix}{part.name}.{suffix}") for part in weight.parts]
+        if tensor.cut is Cut.WHOLE:
+            [(_, name)] = names
+            out.copy_(self._source.read(name, tensor.shape, Span(0, *tensor.shape)))
+        elif tensor.cut is Cut.COLUMNS:
+            [(part, name)] = names
+            self._columns(out, part, name)
+        else:
+            self._rows(out, names, tensor.shape[1:])
 
-    def _replicated(self, out: torch.Tensor, name: str) -> None:
-        out.copy_(self._source.read(name, tuple(out.shape), Span(0, len(out))))
-
-    def _qkv(self, out: torch.Tensor, prefix: str) -> None:
-        dim, part = self._shape.head_dim, self._part
-        for slice_, rows in zip(range(self._slices.start, self._slices.stop), out, strict=True):
-            kv = part.kv_span(slice_)
-            heads = {
-                "q_proj": (self._shape.num_heads, Span(slice_ * part.heads, (slice_ + 1) * part.heads)),
-                "k_proj": (self._shape.num_kv_heads, kv),
-                "v_proj": (self._shape.num_kv_heads, kv),
-            }
+    def _rows(self, out: torch.Tensor, names: list[tuple[Part, str]], width: tuple[int, ...]) -> None:
+        for slice_, rows in zip(_range(self._slices), out, strict=True):
             start = 0
-            for name, (total, span) in heads.items():
-                wanted = Span(span.start * dim, span.stop * dim)
-                read = self._source.read(f"{prefix}{name}.weight", (total * dim, self._shape.hidden), wanted)
-                rows[start : start + len(wanted)].copy_(read)
-                start += len(wanted)
+            for part, name in names:
+                span = part.span(slice_, self._num_slices)
+                wanted, stop = span & Span(0, part.total), start + len(span)
+                if len(wanted):
+                    read = self._source.read(name, (part.total, *width), wanted)
+                    rows[start : start + len(wanted)].copy_(read)
+                rows[start + len(wanted) : stop].zero_()
+                start = stop
 
-    def _gate_up(self, out: torch.Tensor, prefix: str) -> None:
-        shape, ffn = (self._shape.ffn, self._shape.hidden), self._part.ffn
-        for slice_, rows in zip(range(self._slices.start, self._slices.stop), out, strict=True):
-            wanted = Span(slice_ * ffn, (slice_ + 1) * ffn)
-            rows[:ffn].copy_(self._source.read(prefix + "gate_proj.weight", shape, wanted))
-            rows[ffn:].copy_(self._source.read(prefix + "up_proj.weight", shape, wanted))
-
-    def _columns(self, out: torch.Tensor, name: str, inputs: int) -> None:
-        each = out.shape[1]
+    def _columns(self, out: torch.Tensor, part: Part, name: str) -> None:
+        """All slices at once: pieces of rows that lie side by side in the checkpoint."""
+        count, rows, each = out.shape
         wanted = Span(self._slices.start * each, self._slices.stop * each)
-        read = self._source.read(name, (self._shape.hidden, inputs), wanted, dim=1)
-        out.flatten(0, 1).copy_(read.T)
-
-    def _vocabulary(self, out: torch.Tensor, name: str) -> None:
-        rows = out.flatten(0, 1)
-        each, vocab = self._part.vocab, self._shape.vocab
-        wanted = Span(self._slices.start * each, self._slices.stop * each) & Span(0, vocab)
-        if len(wanted):
-            rows[: len(wanted)].copy_(self._source.read(name, (vocab, self._shape.hidden), wanted))
-        rows[len(wanted) :].zero_()
+        read = self._source.read(name, (rows, part.total), wanted, dim=1)
+        out.copy_(read.unflatten(1, (count, each)).transpose(0, 1))

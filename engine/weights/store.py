@@ -16,11 +16,14 @@ from engine.weights.source import Source, fill
 
 
 class WeightStore:
-    """All layers and all slices of a model, over flat bytes `[whole_bytes]` uint8 that the caller owns."""
+    """All layers and all slices of a model, over flat bytes `[whole_bytes]` uint8 that the caller owns.
+
+    A slice of a tensor is one run of bytes, which crosses a link at its full speed.
+    """
 
     def __init__(self, shape: ModelShape, plan: Plan, flat: torch.Tensor) -> None:
         slices = num_slices(plan)
-        self.arena = Arena(shape, slices, Span(0, shape.num_layers + 2), Span(0, slices))
+        self.arena = Arena(shape, slices, Span(0, shape.num_layers + 2), Span(0, slices), slice_major=True)
         if flat.numel() < self.arena.total_bytes:
             raise ValueError(f"the weight store needs {self.arena.total_bytes} bytes, got {flat.numel()}")
         self.plan = plan

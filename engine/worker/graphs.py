@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from engine.model.blas import faster_library
-from engine.model.llama import Llama
+from engine.model.decoder import Decoder
 from engine.ops.base import BatchInputs, GraphOps
 
 
@@ -30,7 +30,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         ops: GraphOps,
         kv: list[torch.Tensor],
         padding_block: int,
@@ -66,7 +66,7 @@ class DecodeGraphs:
         for rows in reversed(self._buckets):
             plan = self._plans[rows] = self._ops.graph_plan(rows, heads, kv_heads, self._indices)
             self._ops.replan(plan, self._padded(nobody, rows), heads, kv_heads)
-            with faster_library(self._model.weights.layers, rows):
+            with faster_library([layer.linears for layer in self._model.decoder_layers], rows):
                 self._compute(rows)  # once outside: libraries choose and load their kernels
                 torch.cuda.current_stream().synchronize()
                 graph = self._graphs[rows] = torch.cuda.CUDAGraph()

@@ -16,7 +16,7 @@ from engine.device.moments import Moment, moment
 from engine.device.upload import download, upload
 from engine.kv.device_pool import DevicePool
 from engine.kv.geometry import KVGeometry
-from engine.model.llama import Llama
+from engine.model.decoder import Decoder
 from engine.model.sums import Sums
 from engine.ops.base import BatchInputs, GraphOps, Ops
 from engine.parallel.groups import LayoutGroups
@@ -71,7 +71,7 @@ class Runner:
         self._state = SamplerState(self._slots, num_slots, pool.num_blocks, geometry.shape.vocab, pool.device)
         in_flight = max(group.layout.max_in_flight for group in groups)
         self._tokens = TokenBuffer(num_slots, in_flight, pool.device)
-        self._models: dict[int, Llama] = {}
+        self._models: dict[int, Decoder] = {}
         self._graphs: dict[int, DecodeGraphs] = {}  # by layout
         self.change_layout(self.layout)
 
@@ -82,7 +82,7 @@ class Runner:
         self.layout = layout
         if layout not in self._models:  # for good: the addresses of a layout's weights never change
             weights, group = self._weights.stage(layout), self._groups[layout].tensor
-            self._models[layout] = Llama(self._shape, weights, self._ops, group, self._sums[layout])
+            self._models[layout] = Decoder(self._shape, weights, self._ops, group, self._sums[layout])
 
     @torch.inference_mode()
     def capture(self, max_rows: int) -> None:

@@ -41,7 +41,7 @@ from engine.supervision import exit_with_parent, ignore_ctrl_c
 from engine.values.errors import ConfigError
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
-from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights, Weights
+from engine.weights.modes import ArenaWeights, ReloadWeights, Weights
 from engine.weights.store import WeightStore
 from engine.wire.commands import (
     AllocatePools,
@@ -189,10 +189,7 @@ class Worker:
             register(memory, store.arena.starts)
         store.fill(source, spec.rank)
         dist.barrier()  # from here on the store is only read
-        if spec.weights_mode == "resident":
-            weights = ResidentWeights(store, spec.rank)
-        else:
-            weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
+        weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
         weights.switch(plan.index(plan.first))
         return weights
 

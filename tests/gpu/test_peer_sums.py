@@ -32,6 +32,7 @@ def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> N
 
 
 def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
+    from engine.model.linear import Linear
     from engine.model.peer_sums import PeerSums
     from engine.parallel.groups import join_world
     from engine.parallel.peers import can_share
@@ -48,38 +49,38 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
     sums = PeerSums(group, MAX_ROWS, hidden, dtype, device)
     torch.manual_seed(1 + rank)
     x = torch.randn(MAX_ROWS, 64, device=device).to(dtype)
-    matrix = torch.randn(64, hidden, device=device).to(dtype) / 8
+    linear = Linear(torch.randn(hidden, 64, device=device).to(dtype) / 8)
     torch.manual_seed(0)
     stream = torch.randn(MAX_ROWS, hidden, device=device).to(dtype)
     weight = torch.rand(hidden, device=device).to(dtype)
 
     for rows in (1, 2, 7, 300, MAX_ROWS):
-        exact = (x[:rows] @ matrix).float()
+        exact = linear.product(x[:rows]).float()
         dist.all_reduce(exact)
         summed = exact + stream[:rows].float()
         norm = summed * torch.rsqrt(summed.square().mean(-1, keepdim=True) + EPS) * weight.float()
 
-        _close(sums.total(x[:rows] @ matrix), exact)
+        _close(sums.total(linear.product(x[:rows])), exact)
         for _ in range(2):
             residual = stream[:rows].clone()
-            part = sums.product(x[:rows], matrix)
+            part = sums.product(x[:rows], linear)
             normed, residual = sums.add_norm(part, residual, weight, EPS)
             _close(normed, norm)
-            part = sums.product(torch.zeros_like(x[:rows]), matrix)
+            part = sums.product(torch.zeros_like(x[:rows]), linear)
             _close(sums.total(part, residual), summed)
 
     graph = torch.cuda.CUDAGraph()
     inputs, residual = x[:40].clone(), stream[:40].clone()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        normed, residual = sums.add_norm(sums.product(inputs, matrix), residual, weight, EPS)
-        outputs = sums.total(sums.product(normed[:, :64].clone(), matrix), residual)
+        normed, residual = sums.add_norm(sums.product(inputs, linear), residual, weight, EPS)
+        outputs = sums.total(sums.product(normed[:, :64].clone(), linear), residual)
     for start in range(0, 1600, 40):
         inputs.copy_(x[start : start + 40])
         residual.copy_(stream[start : start + 40])
         graph.replay()
         eager = stream[start : start + 40].clone()
-        expected, eager = sums.add_norm(sums.product(x[start : start + 40], matrix), eager, weight, EPS)
-        expected = sums.total(sums.product(expected[:, :64].clone(), matrix), eager)
+        expected, eager = sums.add_norm(sums.product(x[start : start + 40], linear), eager, weight, EPS)
+        expected = sums.total(sums.product(expected[:, :64].clone(), linear), eager)
         assert torch.equal(outputs, expected)
     dist.destroy_process_group()
 

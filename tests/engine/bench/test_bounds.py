@@ -12,7 +12,7 @@ from engine.bench.figures import FullDecode
 from engine.bench.workload import Job
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import step_work
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
 from engine.parallel.layout import Layout, Plan
 from engine.values.errors import ConfigError
 

@@ -17,7 +17,7 @@ from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
 from engine.cost.profile import HostProfile
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 

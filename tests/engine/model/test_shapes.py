@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
 from engine.values.errors import ConfigError
 
 LLAMA = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.nn.functional as F
 
+from engine.model.linear import Linear
 from engine.model.sums import ReducedSums, Sums, make_sums
 from engine.ops.base import make_ops
 from engine.parallel.groups import SingleShard
@@ -20,25 +22,26 @@ EPS = 1e-5
 def test_one_shard_has_nothing_to_reduce() -> None:
     ops = make_ops(CPU, SHAPE, block_size=4)
     sums = make_sums(ops, SingleShard(), SHAPE, max_rows=8, device=CPU)
-    x, weight = torch.randn(5, 7), torch.randn(7, HIDDEN)
-    assert torch.equal(sums.total(sums.product(x, weight)), x @ weight)
+    x, weight = torch.randn(5, 7), torch.randn(HIDDEN, 7)
+    assert torch.equal(sums.total(sums.product(x, Linear(weight))), F.linear(x, weight))
 
 
 def test_shards_add_up_to_the_whole_product() -> None:
     torch.manual_seed(0)
     ops = make_ops(CPU, SHAPE, block_size=4)
-    x, weight = torch.randn(5, 8), torch.randn(8, HIDDEN)
+    x, weight = torch.randn(5, 8), torch.randn(HIDDEN, 8)
     residual, scale = torch.randn(5, HIDDEN), torch.rand(HIDDEN)
-    whole = residual + x @ weight
+    whole = residual + x @ weight.T
 
     def run(shard: int, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
         part = slice(4 * shard, 4 * shard + 4)
-        normed, summed = sums.add_norm(sums.product(x[:, part], weight[part]), residual.clone(), scale, EPS)
-        return normed.clone(), sums.total(sums.product(x[:, part], weight[part]), summed)
+        linear = Linear(weight[:, part])
+        normed, summed = sums.add_norm(sums.product(x[:, part], linear), residual.clone(), scale, EPS)
+        return normed.clone(), sums.total(sums.product(x[:, part], linear), summed)
 
     groups = ThreadGroup.make(2)
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(lambda group: run(group.shard, ReducedSums(ops, group)), groups))
     for normed, total in results:
         torch.testing.assert_close(normed, ops.rms_norm(whole, scale, EPS))
-        torch.testing.assert_close(total, whole + x @ weight)
+        torch.testing.assert_close(total, whole + x @ weight.T)

@@ -145,7 +145,7 @@ def test_too_little_host_memory_is_said_before_it_is_taken(
     assert "this host leaves 1.0 MiB of memory but plan P2->T2 on the CPU (weights" in raised(lambda: start(config))
     monkeypatch.setattr(room, "_read", lambda path: "")
     monkeypatch.setenv("SEESAW_SHM_DIR", "/none")
-    sentence = "there is no /none for the weight store and the host KV pool: mount a tmpfs there"
+    sentence = "there is no /none for the host KV pool: mount a tmpfs there"
     assert raised(lambda: start(config)) == sentence
 
 

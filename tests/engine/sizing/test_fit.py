@@ -15,7 +15,7 @@ from engine.values.errors import ConfigError
 
 def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="model_type 'gpt2': only llama checkpoints are supported"):
+    with pytest.raises(ConfigError, match="model_type 'gpt2', which is not supported: use a checkpoint of Llama"):
         check_early(EngineConfig(model=str(tmp_path)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.kv.geometry import KVGeometry
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
 from engine.sizing.gpus import RESERVE_BYTES, WORKSPACE_BYTES, check_gpus, choose_way, gpu_blocks
 from engine.sizing.pools import needed_blocks
 from engine.sizing.weights import WeightsWay, device_weight_bytes
@@ -144,7 +144,7 @@ def test_what_is_refused_at_once_would_be_refused_by_the_worker(plan: tuple[str,
     """Else the early check could refuse what works."""
     config, geometry = fit_of("llama3-8b", prefill=plan[0], decode=plan[1])
     way: WeightsWay = "reload" if plan[1] else "static"
-    weights = device_weight_bytes(geometry, way, "cuda")
+    weights = device_weight_bytes(geometry, way)
     for free in range(2 * GIB, 24 * GIB, GIB // 8):
         try:
             check_gpus(config, geometry, 4096, way, [free] * len(weights))

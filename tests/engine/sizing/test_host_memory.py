@@ -14,7 +14,7 @@ from engine.executor.ranks import Ranks
 from engine.kv import room
 from engine.kv.geometry import KVGeometry
 from engine.kv.segment import Segment
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
 from engine.sizing.host_memory import WORKER_BYTES, check_host_memory, cpu_memory_bytes
 from engine.sizing.weights import WeightsWay
 from engine.values.config import EngineConfig
@@ -42,11 +42,11 @@ def set_host(monkeypatch: pytest.MonkeyPatch, gib: float, limit_gib: float | Non
 
 
 def test_what_a_plan_takes() -> None:
-    """7B is 12.6 GiB in 16 bits, a block of 16 tokens 8 MiB: half of it on each of two ranks."""
+    """7B is 12.6 GiB in 16 bits, for each layout or store. A block of 16 tokens is 8 MiB, half of it on each rank."""
     workers = 2 * WORKER_BYTES / GIB
     layouts = {"prefill": "P2", "decode": "T2", "num_device_blocks": 500, "num_host_blocks": 1250}
     pools = {"device KV pools": 3.9, "host KV pool": 9.8, "workers": workers}
-    assert needs_gib("llama2-7b", "resident", **layouts) == {"weights": 12.6, **pools}
+    assert needs_gib("llama2-7b", "resident", **layouts) == {"weights": 25.1, **pools}
     assert needs_gib("llama2-7b", "reload", **layouts) == {"weights": 25.1, **pools}
     static = needs_gib("llama2-7b", "static", prefill="T2")
     assert static == {"weights": 12.6, "device KV pools": 2.0, "host KV pool": 0.0, "workers": workers}

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
+from engine.model.stage import StageWeights
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
 from engine.weights.arena import rank_arena
 from engine.weights.dummy import DummySource
 from engine.weights.modes import ArenaWeights
-from engine.weights.tensors import StageWeights
 from tests.tiny import CPU, LocalModel, tiny_shape, write_tiny_checkpoint
 
 

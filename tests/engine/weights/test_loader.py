@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.model.shapes import read_shape
+from engine.model.config_json import read_shape
+from engine.model.linear import Linear
+from engine.model.stage import StageWeights
 from engine.parallel.moves import Span
 from engine.values.errors import ConfigError
 from engine.weights.arena import Arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.source import fill
-from engine.weights.tensors import StageWeights
 from tests.tiny import write_tiny_checkpoint
 
 FILE = "model.safetensors"
@@ -36,25 +37,39 @@ def _load(folder: Path, num_slices: int = 1, **changes: Any) -> StageWeights:
     return arena.stage(flat)
 
 
+def _linear(stage: StageWeights, layer: int, name: str) -> torch.Tensor:
+    linear = stage.layers[layer][name]
+    assert isinstance(linear, Linear)
+    return linear.data
+
+
+def _assert_same_layers(one: StageWeights, other: StageWeights) -> None:
+    for a, b in zip(one.layers, other.layers, strict=True):
+        for x, y in zip(a.values(), b.values(), strict=True):
+            if isinstance(x, Linear):
+                x, y = x.data, y.data
+            assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and torch.equal(x, y)
+
+
 def test_packing(folder: Path) -> None:
     """Four slices of 8 heads over 2 KV heads: two query heads each, and every KV head in two slices."""
     raw = load_file(folder / FILE)
     loaded = _load(folder, num_slices=4)
     attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
-    for slice_, rows in enumerate(loaded.layers[1].qkv.view(4, 32, 64)):
+    for slice_, rows in enumerate(_linear(loaded, 1, "qkv").view(4, 32, 64)):
         head = slice_ // 2
         torch.testing.assert_close(rows[:16], raw[attention + "q_proj.weight"][slice_ * 16 : slice_ * 16 + 16])
         torch.testing.assert_close(rows[16:24], raw[attention + "k_proj.weight"][head * 8 : head * 8 + 8])
         torch.testing.assert_close(rows[24:], raw[attention + "v_proj.weight"][head * 8 : head * 8 + 8])
-    for slice_, rows in enumerate(loaded.layers[1].gate_up.view(4, 48, 64)):
+    for slice_, rows in enumerate(_linear(loaded, 1, "gate_up").view(4, 48, 64)):
         torch.testing.assert_close(rows[:24], raw[mlp + "gate_proj.weight"][slice_ * 24 : slice_ * 24 + 24])
         torch.testing.assert_close(rows[24:], raw[mlp + "up_proj.weight"][slice_ * 24 : slice_ * 24 + 24])
-    torch.testing.assert_close(loaded.layers[1].o, raw[attention + "o_proj.weight"].T)
-    torch.testing.assert_close(loaded.layers[1].down, raw[mlp + "down_proj.weight"].T)
-    torch.testing.assert_close(loaded.layers[0].post_norm, raw["model.layers.0.post_attention_layernorm.weight"])
-    assert loaded.head is not None and loaded.head.shape == (212, 64)
-    torch.testing.assert_close(loaded.head[:211], raw["lm_head.weight"])
-    assert loaded.head[211:].count_nonzero() == 0
+    torch.testing.assert_close(_linear(loaded, 1, "o"), raw[attention + "o_proj.weight"])
+    torch.testing.assert_close(_linear(loaded, 1, "down"), raw[mlp + "down_proj.weight"])
+    torch.testing.assert_close(loaded.layers[0]["post_norm"], raw["model.layers.0.post_attention_layernorm.weight"])
+    assert loaded.head is not None and loaded.head.data.shape == (212, 64)
+    torch.testing.assert_close(loaded.head.data[:211], raw["lm_head.weight"])
+    assert loaded.head.data[211:].count_nonzero() == 0
 
 
 def test_slices_that_are_all_padding(tmp_path: Path) -> None:
@@ -68,17 +83,15 @@ def test_several_files_are_as_one(folder: Path, tmp_path: Path) -> None:
     sharded = write_tiny_checkpoint(tmp_path / "sharded", layers=2, kv_heads=2, max_shard_size="60KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
     one, several = _load(folder), _load(sharded)
-    for a, b in zip(one.layers, several.layers, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    _assert_same_layers(one, several)
     (sharded / "model.safetensors.index.json").unlink()  # without the index, the files say what they hold
-    again = _load(sharded)
-    assert all(torch.equal(x, y) for x, y in zip(again.layers[1], several.layers[1], strict=True))
+    _assert_same_layers(_load(sharded), several)
 
 
 def test_dtype_is_converted(folder: Path) -> None:
     wide, narrow = _load(folder), _load(folder, dtype="bfloat16")
-    assert narrow.layers[0].qkv.dtype == torch.bfloat16
-    torch.testing.assert_close(narrow.layers[0].qkv, wide.layers[0].qkv.bfloat16(), rtol=0, atol=0)
+    assert _linear(narrow, 0, "qkv").dtype == torch.bfloat16
+    torch.testing.assert_close(_linear(narrow, 0, "qkv"), _linear(wide, 0, "qkv").bfloat16(), rtol=0, atol=0)
 
 
 def test_only_the_part_is_read(folder: Path) -> None:
@@ -106,7 +119,7 @@ def test_missing_head(folder: Path) -> None:
         _load(folder)
     tied = _load(folder, tied=True)
     assert tied.head is not None and tied.embed is not None
-    assert tied.head.data_ptr() == tied.embed.data_ptr()
+    assert tied.head.data.data_ptr() == tied.embed.data_ptr()
 
 
 def test_wrong_shape(folder: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from engine.model.linear import Linear
 from engine.model.shapes import ModelShape, check_plan, num_slices
+from engine.model.stage import StageWeights
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
 from engine.values.errors import ConfigError
 from engine.weights.arena import Arena, rank_arena
 from engine.weights.dummy import DummySource
-from engine.weights.modes import ArenaWeights, ReloadWeights, ResidentWeights
+from engine.weights.modes import ArenaWeights, ReloadWeights
 from engine.weights.placement import ALIGNMENT_BYTES, weight_extents, whole_bytes
 from engine.weights.store import WeightStore
-from engine.weights.tensors import StageWeights
 from tests.tiny import CPU, tiny_shape
 
 
@@ -39,6 +42,8 @@ def plans(draw: st.DrawFn) -> tuple[ModelShape, Plan]:
         tied=draw(st.booleans()),
         dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
     )
+    names = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm")
+    shape = replace(shape, **{name: draw(st.booleans()) for name in names})
     some = st.sampled_from(_layouts(draw(st.sampled_from([1, 2, 3, 4, 6, 8]))))
     plan = Plan(draw(some), draw(some), draw(st.none() | some))
     try:
@@ -58,7 +63,10 @@ def _store(shape: ModelShape, plan: Plan, source: DummySource) -> WeightStore:
 
 def _tensors(stage: StageWeights) -> list[torch.Tensor]:
     ends = [end for end in (stage.embed, stage.norm, stage.head) if end is not None]
-    return [tensor for layer in stage.layers for tensor in layer] + ends
+    found: list[torch.Tensor] = []
+    for value in [*(operand for layer in stage.layers for operand in layer.values()), *ends]:
+        found += [tensor for tensor in value if tensor is not None] if isinstance(value, Linear) else [value]
+    return found
 
 
 def _assert_same(one: StageWeights, other: StageWeights) -> None:
@@ -75,17 +83,16 @@ def test_all_modes_hold_the_same(case: tuple[ModelShape, Plan], order: list[int]
     source = DummySource(shape, 7)
     store = _store(shape, plan, source)
     for rank in range(plan.world_size):
-        resident = ResidentWeights(store, rank)
+        arenas = [rank_arena(shape, plan, layout, rank) for layout in plan.layouts]
+        resident = ArenaWeights(arenas, source, CPU)
         reload = ReloadWeights(store, rank, CPU, poison=True)
         for wanted in order:
             index = wanted % len(plan.layouts)
             switched = reload.current != index
             copied_bytes = reload.switch(index)
-            arena = rank_arena(shape, plan, plan.layouts[index], rank)
-            held_bytes = sum(arena.tensor(store.flat, spec).nbytes for spec in arena.specs)
+            held_bytes = sum(arenas[index].tensor(store.flat, spec).nbytes for spec in arenas[index].specs)
             assert copied_bytes == (held_bytes if switched else 0)
             _assert_same(resident.stage(index), reload.stage(index))
-            _assert_same(ArenaWeights([arena], source, CPU).stage(0), reload.stage(index))
 
 
 def test_addresses_never_change() -> None:

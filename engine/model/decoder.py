@@ -1,4 +1,4 @@
-"""One stage of a Llama on one rank: embedding, some decoder layers, final norm and head, as far as it has them.
+"""One stage of a model on one rank: embedding, some decoder layers, final norm and head, as far as it has them.
 
 The same code runs every layout: what a rank computes follows from the `StageWeights` it is given and the
 shards it adds up with. The runner makes one for each layout and calls it once per forward. Between stages
@@ -12,46 +12,47 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from engine.model.families import family
+from engine.model.layers import Share
 from engine.model.shapes import ModelShape
+from engine.model.spec import embedding
+from engine.model.stage import StageWeights
 from engine.model.sums import Sums
 from engine.ops.base import Ops
 from engine.parallel.groups import TensorGroup
 from engine.sampling.params import RowSampling
-from engine.weights.placement import SliceShape
-from engine.weights.tensors import LayerWeights, StageWeights
 
 
-class Llama:
+class Decoder:
     """A rank's part of the model in one layout. Stateless: weights and KV belong to the caller."""
 
     def __init__(self, shape: ModelShape, weights: StageWeights, ops: Ops, group: TensorGroup, sums: Sums) -> None:
         self.shape = shape
-        self.weights = weights
+        self._weights = weights
         self._ops = ops
         self._group = group
         self._sums = sums
-        self._part = SliceShape(shape, weights.num_slices)
-        self._num_slices = len(weights.slices)
-        # Slices that share a KV head each compute it; of the rank's copies the first is kept.
-        self._kv_step = min(max(1, weights.num_slices // shape.num_kv_heads), self._num_slices)
+        self._share = Share(shape, weights.num_slices, len(weights.slices))
+        self._first_id = weights.slices.start * embedding(shape).out_size(weights.num_slices)
+        layer = family(shape.family).layer()
+        self.decoder_layers = [layer(self._share, operands, ops, sums) for operands in weights.layers]
 
     @property
     def num_heads(self) -> int:
         """This rank's query heads, for `Ops.plan`."""
-        return self._num_slices * self._part.heads
+        return self._share.heads
 
     @property
     def num_kv_heads(self) -> int:
-        """This rank's KV heads: as many as its extent in `KVGeometry.extents`."""
-        return self._num_slices // self._kv_step * self._part.kv_heads
+        return self._share.kv_heads
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids `[tokens]` int64 to hidden states `[tokens, hidden]`, on every shard of the first stage."""
-        table = self.weights.embed
+        table = self._weights.embed
         assert table is not None, "only the first stage embeds"
         if self._group.size == 1:
             return F.embedding(tokens, table)
-        rows = tokens - self.weights.slices.start * self._part.vocab
+        rows = tokens - self._first_id
         elsewhere = (rows < 0) | (rows >= len(table))
         hidden = F.embedding(rows.masked_fill(elsewhere, 0), table)
         return self._sums.total(hidden.masked_fill_(elsewhere[:, None], 0))
@@ -64,28 +65,15 @@ class Llama:
         """
         sums, eps = self._sums, self.shape.rms_eps
         delta: torch.Tensor | None = None  # this shard's part of what is to be added to the residual stream `hidden`
-        for weights, kv in zip(self.weights.layers, kv_views, strict=True):
+        for layer, kv in zip(self.decoder_layers, kv_views, strict=True):
             if delta is None:
-                normed = self._ops.rms_norm(hidden, weights.input_norm, eps)
+                normed = self._ops.rms_norm(hidden, layer.input_norm, eps)
             else:
-                normed, hidden = sums.add_norm(delta, hidden, weights.input_norm, eps)
-            delta = self._attention(normed, weights, plan, kv)
-            normed, hidden = sums.add_norm(delta, hidden, weights.post_norm, eps)
-            delta = self._mlp(normed, weights)
+                normed, hidden = sums.add_norm(delta, hidden, layer.input_norm, eps)
+            delta = layer.attention(normed, plan, kv)
+            normed, hidden = sums.add_norm(delta, hidden, layer.post_norm, eps)
+            delta = layer.mlp(normed)
         return hidden if delta is None else sums.total(delta, hidden)
-
-    def _attention(self, x: torch.Tensor, weights: LayerWeights, plan: Any, kv: torch.Tensor) -> torch.Tensor:
-        part, dim = self._part, self.shape.head_dim
-        tokens = len(x)
-        fused = F.linear(x, weights.qkv).view(tokens, self._num_slices, -1, dim)
-        q, k, v = torch.split_with_sizes(fused, [part.heads, part.kv_heads, part.kv_heads], dim=2)
-        step = self._kv_step
-        q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv)
-        return self._sums.product(self._ops.attention(plan, q, kv), weights.o)
-
-    def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-        gate_up = F.linear(x, weights.gate_up).view(len(x) * self._num_slices, -1)
-        return self._sums.product(self._ops.silu_and_mul(gate_up).view(len(x), -1), weights.down)
 
     def sample(self, hidden: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor | None:
         """Sample a token after each of some rows `[rows, hidden]` of the last stage's output, as `Ops.sample`.
@@ -97,9 +85,8 @@ class Llama:
             return None if logits is None else self._ops.sample(logits, rows, positions)
         # Each shard's best token instead of its logits: some bytes a row instead of the vocabulary.
         part = self._shard_logits(hidden)
-        first_id = self.weights.slices.start * self._part.vocab
-        part[:, max(0, self.shape.vocab - first_id) :] = -torch.inf  # padding
-        scores, ids = self._ops.best(part, rows, positions, first_id, self.shape.vocab)
+        part[:, max(0, self.shape.vocab - self._first_id) :] = -torch.inf  # padding
+        scores, ids = self._ops.best(part, rows, positions, self._first_id, self.shape.vocab)
         bests = self._group.gather_last(torch.stack((scores.double(), ids.double()), dim=1))
         if bests is None:
             return None
@@ -116,6 +103,6 @@ class Llama:
 
     def _shard_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """This shard's columns of the logits; those behind the vocabulary's end mean nothing."""
-        norm, head = self.weights.norm, self.weights.head
+        norm, head = self._weights.norm, self._weights.head
         assert norm is not None and head is not None, "only the last stage has the head"
-        return F.linear(self._ops.rms_norm(hidden, norm, self.shape.rms_eps), head)
+        return head.product(self._ops.rms_norm(hidden, norm, self.shape.rms_eps))

@@ -1,4 +1,4 @@
-"""Llama against transformers in every layout, with ranks as threads."""
+"""The decoder against transformers in every layout, with ranks as threads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 
 from engine.parallel.layout import Layout, Plan
 from engine.sampling.params import RowSampling
+from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
-from engine.weights.modes import ReloadWeights, ResidentWeights
+from engine.weights.modes import ArenaWeights, ReloadWeights
 from engine.weights.placement import whole_bytes
 from engine.weights.store import WeightStore
 from tests.tiny import CPU, LocalModel, layout_error, reference_greedy, reference_logits, write_tiny_checkpoint
@@ -97,16 +98,15 @@ def test_logits_vary(folders: dict[str, Path]) -> None:
     other = reference_logits(folders["plain"], [(TOKENS[0] + 1) % 211, *TOKENS[1:]])
     assert (right[-1] - other[-1]).abs().max() > 0.05
 
+    one = Layout()
+    shape = LocalModel(folders["plain"], one).shape
+    arena = rank_arena(shape, Plan(one, one), one, 0)
+
     def swapped(rank: int) -> Any:
-        stage = resident.stage(0)
+        stage = ArenaWeights([arena], CheckpointSource(folders["plain"]), CPU).stage(0)
         stage.layers[1], stage.layers[2] = stage.layers[2], stage.layers[1]
         return stage
 
-    one = Layout()
-    shape = LocalModel(folders["plain"], one).shape
-    store = WeightStore(shape, Plan(one, one), torch.empty(whole_bytes(shape, Plan(one, one))).byte())
-    store.fill(CheckpointSource(folders["plain"]), 0)
-    resident = ResidentWeights(store, 0)
     wrong = LocalModel(folders["plain"], one, stage=swapped).logits(TOKENS)
     assert (right - wrong).abs().max() > 0.5
 

@@ -1,0 +1,34 @@
+"""The families of models that Seesaw runs. A new one is one file here, its line below, and its test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.model.families.base import Family
+from engine.model.families.llama import Llama
+from engine.model.families.mistral import Mistral
+from engine.model.families.qwen2 import Qwen2
+from engine.model.families.qwen3 import Qwen3
+from engine.values.errors import ConfigError
+
+FAMILIES: tuple[Family, ...] = (Llama(), Mistral(), Qwen2(), Qwen3())
+
+
+def family(model_type: str) -> Family:
+    """The family of a shape, by `ModelShape.family`."""
+    return next(each for each in FAMILIES if each.model_type == model_type)
+
+
+def find_family(config: Mapping[str, Any], where: str) -> Family:
+    """The family of a checkpoint, by its architecture, else by its model_type. Raises ConfigError."""
+    names = config.get("architectures") or []
+    for each in FAMILIES:
+        if any(name in names for name in each.architectures):
+            return each
+    for each in FAMILIES:
+        if not names and config.get("model_type") == each.model_type:
+            return each
+    known = ", ".join(name for each in FAMILIES for name in each.architectures)
+    found = ", ".join(map(str, names)) if names else f"model_type {config.get('model_type')!r}"
+    raise ConfigError(f"{where} has {found}, which is not supported: use a checkpoint of {known}")

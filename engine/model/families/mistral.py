@@ -1,0 +1,18 @@
+"""Mistral: a Llama whose first version attends to a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.model.families.base import DenseFamily
+
+
+class Mistral(DenseFamily):
+    model_type = "mistral"
+    architectures = ("MistralForCausalLM",)
+    defaults = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}
+
+    def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        window = config["sliding_window"]
+        return {"sliding_window": None if window is None else int(window)}

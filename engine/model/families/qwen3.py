@@ -1,0 +1,19 @@
+"""Qwen3, dense: no biases, and a norm on each head's query and key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.model.families.base import DenseFamily
+from engine.model.families.qwen2 import window_of
+
+
+class Qwen3(DenseFamily):
+    model_type = "qwen3"
+    architectures = ("Qwen3ForCausalLM",)
+    defaults = {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768}
+
+    def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        bias = bool(config.get("attention_bias"))
+        return {"qkv_bias": bias, "o_bias": bias, "qk_norm": True, "sliding_window": window_of(config)}

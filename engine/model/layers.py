@@ -1,0 +1,95 @@
+"""A decoder layer on one rank: its shards of attention and MLP. Used by `engine.model.decoder`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.model.linear import Linear
+from engine.model.shapes import ModelShape
+from engine.model.stage import Operands
+from engine.model.sums import Sums
+from engine.ops.base import HeadNorms, Ops
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank has of each layer in a layout: some of the model's weight slices."""
+
+    shape: ModelShape
+    num_slices: int  # of the model
+    count: int  # of these, this rank's
+
+    @property
+    def slice_heads(self) -> int:
+        return self.shape.num_heads // self.num_slices
+
+    @property
+    def slice_kv_heads(self) -> int:
+        """At least one: with more slices than KV heads, neighbouring slices hold copies of one head."""
+        return max(1, self.shape.num_kv_heads // self.num_slices)
+
+    @property
+    def kv_step(self) -> int:
+        """Slices that share a KV head each compute it; of the rank's copies the first in so many slices is kept."""
+        return min(max(1, self.num_slices // self.shape.num_kv_heads), self.count)
+
+    @property
+    def heads(self) -> int:
+        return self.count * self.slice_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as its extent in `KVGeometry.extents`."""
+        return self.count // self.kv_step * self.slice_kv_heads
+
+
+class DenseLayer:
+    """Attention and a gated MLP, as `DenseFamily` names their weights. Stateless: weights and KV are the caller's."""
+
+    def __init__(self, share: Share, weights: Operands, ops: Ops, sums: Sums) -> None:
+        self._share = share
+        self._ops = ops
+        self._sums = sums
+        self.input_norm = _vector(weights, "input_norm")
+        self.post_norm = _vector(weights, "post_norm")
+        self._qkv = _linear(weights, "qkv")
+        self._o = _linear(weights, "o")
+        self._gate_up = _linear(weights, "gate_up")
+        self._down = _linear(weights, "down")
+        self._head_norms = None
+        if share.shape.qk_norm:
+            query, key = (_vector(weights, name) for name in ("q_norm", "k_norm"))
+            self._head_norms = HeadNorms(query, key, share.shape.rms_eps)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self._qkv, self._o, self._gate_up, self._down
+
+    def attention(self, x: torch.Tensor, plan: Any, kv: torch.Tensor) -> torch.Tensor:
+        """This shard's part of what attention adds to the residual stream, of its norm `[tokens, hidden]`."""
+        share, tokens = self._share, len(x)
+        fused = self._qkv.product(x).view(tokens, share.count, -1, share.shape.head_dim)
+        q, k, v = torch.split_with_sizes(fused, [share.slice_heads, share.slice_kv_heads, share.slice_kv_heads], dim=2)
+        step = share.kv_step
+        q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv, self._head_norms)
+        return self._sums.product(self._ops.attention(plan, q, kv), self._o)
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """As `attention`, of the MLP."""
+        gate_up = self._gate_up.product(x).view(len(x) * self._share.count, -1)
+        return self._sums.product(self._ops.silu_and_mul(gate_up).view(len(x), -1), self._down)
+
+
+def _linear(weights: Operands, name: str) -> Linear:
+    value = weights[name]
+    assert isinstance(value, Linear)
+    return value
+
+
+def _vector(weights: Operands, name: str) -> torch.Tensor:
+    value = weights[name]
+    assert isinstance(value, torch.Tensor)
+    return value

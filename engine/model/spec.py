@@ -1,0 +1,100 @@
+"""What weights a model has and how each is cut into slices: pure values, without torch.
+
+A family says them (`engine.model.families`), `engine.weights` places, reads and moves them, sizing counts them. Nobody
+but the family knows what its layer computes, nobody but the weights' `Method` what its numbers are.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from engine.model.shapes import ModelShape
+from engine.parallel.moves import Axis, Span
+
+
+class Cut(enum.Enum):
+    """How a tensor, `[out, in]` or `[out]`, is divided among weight slices."""
+
+    ROWS = "rows"  # column-parallel: each slice has some of the outputs
+    COLUMNS = "columns"  # row-parallel: each slice has some of the inputs, and the slices' results are summed
+    WHOLE = "whole"  # every slice has all of it
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows (or columns) of one tensor of a checkpoint that go into slices, in units that are never cut.
+
+    With more slices than units, neighbouring slices hold copies of one unit.
+    """
+
+    name: str  # in the checkpoint, behind the layer's prefix, without `.weight`
+    units: int  # heads, ffn columns, tokens of the vocabulary
+    unit: int = 1  # rows of a unit
+    padded: bool = False  # the units need not divide: the last slices have some rows of zeros
+
+    @property
+    def total(self) -> int:
+        return self.units * self.unit
+
+    def size(self, num_slices: int) -> int:
+        """Rows of each slice."""
+        return len(self.span(0, num_slices))
+
+    def span(self, slice_: int, num_slices: int) -> Span:
+        """The rows of a slice. Padded ones lie behind `total`."""
+        if self.padded:
+            each = -(-self.units // num_slices)
+            span = Span(slice_ * each, (slice_ + 1) * each)
+        else:
+            span = Axis(self.name, self.units).span(slice_, num_slices)
+        return Span(span.start * self.unit, span.stop * self.unit)
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A linear layer, `[out, in]`. Several parts make one product, side by side in each slice."""
+
+    name: str
+    cut: Cut  # ROWS or COLUMNS
+    parts: tuple[Part, ...]  # of the cut dimension
+    other: int  # size of the dimension that is not cut
+    bias: bool = False
+    quantizes: bool = True  # a quantized model's embedding and head keep the model's dtype
+
+    def out_size(self, num_slices: int) -> int:
+        """Rows of one slice."""
+        return sum(part.size(num_slices) for part in self.parts) if self.cut is Cut.ROWS else self.other
+
+    def in_size(self, num_slices: int) -> int:
+        """Columns of one slice."""
+        return sum(part.size(num_slices) for part in self.parts) if self.cut is Cut.COLUMNS else self.other
+
+    @property
+    def num_params(self) -> int:
+        return sum(part.total for part in self.parts) * self.other
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """A vector that every rank of its layer holds, such as a norm's scales."""
+
+    name: str
+    source: str  # in the checkpoint, behind the layer's prefix, without `.weight`
+    size: int
+
+
+WeightSpec = LinearSpec | VectorSpec
+
+
+def embedding(shape: ModelShape) -> LinearSpec:
+    """The first weight layer. Its rows are looked up."""
+    tokens = Part("model.embed_tokens", shape.vocab, padded=True)
+    return LinearSpec("embed", Cut.ROWS, (tokens,), shape.hidden, quantizes=False)
+
+
+def ending(shape: ModelShape) -> tuple[VectorSpec, LinearSpec]:
+    """The last weight layer: norm and head. A tied head is the embedding."""
+    tokens = Part("model.embed_tokens" if shape.tied else "lm_head", shape.vocab, padded=True)
+    head = LinearSpec("head", Cut.ROWS, (tokens,), shape.hidden, quantizes=False)
+    return VectorSpec("norm", "model.norm", shape.hidden), head
