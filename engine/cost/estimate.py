@@ -27,8 +27,8 @@ def estimate(shape: ModelShape, plan: Plan, profile: HostProfile, weights: str =
 
 
 def weight_bytes(shape: ModelShape) -> int:
-    ends = shape.head_params * (1 if shape.tied else 2)
-    return (shape.num_layers * shape.layer_params + ends) * shape.dtype_bytes
+    ends = shape.head_params * (1 if shape.tied else 2) * shape.dtype_bytes
+    return shape.num_layers * shape.layer_params * shape.layer_param_bytes + ends
 
 
 def constant(plan: Plan, step_s: float, token_s: float = 0.0, transition_s: float = 0.0) -> Measured:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.cost.profile import HostProfile
-from engine.model.shapes import ModelShape
+from engine.model.shapes import FP8_SPEEDUP, ModelShape
 from engine.parallel.layout import Layout
 from engine.parallel.moves import stage_layers
 
@@ -21,7 +21,7 @@ Chunks = Sequence[tuple[int, int]]  # of a step: query tokens, and context with 
 class Work:
     """What one device does for some part of a step."""
 
-    flops: float
+    flops: float  # as many in 16 bits as would take the same time
     bytes: float
 
     def __add__(self, other: Work) -> Work:
@@ -85,9 +85,10 @@ def count_work(
     heads = shape.num_heads / layout.tp
     kv_heads = max(1, shape.num_kv_heads / layout.tp)
     kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.dtype_bytes
+    speedup = FP8_SPEEDUP if shape.quantization else 1
     head = shape.head_params / layout.tp if stage in (LAST, layout.pp - 1) else 0.0
     return StepWork(
-        linear=Work(2 * tokens * params, steps * params * shape.dtype_bytes),
+        linear=Work(2 * tokens * params / speedup, steps * params * shape.layer_param_bytes),
         attention=Work(4 * layers * heads * shape.head_dim * pairs, kv_token_bytes * (contexts + tokens)),
         head=Work(2 * sampled * head, steps * head * shape.dtype_bytes),
     )

@@ -22,6 +22,9 @@ _HEAD_START_CYCLES = 1_000_000
 @contextmanager
 def faster_library(layers: Sequence[Sequence[Linear]], rows: int) -> Iterator[None]:
     """Compute with the library that is faster for these layers' products over `rows` rows, on the current device."""
+    if not layers or any(linear.input_format is not None for layer in layers for linear in layer):
+        yield  # products in 8 bits are not theirs
+        return
     before = torch.backends.cuda.preferred_blas_library()
     try:
         seconds = {library: _seconds(library, layers[:_LAYERS], rows) for library in _LIBRARIES}
@@ -39,7 +42,7 @@ def _seconds(library: str, layers: Sequence[Sequence[Linear]], rows: int) -> flo
 def _once(layers: Sequence[Sequence[Linear]], rows: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     inputs = [
-        torch.randn(rows, linear.in_features, dtype=linear.data.dtype, device=linear.data.device)
+        torch.randn(rows, linear.data.shape[1], dtype=linear.data.dtype, device=linear.data.device)
         for linear in layers[0]
     ]
     torch.cuda._sleep(_HEAD_START_CYCLES)  # so that kernels are launched before they can run: launching takes as long

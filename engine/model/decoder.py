@@ -67,11 +67,11 @@ class Decoder:
         delta: torch.Tensor | None = None  # this shard's part of what is to be added to the residual stream `hidden`
         for layer, kv in zip(self.decoder_layers, kv_views, strict=True):
             if delta is None:
-                normed = self._ops.rms_norm(hidden, layer.input_norm, eps)
+                normed = self._ops.norm_for(hidden, layer.input_norm, eps, layer.attention_format)
             else:
-                normed, hidden = sums.add_norm(delta, hidden, layer.input_norm, eps)
+                normed, hidden = sums.add_norm(delta, hidden, layer.input_norm, eps, layer.attention_format)
             delta = layer.attention(normed, plan, kv)
-            normed, hidden = sums.add_norm(delta, hidden, layer.post_norm, eps)
+            normed, hidden = sums.add_norm(delta, hidden, layer.post_norm, eps, layer.mlp_format)
             delta = layer.mlp(normed)
         return hidden if delta is None else sums.total(delta, hidden)
 

@@ -12,6 +12,7 @@ from engine.model.shapes import ModelShape
 from engine.model.stage import Operands
 from engine.model.sums import Sums
 from engine.ops.base import HeadNorms, Ops
+from engine.ops.fp8 import Activation, Fp8Format
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,31 @@ class DenseLayer:
     def linears(self) -> tuple[Linear, ...]:
         return self._qkv, self._o, self._gate_up, self._down
 
-    def attention(self, x: torch.Tensor, plan: Any, kv: torch.Tensor) -> torch.Tensor:
+    @property
+    def attention_format(self) -> Fp8Format | None:
+        """What `attention` takes."""
+        return self._qkv.input_format
+
+    @property
+    def mlp_format(self) -> Fp8Format | None:
+        return self._gate_up.input_format
+
+    def attention(self, x: Activation, plan: Any, kv: torch.Tensor) -> torch.Tensor:
         """This shard's part of what attention adds to the residual stream, of its norm `[tokens, hidden]`."""
-        share, tokens = self._share, len(x)
-        fused = self._qkv.product(x).view(tokens, share.count, -1, share.shape.head_dim)
+        share, fused = self._share, self._qkv.product(x)
+        fused = fused.view(len(fused), share.count, -1, share.shape.head_dim)
         q, k, v = torch.split_with_sizes(fused, [share.slice_heads, share.slice_kv_heads, share.slice_kv_heads], dim=2)
         step = share.kv_step
         q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv, self._head_norms)
-        return self._sums.product(self._ops.attention(plan, q, kv), self._o)
+        attended = self._ops.attention(plan, q, kv)
+        format = self._o.input_format
+        return self._sums.product(attended if format is None else self._ops.quantize(attended, format), self._o)
 
-    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+    def mlp(self, x: Activation) -> torch.Tensor:
         """As `attention`, of the MLP."""
-        gate_up = self._gate_up.product(x).view(len(x) * self._share.count, -1)
-        return self._sums.product(self._ops.silu_and_mul(gate_up).view(len(x), -1), self._down)
+        gate_up = self._gate_up.product(x)
+        gate_up = gate_up.view(len(gate_up), self._share.count, -1)
+        return self._sums.product(self._ops.silu_and_mul(gate_up, self._down.input_format), self._down)
 
 
 def _linear(weights: Operands, name: str) -> Linear:

@@ -7,21 +7,59 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from engine.ops.fp8 import Activation, Fp8Format, Quantized, dequantized
+
 
 class Linear(NamedTuple):
     """`x @ data.T + bias`. `data` is `[out, in]`, K-major, in every layout: fp8 tensor cores take nothing else."""
 
-    data: torch.Tensor
+    data: torch.Tensor  # in the model's dtype, or e4m3
     bias: torch.Tensor | None = None  # [out]
+    scales: torch.Tensor | None = None  # of e4m3, float32: [out], or [out, groups of columns]
+    dtype: torch.dtype | None = None  # of the result, where data is e4m3
 
     @property
-    def in_features(self) -> int:
-        return self.data.shape[1]
+    def input_format(self) -> Fp8Format | None:
+        """What `product` takes: 8 bits as its weights are, None for the model's dtype."""
+        if self.scales is None:
+            return None
+        return Fp8Format(None if self.scales.ndim == 1 else self.data.shape[1] // self.scales.shape[1])
 
-    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """`[rows, in]` to `[rows, out]`, written to `out` if it is given."""
+    def product(self, x: Activation, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`[rows, in]`, in `input_format`, to `[rows, out]`, written to `out` if it is given."""
+        if isinstance(x, Quantized):
+            return self._quantized(x, out)
         if out is None:
             return F.linear(x, self.data, self.bias)
         if self.bias is None:
             return torch.mm(x, self.data.T, out=out)
         return torch.addmm(self.bias, x, self.data.T, out=out)
+
+    def _quantized(self, x: Quantized, out: torch.Tensor | None) -> torch.Tensor:
+        assert self.scales is not None and self.dtype is not None
+        if x.data.is_cuda and self.dtype == torch.bfloat16:
+            if self.scales.ndim == 2:
+                from engine.ops.fp8_kernels import grouped_product
+
+                return grouped_product(x, self.data, self.scales, self.bias, self.dtype, out)
+            return torch._scaled_mm(
+                x.data,
+                self.data.T,
+                x.scales,
+                self.scales[None],
+                bias=self.bias,
+                out_dtype=self.dtype,
+                use_fast_accum=True,
+                out=out,
+            )
+        result = self._plain(x).to(self.dtype)
+        return result if out is None else out.copy_(result)
+
+    def _plain(self, x: Quantized) -> torch.Tensor:
+        """The same numbers anywhere, in float32: products of 8 bits are exact there, only their sums are rounded."""
+        assert self.scales is not None
+        if self.scales.ndim == 1:
+            result = (x.data.float() @ self.data.float().T) * x.scales * self.scales
+        else:
+            result = dequantized(x.data, x.scales) @ dequantized(self.data, self.scales).T
+        return result if self.bias is None else result + self.bias.float()

@@ -10,12 +10,15 @@ which we never use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 
 from engine.model.linear import Linear
 from engine.model.sums import Sums
+from engine.ops.fp8 import Activation, Fp8Format, Quantized, quantize
 from engine.parallel.peers import PeerBuffer
 from engine.parallel.process_groups import ShardGroup
 
@@ -29,8 +32,17 @@ class PeerSums(Sums):
     shards' programs have read and written, and the next one reads when all have begun, that is behind their products.
     """
 
-    def __init__(self, group: ShardGroup, max_rows: int, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        group: ShardGroup,
+        max_rows: int,
+        hidden: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantize: Callable[[torch.Tensor, Fp8Format], Quantized] = quantize,
+    ) -> None:
         """Collective over the group. Raises ConfigError."""
+        self._quantize = quantize
         self._shard = group.shard
         self._size = group.size
         # A program waits for its counterparts on the other shards, so all of them must fit on a GPU at once.
@@ -38,14 +50,19 @@ class PeerSums(Sums):
         self._max_programs = min(_MAX_PROGRAMS, *multiprocessors)
         self._buffer = PeerBuffer(group, max_rows, hidden, dtype, self._max_programs * group.size, device)
 
-    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
-        return linear.product(x, out=self._rows(len(x)))
+    def product(self, x: Activation, linear: Linear) -> torch.Tensor:
+        return linear.product(x, out=self._rows(x.data.shape[0]))  # of a tensor, `data` is itself
 
     def add_norm(
-        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        part: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        format: Fp8Format | None = None,
+    ) -> tuple[Activation, torch.Tensor]:
         self._reduce(part, residual, weight, eps)
-        return part, residual
+        return part if format is None else self._quantize(part, format), residual
 
     def total(self, part: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         rows = self._rows(len(part))

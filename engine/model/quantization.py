@@ -1,18 +1,33 @@
-"""Which tensors make up a linear layer, by how its numbers are kept: arithmetic, no torch."""
+"""How a model's linear layers keep their numbers, as a value without torch. `engine.ops.fp8` has the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
 
-from engine.model.shapes import ModelShape
-from engine.model.spec import Cut, LinearSpec
-
-Field = tuple[str, tuple[int, ...], Cut, str]
-"""Of `engine.model.linear.Linear`: its name, the shape of a slice (or of the whole), how it is cut, its dtype."""
+FP8 = "float8_e4m3fn"
+BLOCK = 128  # rows, and columns, of the blocks that share a scale in a checkpoint
 
 
-def linear_fields(shape: ModelShape, spec: LinearSpec, num_slices: int) -> Iterator[Field]:
-    out = spec.out_size(num_slices)
-    yield "data", (out, spec.in_size(num_slices)), spec.cut, shape.dtype
-    if spec.bias:
-        yield "bias", (out,), spec.cut if spec.cut is Cut.ROWS else Cut.WHOLE, shape.dtype
+@dataclass(frozen=True)
+class Quantization:
+    """Linear layers in e4m3 with float32 scales; activations are rounded to e4m3 on their way, each token by itself.
+
+    `checkpoint` is what it holds: `float` (rounded while it is read, with a scale for each output), or e4m3 with
+    scales for each `tensor`, for each `channel` (output), or for `blocks` of 128 x 128.
+    """
+
+    checkpoint: Literal["float", "tensor", "channel", "blocks"] = "float"
+    ignored: tuple[str, ...] = ()  # names of layers that keep the model's dtype; `re:` begins a pattern
+
+    def ignores(self, name: str) -> bool:
+        return any(
+            re.match(entry[3:], name) is not None if entry.startswith("re:") else entry == name
+            for entry in self.ignored
+        )
+
+    def group(self, columns: int) -> int | None:
+        """So many columns share a scale, where not all do: a block's, or what the borders of slices leave of it."""
+        return math.gcd(BLOCK, columns) if self.checkpoint == "blocks" else None

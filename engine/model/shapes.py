@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.model.quantization import Quantization
 from engine.parallel.layout import Layout, Plan
 from engine.values.errors import ConfigError
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # that a model may compute in
+FP8_SPEEDUP = 2  # of products in 8 bits over those in 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False  # each head's query and key are normed before they are rotated
     sliding_window: int | None = None  # a token attends to so many, itself included
+    quantization: Quantization | None = None
 
     @property
     def dtype_bytes(self) -> int:
@@ -59,6 +62,11 @@ class ModelShape:
         """Weights of a decoder layer's matrix products."""
         heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and o, k and v
         return self.hidden * (heads * self.head_dim + 3 * self.ffn)
+
+    @property
+    def layer_param_bytes(self) -> int:
+        """Bytes of each of `layer_params`, without scales."""
+        return 1 if self.quantization else self.dtype_bytes
 
     @property
     def head_params(self) -> int:

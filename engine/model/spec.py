@@ -7,10 +7,13 @@ but the family knows what its layer computes, nobody but the weights' `Method` w
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.model.quantization import FP8, Quantization
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Axis, Span
+from engine.values.errors import ConfigError
 
 
 class Cut(enum.Enum):
@@ -51,6 +54,10 @@ class Part:
         return Span(span.start * self.unit, span.stop * self.unit)
 
 
+Field = tuple[str, tuple[int, ...], Cut, str]
+"""Of `engine.model.linear.Linear`: its name, the shape of a slice (or of the whole), how it is cut, its dtype."""
+
+
 @dataclass(frozen=True)
 class LinearSpec:
     """A linear layer, `[out, in]`. Several parts make one product, side by side in each slice."""
@@ -73,6 +80,32 @@ class LinearSpec:
     @property
     def num_params(self) -> int:
         return sum(part.total for part in self.parts) * self.other
+
+    def fields(self, shape: ModelShape, num_slices: int, prefix: str) -> Iterator[Field]:
+        """What it is made of. `prefix` stands before the parts' names in the checkpoint. Raises ConfigError."""
+        out, columns = self.out_size(num_slices), self.in_size(num_slices)
+        whole_or_rows = self.cut if self.cut is Cut.ROWS else Cut.WHOLE
+        quantization = shape.quantization
+        if quantization is None or not self._is_quantized(quantization, prefix):
+            yield "data", (out, columns), self.cut, shape.dtype
+        else:
+            yield "data", (out, columns), self.cut, FP8
+            group = quantization.group(columns)
+            if group is not None:
+                yield "scales", (out, columns // group), self.cut, "float32"
+            else:
+                yield "scales", (out,), whole_or_rows, "float32"
+        if self.bias:
+            yield "bias", (out,), whole_or_rows, shape.dtype
+
+    def _is_quantized(self, quantization: Quantization, prefix: str) -> bool:
+        ignored = {quantization.ignores(prefix + part.name) for part in self.parts}
+        if self.quantizes and len(ignored) > 1:
+            names = ", ".join(prefix + part.name for part in self.parts)
+            raise ConfigError(
+                f"the checkpoint quantizes only some of {names}, which are computed at once: quantize all or none"
+            )
+        return self.quantizes and ignored == {False}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from engine.model.linear import Linear
 from engine.model.shapes import ModelShape
 from engine.ops.base import Ops
+from engine.ops.fp8 import Activation, Fp8Format
 from engine.parallel.groups import TensorGroup
 from engine.parallel.process_groups import ShardGroup
 from engine.values.config import CustomAllReduce
@@ -26,14 +27,19 @@ class Sums(ABC):
     """
 
     @abstractmethod
-    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+    def product(self, x: Activation, linear: Linear) -> torch.Tensor:
         """`linear` of this shard's columns, as a part. There is one at a time: it must be summed before the next."""
 
     @abstractmethod
     def add_norm(
-        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the shards' parts to the residual stream; returns (the norm of the sum, the sum).
+        self,
+        part: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        format: Fp8Format | None = None,
+    ) -> tuple[Activation, torch.Tensor]:
+        """Add the shards' parts to the residual stream; returns (the norm of the sum, in a format, and the sum).
 
         May reuse the memory of both. The norm is there until the next product.
         """
@@ -50,13 +56,18 @@ class ReducedSums(Sums):
         self._ops = ops
         self._group = group
 
-    def product(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+    def product(self, x: Activation, linear: Linear) -> torch.Tensor:
         return linear.product(x)
 
     def add_norm(
-        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._ops.add_rms_norm(self._group.all_reduce(part), residual, weight, eps)
+        self,
+        part: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        format: Fp8Format | None = None,
+    ) -> tuple[Activation, torch.Tensor]:
+        return self._ops.add_norm_for(self._group.all_reduce(part), residual, weight, eps, format)
 
     def total(self, part: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         summed = self._group.all_reduce(part)
@@ -81,5 +92,5 @@ def make_sums(
         if isinstance(group, ShardGroup) and can_share(group, device, custom_all_reduce):
             from engine.model.peer_sums import PeerSums
 
-            return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device)
+            return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device, ops.quantize)
     return ReducedSums(ops, group)

@@ -10,6 +10,7 @@ import torch
 
 from engine.model.shapes import ModelShape
 from engine.ops.capability import capability_of
+from engine.ops.fp8 import Activation, Fp8Format, Quantized, quantize
 from engine.sampling.params import RowSampling
 from engine.values.config import AttentionBackend
 from engine.values.errors import ConfigError
@@ -71,6 +72,22 @@ class Ops(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (norm of the sum, the sum); may reuse both inputs' memory."""
 
+    def norm_for(self, x: torch.Tensor, weight: torch.Tensor, eps: float, format: Fp8Format | None) -> Activation:
+        """`rms_norm`, as a product wants it."""
+        normed = self.rms_norm(x, weight, eps)
+        return normed if format is None else self.quantize(normed, format)
+
+    def add_norm_for(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, format: Fp8Format | None
+    ) -> tuple[Activation, torch.Tensor]:
+        """`add_rms_norm`, as a product wants it."""
+        normed, total = self.add_rms_norm(x, residual, weight, eps)
+        return normed if format is None else self.quantize(normed, format), total
+
+    def quantize(self, x: torch.Tensor, format: Fp8Format) -> Quantized:
+        """`[rows, columns]` in 8 bits."""
+        return quantize(x, format)
+
     @abstractmethod
     def rope_and_write(
         self,
@@ -93,8 +110,8 @@ class Ops(ABC):
         (they were written before). Returns `[tokens, heads * head_dim]`."""
 
     @abstractmethod
-    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
-        """`[rows, 2 * f]` -> `[rows, f]`: silu of the first half times the second."""
+    def silu_and_mul(self, x: torch.Tensor, format: Fp8Format | None = None) -> Activation:
+        """`[rows, slices, 2 * f]` -> `[rows, slices * f]`: silu of each slice's first half times its second."""
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Capability = tuple[int, int]  # major, minor, as in 8.9
 
 HEAD_DIMS = (64, 128, 256)
+FP8_OLDEST: Capability = (8, 9)  # the first with tensor cores for 8 bits
 OLDEST: Capability = (8, 0)  # the first with bfloat16 and asynchronous copies into shared memory
 PORTABLE_VARIABLE = "SEESAW_PORTABLE"
 
@@ -41,6 +42,17 @@ def attention_backends(capability: Capability, setting: AttentionBackend = "auto
     if setting != "auto":
         return (setting,)
     return ("fa2", "fa3") if has_fa3 else ("fa2",)
+
+
+def check_fp8(capability: Capability, dtype: str) -> None:
+    """Raise ConfigError if a GPU cannot multiply in 8 bits, with results in the model's dtype."""
+    if capability < FP8_OLDEST:
+        raise ConfigError(
+            f"fp8 weights need compute capability {written(FP8_OLDEST)} or newer (L4, L40S, H100, ...), and this GPU "
+            f"has {written(capability)}: use a checkpoint that is not quantized, without --quantization"
+        )
+    if dtype != "bfloat16":
+        raise ConfigError(f"on GPUs fp8 weights compute in bfloat16, and the dtype is {dtype}: use --dtype bfloat16")
 
 
 def has_dependent_launch(capability: Capability) -> bool:

@@ -12,7 +12,8 @@ from engine.device.upload import upload
 from engine.model.rope import inverse_frequencies
 from engine.model.shapes import ModelShape
 from engine.ops.base import BatchInputs, GraphOps, HeadNorms
-from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, has_dependent_launch
+from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, check_fp8, has_dependent_launch
+from engine.ops.fp8 import Activation, Fp8Format, Quantized
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import noise_keys
 from engine.values.config import AttentionBackend
@@ -22,7 +23,7 @@ try:
     import flashinfer
     import flashinfer.sampling
 
-    from engine.ops import kernels
+    from engine.ops import fp8_kernels, kernels
 except ImportError as error:
     raise ConfigError(
         f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"
@@ -84,6 +85,8 @@ class FlashInferOps(GraphOps):
                 f"{shape.head_dim}: use another model, or --device cpu"
             )
         backends = attention_backends(capability, attention_backend)
+        if shape.quantization:
+            check_fp8(capability, shape.dtype)
         # What FlashInfer's `enable_pdl` takes; None leaves it to FlashInfer, which goes by the device.
         self._dependent_launch = None if has_dependent_launch(capability) else False
         self._block_size = block_size
@@ -218,9 +221,26 @@ class FlashInferOps(GraphOps):
                 wrapper.run(q[rows], cache, out=out[rows], enable_pdl=self._dependent_launch)
         return out.flatten(1)
 
-    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+    def silu_and_mul(self, x: torch.Tensor, format: Fp8Format | None = None) -> Activation:
+        if format is not None:
+            return fp8_kernels.silu_and_mul(x, format)
         out: torch.Tensor = flashinfer.silu_and_mul(x, enable_pdl=self._dependent_launch)
-        return out
+        return out.flatten(1)
+
+    def norm_for(self, x: torch.Tensor, weight: torch.Tensor, eps: float, format: Fp8Format | None) -> Activation:
+        if format is None:
+            return self.rms_norm(x, weight, eps)
+        return fp8_kernels.add_norm(x, None, weight, eps, format)
+
+    def add_norm_for(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, format: Fp8Format | None
+    ) -> tuple[Activation, torch.Tensor]:
+        if format is None:
+            return self.add_rms_norm(x, residual, weight, eps)
+        return fp8_kernels.add_norm(x, residual, weight, eps, format), residual
+
+    def quantize(self, x: torch.Tensor, format: Fp8Format) -> Quantized:
+        return fp8_kernels.quantize(x, format)
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
         keys = noise_keys([row.seed for row in rows], positions)

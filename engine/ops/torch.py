@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from engine.model.rope import inverse_frequencies, rotate
 from engine.model.shapes import ModelShape
 from engine.ops.base import BatchInputs, HeadNorms, Ops
+from engine.ops.fp8 import Activation, Fp8Format
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import best, sample
 
@@ -197,9 +198,10 @@ class TorchOps(Ops):
         )
         return out.flatten(0, 1).transpose(0, 1)
 
-    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+    def silu_and_mul(self, x: torch.Tensor, format: Fp8Format | None = None) -> Activation:
         gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        activated = (F.silu(gate) * up).flatten(1)
+        return activated if format is None else self.quantize(activated, format)
 
     def sample(self, logits: torch.Tensor, rows: list[RowSampling], positions: list[int]) -> torch.Tensor:
         return sample(logits.float(), rows, positions)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from engine.hub import local_folder
 from engine.model.config_json import read_shape
+from engine.model.quantization import Quantization
 from engine.model.shapes import ModelShape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
@@ -32,17 +33,22 @@ def known_shape(config: EngineConfig) -> ModelShape | None:
     if not source:
         return _default_shape(config) if config.executor == "simulated" else None
     folder = local_folder(source)
-    return read_shape(folder, config.dtype) if folder else None
+    return read_shape(folder, config.dtype, config.quantization) if folder else None
 
 
 def find_shape(config: EngineConfig) -> ModelShape:
     """The model's sizes. Of a hub name, only small files are fetched. Raises ConfigError if there is no such model."""
     shape = known_shape(config)
-    return shape or read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype)
+    if shape is None:
+        folder = resolve_checkpoint(config.shape_source, "dummy")
+        shape = read_shape(folder, config.dtype, config.quantization)
+    return shape
 
 
 def _default_shape(config: EngineConfig) -> ModelShape:
-    return DEFAULT_SHAPE if config.dtype == "auto" else replace(DEFAULT_SHAPE, dtype=config.dtype)
+    dtype = DEFAULT_SHAPE.dtype if config.dtype == "auto" else config.dtype
+    quantization = Quantization() if config.quantization == "fp8" else None
+    return replace(DEFAULT_SHAPE, dtype=dtype, quantization=quantization)
 
 
 def max_model_len(config: EngineConfig, shape: ModelShape) -> int:

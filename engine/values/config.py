@@ -17,6 +17,7 @@ from engine.values.errors import ConfigError
 from engine.values.wording import GIB
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizationMode = Literal["auto", "fp8"]
 LoadFormat = Literal["safetensors", "dummy"]
 WeightsMode = Literal["auto", "resident", "reload"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -40,6 +41,9 @@ class EngineConfig:
     model: str = _option("", "checkpoint folder (config.json and *.safetensors) or hub name")
     tokenizer: str = _option("", "tokenizer folder or hub name (default: the model's)")
     dtype: Dtype = _option("auto", "auto is the checkpoint's")
+    quantization: QuantizationMode = _option(
+        "auto", "fp8 rounds linear layers to 8 bits (e4m3) while they are read; auto keeps what the checkpoint holds"
+    )
     shape: str = _option(
         "", "folder whose config.json gives the sizes of dummy weights and simulated models (default: the model's)"
     )

@@ -30,6 +30,11 @@ class Arena(Placement):
             return self._run(flat, spec).view(rows, count, columns).transpose(0, 1)
         return self._run(flat, spec).view(count, *spec.shape)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.shape.dtype)
+        return dtype
+
     def _run(self, flat: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         if spec.name == "head" and self._ties_head:
             spec = spec._replace(layer=0, name="embed")
@@ -78,7 +83,7 @@ class Arena(Placement):
     def _linear(self, spec: LinearSpec, tensors: dict[str, torch.Tensor]) -> Linear:
         if spec.cut is Cut.COLUMNS and self.slices.start > 0:
             tensors.pop("bias", None)  # the first shard alone adds it to the sum
-        return Linear(**tensors)
+        return Linear(**tensors, dtype=self._dtype)
 
 
 def rank_arena(shape: ModelShape, plan: Plan, layout: Layout, rank: int) -> Arena:

@@ -11,6 +11,7 @@ import zlib
 import torch
 
 from engine.model.shapes import ModelShape
+from engine.ops.fp8 import E4M3, LARGEST, divided
 from engine.parallel.moves import Span
 from engine.weights.source import Source
 
@@ -27,14 +28,30 @@ class DummySource(Source):
         noise = torch.randn(_PLACES + longest - 1, generator=generator) * shape.hidden**-0.5
         self._noise = noise.to(getattr(torch, shape.dtype)).to(device or "cpu")
         self._seed = seed
+        self._quantization = shape.quantization
+        self._scale = float(noise.abs().max()) / LARGEST
+        self._rounded = divided(noise, torch.tensor(self._scale)).view(torch.uint8).to(device or "cpu")
 
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
-        if len(shape) == 1:
+        if len(shape) == 1 and "scale" not in name:
             if name.endswith("bias"):
                 return self.read(name, (*shape, 1), part)[:, 0]
             return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
+        if name.endswith((".weight_scale", ".weight_scale_inv")):
+            return torch.full((len(part), *shape[1:]), self._scale, device=self._noise.device)
+        is_rounded = self._is_rounded(name)
+        noise = self._rounded if is_rounded else self._noise
         width = shape[1 - dim]
         first = zlib.crc32(f"{self._seed}/{name}".encode())
         places = (first + torch.arange(part.start, part.stop, device=self._noise.device) * _STRIDE) % _PLACES
-        windows = self._noise.unfold(0, width, 1)[places]
+        windows = noise.unfold(0, width, 1)[places]
+        if is_rounded:
+            windows = windows.view(E4M3)
         return windows if dim == 0 else windows.T
+
+    def _is_rounded(self, name: str) -> bool:
+        """Whether a checkpoint of this kind would hold this tensor in 8 bits."""
+        quantization = self._quantization
+        if quantization is None or quantization.checkpoint == "float" or not name.endswith("proj.weight"):
+            return False
+        return not quantization.ignores(name.removesuffix(".weight"))

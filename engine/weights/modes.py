@@ -14,8 +14,9 @@ import torch
 from engine.model.stage import StageWeights
 from engine.parallel.moves import Extent, moves
 from engine.weights.arena import Arena, copy_move, rank_arena
+from engine.weights.filling import fill
 from engine.weights.placement import weight_extents
-from engine.weights.source import Source, fill
+from engine.weights.source import Source
 from engine.weights.store import WeightStore
 
 STORE = -1  # in moves, the store is a rank of its own that owns everything

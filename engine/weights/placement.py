@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import NamedTuple
 
 from engine.model.families import family
-from engine.model.quantization import linear_fields
+from engine.model.quantization import FP8
 from engine.model.shapes import DTYPE_BYTES, ModelShape, num_slices
 from engine.model.spec import Cut, VectorSpec, WeightSpec, embedding, ending
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Axis, Extent, Span, extents, weight_layers
 
 ALIGNMENT_BYTES = 256
+_BYTES = {**DTYPE_BYTES, FP8: 1}
 
 
 class TensorSpec(NamedTuple):
@@ -44,6 +45,11 @@ def weight_specs(shape: ModelShape, layer: int) -> tuple[WeightSpec, ...]:
     return ending(shape) if layer > shape.num_layers else family(shape.family).layer_specs(shape)
 
 
+def name_prefix(shape: ModelShape, layer: int) -> str:
+    """What the names of a weight layer's tensors begin with in a checkpoint."""
+    return f"model.layers.{layer - 1}." if 0 < layer <= shape.num_layers else ""
+
+
 def tensor_specs(shape: ModelShape, num_slices: int, layers: Span) -> Iterator[TensorSpec]:
     """The tensors of some weight layers, by layer."""
     for layer in range(layers.start, layers.stop):
@@ -51,7 +57,7 @@ def tensor_specs(shape: ModelShape, num_slices: int, layers: Span) -> Iterator[T
             if isinstance(spec, VectorSpec):
                 yield TensorSpec(layer, spec.name, "data", (spec.size,), Cut.WHOLE, shape.dtype)
             else:
-                for field in linear_fields(shape, spec, num_slices):
+                for field in spec.fields(shape, num_slices, name_prefix(shape, layer)):
                     yield TensorSpec(layer, spec.name, *field)
 
 
@@ -84,7 +90,7 @@ class Placement:
 
     def _size_bytes(self, spec: TensorSpec) -> int:
         copies = len(self.slices) if spec.is_sliced else 1
-        return copies * math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
+        return copies * math.prod(spec.shape) * _BYTES[spec.dtype]
 
     @property
     def specs(self) -> Iterator[TensorSpec]:

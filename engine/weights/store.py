@@ -12,7 +12,8 @@ from engine.model.shapes import ModelShape, num_slices
 from engine.parallel.layout import Plan
 from engine.parallel.moves import Span
 from engine.weights.arena import Arena
-from engine.weights.source import Source, fill
+from engine.weights.filling import fill
+from engine.weights.source import Source
 
 
 class WeightStore:
@@ -29,8 +30,8 @@ class WeightStore:
         self.plan = plan
         self.flat = flat
 
-    def fill(self, source: Source, rank: int) -> None:
-        """Write this rank's share of the layers. The shares of all ranks tile the store."""
+    def fill(self, source: Source, rank: int, device: torch.device | None = None) -> None:
+        """Write this rank's share of the layers; the shares of all ranks tile the store. `device` as in `fill`."""
         layers, ranks = len(self.arena.layers), self.plan.world_size
         share = Span(rank * layers // ranks, (rank + 1) * layers // ranks)
-        fill(self.arena, self.flat, source, share)
+        fill(self.arena, self.flat, source, share, device)

@@ -187,7 +187,7 @@ class Worker:
         store = WeightStore(spec.shape, plan, memory)
         if self._device.type == "cuda":
             register(memory, store.arena.starts)
-        store.fill(source, spec.rank)
+        store.fill(source, spec.rank, self._device)
         dist.barrier()  # from here on the store is only read
         weights = ReloadWeights(store, spec.rank, self._device, spec.poison_weights)
         weights.switch(plan.index(plan.first))

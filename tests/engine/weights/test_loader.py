@@ -17,8 +17,8 @@ from engine.model.stage import StageWeights
 from engine.parallel.moves import Span
 from engine.values.errors import ConfigError
 from engine.weights.arena import Arena
+from engine.weights.filling import fill
 from engine.weights.loader import CheckpointSource
-from engine.weights.source import fill
 from tests.tiny import write_tiny_checkpoint
 
 FILE = "model.safetensors"

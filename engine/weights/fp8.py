@@ -1,0 +1,128 @@
+"""Where the 8-bit numbers of a linear layer come from, by what the checkpoint holds. Used by `weights.filling`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+
+import torch
+
+from engine.model.quantization import BLOCK, Quantization
+from engine.ops.fp8 import E4M3, divided, scales_of
+from engine.parallel.moves import Span
+from engine.values.errors import ConfigError
+from engine.weights.source import Source
+
+_CHUNK_ELEMENTS = 1 << 24  # that are float32 at once
+
+
+class Fp8Reader(ABC):
+    """Reads parts of linear layers `[out, in]` as e4m3 and float32 scales. `name` is without `.weight`."""
+
+    @abstractmethod
+    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+        """Rows (dim 0) or columns (dim 1) `part`, e4m3."""
+
+    @abstractmethod
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+        """Of some rows, float32: `[rows]`, or `[rows, in / group]`."""
+
+
+def make_reader(quantization: Quantization, source: Source, device: torch.device) -> Fp8Reader:
+    """`device` is where floats are rounded."""
+    match quantization.checkpoint:
+        case "float":
+            return FloatReader(source, device)
+        case "blocks":
+            return BlockReader(source)
+        case kind:
+            return ChannelReader(source, per_tensor=kind == "tensor")
+
+
+class FloatReader(Fp8Reader):
+    """Rounds what it reads: the largest of a row, of the whole one in every layout, becomes e4m3's largest."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self._source = source
+        self._device = device
+        self._known: OrderedDict[tuple[str, Span, int | None], torch.Tensor] = OrderedDict()
+
+    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+        rows = part if dim == 0 else Span(0, shape[0])
+        scales = self.scales(name, shape, rows, None)[:, None]
+        out = torch.empty(len(rows), shape[1] if dim == 0 else len(part), dtype=E4M3, device=self._device)
+        for chunk in _chunks(rows, shape[1]):
+            read = self._read(name, shape, chunk)
+            if dim == 1:
+                read = read[:, part.start : part.stop]
+            at = chunk.within(rows.start)
+            out[at] = divided(read, scales[at])
+        return out
+
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+        """Asked for with the data, and again by itself: the last ones are kept."""
+        if group is not None:
+            raise ValueError("floats are rounded with a scale for each row")
+        key = (name, rows, group)
+        if key not in self._known:
+            largest = torch.empty(len(rows), dtype=torch.float32, device=self._device)
+            for chunk in _chunks(rows, shape[1]):
+                largest[chunk.within(rows.start)] = self._read(name, shape, chunk).abs().amax(1).float()
+            self._known[key] = scales_of(largest)
+            while len(self._known) > 64:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    def _read(self, name: str, shape: tuple[int, int], rows: Span) -> torch.Tensor:
+        return self._source.read(f"{name}.weight", shape, rows).to(self._device)
+
+
+class ChannelReader(Fp8Reader):
+    """compressed-tensors' `weight` and `weight_scale`: one scale for each output, or for the tensor."""
+
+    def __init__(self, source: Source, per_tensor: bool) -> None:
+        self._source = source
+        self._per_tensor = per_tensor
+
+    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+        return _e4m3(self._source, name, shape, part, dim)
+
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+        assert group is None
+        if self._per_tensor:
+            scale = self._source.read(f"{name}.weight_scale", (1,), Span(0, 1))
+            return scale.float().reshape(1).expand(len(rows))
+        return self._source.read(f"{name}.weight_scale", (shape[0], 1), rows).float().flatten()
+
+
+class BlockReader(Fp8Reader):
+    """DeepSeek's and Qwen's `weight` and `weight_scale_inv`, by which each block of 128 x 128 is multiplied."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+        return _e4m3(self._source, name, shape, part, dim)
+
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+        assert group is not None
+        blocks = tuple(-(-size // BLOCK) for size in shape)
+        some = Span(rows.start // BLOCK, -(-rows.stop // BLOCK))
+        read = self._source.read(f"{name}.weight_scale_inv", blocks, some).float()
+        by_row = read.repeat_interleave(BLOCK, 0)[rows.within(some.start * BLOCK)]
+        return by_row.repeat_interleave(BLOCK // group, 1)[:, : shape[1] // group]
+
+
+def _e4m3(source: Source, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+    read = source.read(f"{name}.weight", shape, part, dim)
+    if read.dtype != E4M3:
+        raise ConfigError(
+            f"{name}.weight is {str(read.dtype).removeprefix('torch.')}, and config.json says that it is quantized: "
+            "download the checkpoint again"
+        )
+    return read
+
+
+def _chunks(rows: Span, width: int) -> list[Span]:
+    each = max(1, _CHUNK_ELEMENTS // width)
+    return [Span(start, min(start + each, rows.stop)) for start in range(rows.start, rows.stop, each)]
