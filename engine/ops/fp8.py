@@ -37,7 +37,7 @@ def quantize(x: torch.Tensor, format: Fp8Format) -> Quantized:
 
 def scales_of(largest: torch.Tensor) -> torch.Tensor:
     """Scales for what is at most so large, float32."""
-    return (largest / LARGEST).clamp_(min=_LEAST_SCALE)
+    return (largest * (1 / LARGEST)).clamp_(min=_LEAST_SCALE)  # CUDA divides by a number so, too
 
 
 def divided(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

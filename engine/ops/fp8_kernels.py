@@ -97,7 +97,7 @@ def _to_e4m3(values, scale):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _scale_of(largest):  # type: ignore[no-untyped-def]
-    return tl.maximum(tl.div_rn(largest, _LARGEST), _LEAST_SCALE)
+    return tl.maximum(largest * (1 / _LARGEST), _LEAST_SCALE)
 
 
 @triton.jit

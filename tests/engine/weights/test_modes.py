@@ -65,7 +65,7 @@ def _tensors(stage: StageWeights) -> list[torch.Tensor]:
     ends = [end for end in (stage.embed, stage.norm, stage.head) if end is not None]
     found: list[torch.Tensor] = []
     for value in [*(operand for layer in stage.layers for operand in layer.values()), *ends]:
-        found += [tensor for tensor in value if tensor is not None] if isinstance(value, Linear) else [value]
+        found += [part for part in (value if isinstance(value, Linear) else [value]) if isinstance(part, torch.Tensor)]
     return found
 
 
