@@ -46,8 +46,6 @@ ADVICE = {
     "--no-enable-log-requests": _NEVER,
     "--disable-uvicorn-access-log": _NEVER,
     "--enforce-eager": _UNKNOWN,
-    "--quantization": _UNKNOWN,
-    "--kv-cache-dtype": _UNKNOWN,
     "--enable-prefix-caching": _UNKNOWN,
     "--enable-lora": _UNKNOWN,
     "--speculative-config": _UNKNOWN,

@@ -208,7 +208,7 @@ class LocalModel:
     def _pool(self, rank: int, num_blocks: int) -> torch.Tensor:
         extent, shape = self.geometry.extents(self.layout)[rank], self.shape
         size = (num_blocks, len(extent.layers), len(extent.slices), 2, self.block_size, shape.head_dim)
-        return torch.full(size, torch.nan, dtype=getattr(torch, shape.dtype), device=self._device)
+        return torch.full(size, torch.nan, dtype=getattr(torch, shape.kv_dtype), device=self._device)
 
     def forward(self, chunks: list[tuple[int, list[int]]], tables: list[list[int]]) -> torch.Tensor:
         """Run (start, tokens) of each sequence over its blocks. Returns logits `[all tokens, vocab]`."""

@@ -84,7 +84,7 @@ def count_work(
     params = layers * shape.layer_params / layout.tp
     heads = shape.num_heads / layout.tp
     kv_heads = max(1, shape.num_kv_heads / layout.tp)
-    kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.dtype_bytes
+    kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.kv_dtype_bytes
     speedup = FP8_SPEEDUP if shape.quantization else 1
     head = shape.head_params / layout.tp if stage in (LAST, layout.pp - 1) else 0.0
     return StepWork(

@@ -23,7 +23,7 @@ class DevicePool:
         self.num_blocks = num_blocks
         self.padding_block = num_blocks
         self.device = device
-        dtype: torch.dtype = getattr(torch, geometry.shape.dtype)
+        dtype: torch.dtype = getattr(torch, geometry.shape.kv_dtype)
         stride = geometry.device_block_bytes(rank) // dtype.itemsize
         num_bytes = geometry.device_pool_bytes(rank, num_blocks)
         self._memory = torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)
@@ -48,4 +48,4 @@ class DevicePool:
 
     def poison(self) -> None:
         """Fill with NaN, so that a test sees any read of what was never written."""
-        self._memory.fill_(math.nan)
+        self._memory.view(torch.uint8).fill_(0xFF)  # NaN in every float type

@@ -29,7 +29,7 @@ class KVGeometry:
     @property
     def cell_bytes(self) -> int:
         """One layer and one KV head of a block: K then V, contiguous in both pools."""
-        return 2 * self.block_size * self.shape.head_dim * self.shape.dtype_bytes
+        return 2 * self.block_size * self.shape.head_dim * self.shape.kv_dtype_bytes
 
     @property
     def host_block_bytes(self) -> int:

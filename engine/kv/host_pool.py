@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from engine.kv.geometry import KVGeometry
@@ -16,7 +14,7 @@ class HostPool:
     def __init__(self, geometry: KVGeometry, num_blocks: int, memory: torch.Tensor) -> None:
         self.num_blocks = num_blocks
         shape = geometry.shape
-        dtype: torch.dtype = getattr(torch, shape.dtype)
+        dtype: torch.dtype = getattr(torch, shape.kv_dtype)
         block = (shape.num_layers, shape.num_kv_heads, 2, geometry.block_size, shape.head_dim)
         used = memory[: num_blocks * geometry.host_block_bytes]
         self._blocks = used.view(dtype).view(num_blocks, *block)
@@ -27,4 +25,4 @@ class HostPool:
 
     def poison(self) -> None:
         """Fill with NaN, so that a test sees any read of what was never written."""
-        self._blocks.fill_(math.nan)
+        self._blocks.view(torch.uint8).fill_(0xFF)  # NaN in every float type

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.model.families import find_family
-from engine.model.quantization import Quantization
 from engine.model.shapes import DTYPE_BYTES, ModelShape, RopeScaling
 from engine.values.errors import ConfigError
 
 
-def read_shape(folder: Path, dtype: str = "auto", quantization: str = "auto") -> ModelShape:
-    """Read `config.json` of a checkpoint folder; `dtype` and `quantization` as in EngineConfig.
-
-    Raises ConfigError for what Seesaw cannot run.
-    """
+def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
+    """Read `config.json` of a checkpoint folder. Raises ConfigError for what Seesaw cannot run."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
@@ -28,10 +23,7 @@ def read_shape(folder: Path, dtype: str = "auto", quantization: str = "auto") ->
         # Chat models name here the end-of-turn token that config.json leaves out.
         also = _read_object(generation).get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
-    shape = shape_from_config(raw, str(path), dtype)
-    if quantization == "fp8" and shape.quantization is None:
-        shape = replace(shape, quantization=Quantization())
-    return shape
+    return shape_from_config(raw, str(path), dtype)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

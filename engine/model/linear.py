@@ -15,7 +15,7 @@ class Linear(NamedTuple):
 
     data: torch.Tensor  # in the model's dtype, or e4m3
     bias: torch.Tensor | None = None  # [out]
-    scales: torch.Tensor | None = None  # of e4m3, float32: [out], or [out, groups of columns]
+    scales: torch.Tensor | None = None  # of e4m3, float32: [out], or [out or blocks of out, groups of columns]
     dtype: torch.dtype | None = None  # of the result, where data is e4m3
 
     @property
@@ -42,16 +42,12 @@ class Linear(NamedTuple):
                 from engine.ops.fp8_kernels import grouped_product
 
                 return grouped_product(x, self.data, self.scales, self.bias, self.dtype, out)
-            return torch._scaled_mm(
-                x.data,
-                self.data.T,
-                x.scales,
-                self.scales[None],
-                bias=self.bias,
-                out_dtype=self.dtype,
-                use_fast_accum=True,
-                out=out,
+            columns = self.scales[None]
+            result = torch._scaled_mm(
+                x.data, self.data.T, x.scales, columns, out_dtype=self.dtype, use_fast_accum=True, out=out
             )
+            # Not in the product: for some sizes the library has no kernel that adds a bias.
+            return result if self.bias is None else result.add_(self.bias)
         result = self._plain(x).to(self.dtype)
         return result if out is None else out.copy_(result)
 

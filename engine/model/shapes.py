@@ -52,10 +52,20 @@ class ModelShape:
     qk_norm: bool = False  # each head's query and key are normed before they are rotated
     sliding_window: int | None = None  # a token attends to so many, itself included
     quantization: Quantization | None = None
+    kv_cache_dtype: str | None = None  # None: the model's
 
     @property
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of K and V in both pools."""
+        return self.kv_cache_dtype or self.dtype
+
+    @property
+    def kv_dtype_bytes(self) -> int:
+        return 1 if self.kv_cache_dtype else self.dtype_bytes
 
     @property
     def layer_params(self) -> int:
@@ -78,7 +88,7 @@ class ModelShape:
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers and KV heads."""
-        return self.num_layers * self.num_kv_heads * 2 * self.head_dim * self.dtype_bytes
+        return self.num_layers * self.num_kv_heads * 2 * self.head_dim * self.kv_dtype_bytes
 
 
 def check_layout(layout: Layout, shape: ModelShape) -> None:

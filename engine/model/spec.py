@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.model.quantization import FP8, Quantization
+from engine.model.quantization import BLOCK, FP8, Quantization
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Axis, Span
 from engine.values.errors import ConfigError
@@ -92,11 +92,19 @@ class LinearSpec:
             yield "data", (out, columns), self.cut, FP8
             group = quantization.group(columns)
             if group is not None:
-                yield "scales", (out, columns // group), self.cut, "float32"
+                rows = BLOCK if group == BLOCK and self._has_whole_blocks(num_slices) else 1
+                yield "scales", (out // rows, columns // group), self.cut, "float32"
             else:
                 yield "scales", (out,), whole_or_rows, "float32"
         if self.bias:
             yield "bias", (out,), whole_or_rows, shape.dtype
+
+    def _has_whole_blocks(self, num_slices: int) -> bool:
+        """Whether no slice and no part begins or ends within a block of rows."""
+        if self.cut is Cut.COLUMNS:
+            return self.other % BLOCK == 0
+        spans = [part.span(slice_, num_slices) for part in self.parts for slice_ in range(num_slices)]
+        return all(span.start % BLOCK == 0 and span.stop % BLOCK == 0 for span in spans)
 
     def _is_quantized(self, quantization: Quantization, prefix: str) -> bool:
         ignored = {quantization.ignores(prefix + part.name) for part in self.parts}

@@ -23,7 +23,9 @@ OLDEST: Capability = (8, 0)  # the first with bfloat16 and asynchronous copies i
 PORTABLE_VARIABLE = "SEESAW_PORTABLE"
 
 
-def attention_backends(capability: Capability, setting: AttentionBackend = "auto") -> tuple[str, ...]:
+def attention_backends(
+    capability: Capability, setting: AttentionBackend = "auto", fp8_kv: bool = False
+) -> tuple[str, ...]:
     """FlashInfer's backends for a prefill's attention, `fa2` or `fa3` or both: then a batch's shape decides.
 
     Decode is `fa2` everywhere. Raises ConfigError for a GPU that is too old, and for a setting that it cannot follow.
@@ -39,6 +41,17 @@ def attention_backends(capability: Capability, setting: AttentionBackend = "auto
             f"attention_backend fa3 needs compute capability 9.0 (H100, H200), and this GPU has {written(capability)}: "
             "use --attention-backend auto"
         )
+    if fp8_kv and capability < FP8_OLDEST:
+        raise ConfigError(
+            f"a KV cache in fp8 needs compute capability {written(FP8_OLDEST)} or newer (L4, L40S, H100, ...), and "
+            f"this GPU has {written(capability)}: use --kv-cache-dtype auto"
+        )
+    if fp8_kv and setting == "fa3":
+        raise ConfigError(
+            "attention_backend fa3 takes no KV cache in fp8: use --attention-backend auto or --kv-cache-dtype auto"
+        )
+    if fp8_kv:
+        return ("fa2",)
     if setting != "auto":
         return (setting,)
     return ("fa2", "fa3") if has_fa3 else ("fa2",)

@@ -84,7 +84,7 @@ class FlashInferOps(GraphOps):
                 f"the CUDA operators support head_dim {', '.join(map(str, HEAD_DIMS))}, and this model has "
                 f"{shape.head_dim}: use another model, or --device cpu"
             )
-        backends = attention_backends(capability, attention_backend)
+        backends = attention_backends(capability, attention_backend, shape.kv_cache_dtype is not None)
         if shape.quantization:
             check_fp8(capability, shape.dtype)
         # What FlashInfer's `enable_pdl` takes; None leaves it to FlashInfer, which goes by the device.
@@ -92,6 +92,7 @@ class FlashInferOps(GraphOps):
         self._block_size = block_size
         self._device = device
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
+        self._kv_dtype: torch.dtype = getattr(torch, shape.kv_dtype)
         self._head_dim = shape.head_dim
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
@@ -181,7 +182,7 @@ class FlashInferOps(GraphOps):
             self._head_dim,
             self._block_size,
             q_data_type=self._dtype,
-            kv_data_type=self._dtype,
+            kv_data_type=self._kv_dtype,
             **options,
         )
 

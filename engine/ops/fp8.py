@@ -8,6 +8,7 @@ import torch
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
+BLOCK = 128  # rows, and columns, that share a scale in some checkpoints
 _LEAST_SCALE = 1e-12  # so that rows of zeros divide
 
 
@@ -46,6 +47,7 @@ def divided(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def dequantized(data: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """`[rows, columns]` float32 of e4m3 and scales `[rows, groups]` (or `[rows, 1]`)."""
-    groups = scales.shape[1]
-    return (data.float().unflatten(1, (groups, -1)) * scales[..., None]).flatten(1)
+    """`[rows, columns]` float32 of e4m3 and scales `[rows, groups]`, `[rows, 1]` or `[blocks of rows, groups]`."""
+    blocks, groups = scales.shape
+    grouped = data.float().view(blocks, len(data) // blocks, groups, -1)
+    return (grouped * scales[:, None, :, None]).view(data.shape)

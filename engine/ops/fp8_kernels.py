@@ -6,14 +6,16 @@ Each rounds to the model's dtype where the plain operators do, so that the resul
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine.ops.fp8 import E4M3, LARGEST, Fp8Format, Quantized
+from engine.ops.fp8 import BLOCK, E4M3, LARGEST, Fp8Format, Quantized
 
+_FEW_ROWS = 16  # up to so many, reading the weights is all that counts
+_ROW_MULTIPLE = 4
 _LEAST_SCALE = tl.constexpr(1e-12)
 _LARGEST = tl.constexpr(LARGEST)
-_PIECE = 8192  # columns of a row that a program holds at once
 
 
 def quantize(x: torch.Tensor, format: Fp8Format) -> Quantized:
@@ -56,9 +58,16 @@ def silu_and_mul(x: torch.Tensor, format: Fp8Format) -> Quantized:
     columns = slices * width // 2
     out = _empty(rows, columns, format, x.device)
     if format.group is None:
-        lanes = min(triton.next_power_of_2(columns), _PIECE)
+        lanes = triton.next_power_of_2(columns)
         _silu_and_mul_rows[(rows,)](
-            x, out.data, out.scales, columns, width // 2, LANES=lanes, num_warps=min(16, max(4, lanes // 512))
+            x,
+            out.data,
+            out.scales,
+            columns,
+            width // 2,
+            LANES=lanes,
+            ONE_SLICE=slices == 1,
+            num_warps=min(32, max(4, lanes // 512)),
         )
     else:
         groups = columns // format.group
@@ -76,10 +85,11 @@ def silu_and_mul(x: torch.Tensor, format: Fp8Format) -> Quantized:
 
 
 def _empty(rows: int, columns: int, format: Fp8Format, device: torch.device) -> Quantized:
+    """Scales of groups lie group by group: so cuBLASLt wants them."""
     groups = 1 if format.group is None else columns // format.group
     return Quantized(
         torch.empty(rows, columns, dtype=E4M3, device=device),
-        torch.empty(rows, groups, dtype=torch.float32, device=device),
+        torch.empty(groups, rows, dtype=torch.float32, device=device).T,
     )
 
 
@@ -113,7 +123,7 @@ def _store_row(values, data, scales, row, columns, GROUP: tl.constexpr, LANES: t
         groups = tl.reshape(values, (LANES // GROUP, GROUP))
         scale = _scale_of(tl.max(tl.abs(groups), 1))
         group = tl.arange(0, LANES // GROUP)
-        tl.store(scales + row * (columns // GROUP) + group, scale, group < columns // GROUP)
+        tl.store(scales + row + group * tl.num_programs(0), scale, group < columns // GROUP)
         place = group[:, None] * GROUP + tl.arange(0, GROUP)[None]
         tl.store(data + row * columns + place, _to_e4m3(groups, scale[:, None]), place < columns)
 
@@ -144,28 +154,23 @@ def _add_norm(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _activated(x, row, columns, place, mask, width):  # type: ignore[no-untyped-def]
+def _activated(x, row, columns, place, mask, width, ONE_SLICE: tl.constexpr):  # type: ignore[no-untyped-def]
     """silu(gate) * up at some places of a row, where slices of `width` gates, then as many ups, follow each other."""
-    source = x + row * 2 * columns + place // width * (2 * width) + place % width
+    source = x + row * 2 * columns + (place if ONE_SLICE else place // width * (2 * width) + place % width)
     gate = tl.load(source, mask, other=0.0).to(tl.float32)
     up = tl.load(source + width, mask, other=0.0).to(tl.float32)
     return (gate / (1.0 + tl.exp(-gate)) * up).to(x.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
-def _silu_and_mul_rows(x, data, scales, columns, width, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows are long: once for the largest, and once more, from the cache, for the numbers."""
+def _silu_and_mul_rows(x, data, scales, columns, width, LANES: tl.constexpr, ONE_SLICE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((LANES,), tl.float32)
-    for start in range(0, columns, LANES):
-        place = start + tl.arange(0, LANES)
-        largest = tl.maximum(largest, tl.abs(_activated(x, row, columns, place, place < columns, width)))
-    scale = _scale_of(tl.max(largest, 0))
+    place = tl.arange(0, LANES)
+    mask = place < columns
+    values = _activated(x, row, columns, place, mask, width, ONE_SLICE)
+    scale = _scale_of(tl.max(tl.abs(values), 0))
     tl.store(scales + row, scale)
-    for start in range(0, columns, LANES):
-        place = start + tl.arange(0, LANES)
-        mask = place < columns
-        tl.store(data + row * columns + place, _to_e4m3(_activated(x, row, columns, place, mask, width), scale), mask)
+    tl.store(data + row * columns + place, _to_e4m3(values, scale), mask)
 
 
 @triton.jit
@@ -175,9 +180,9 @@ def _silu_and_mul_groups(x, data, scales, groups, width, GROUP: tl.constexpr, LA
     lane = tl.arange(0, LANES)[None]
     mask = (group < groups) & (lane < GROUP)
     place = group * GROUP + lane
-    values = _activated(x, row, groups * GROUP, place, mask, width)
+    values = _activated(x, row, groups * GROUP, place, mask, width, False)
     scale = _scale_of(tl.max(tl.abs(values), 1, keep_dims=True))
-    tl.store(scales + row * groups + group, scale, group < groups)
+    tl.store(scales + row + group * tl.num_programs(0), scale, group < groups)
     tl.store(data + row * groups * GROUP + place, _to_e4m3(values, scale), mask)
 
 
@@ -189,15 +194,42 @@ def grouped_product(
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`[rows, in]` times `[out, in]`, both in 8 bits with scales for groups of columns, `[rows, groups]` each."""
-    rows, inner = x.data.shape
-    columns, groups = scales.shape
+    """`[rows, in]` times `[out, in]`, both in 8 bits with scales for groups of columns.
+
+    Those of x are `[rows, groups]`, those of `data` `[out, groups]` or `[out / 128, groups]`.
+    """
+    rows = len(x.data)
+    block = len(data) // len(scales)
+    if block == BLOCK and rows > _FEW_ROWS and torch.cuda.get_device_capability(data.device)[0] == 9:
+        x, padding = _padded(x)
+        target = None if padding else out
+        result = torch._scaled_mm(x.data, data.T, x.scales, scales.T, out_dtype=dtype, out=target)
+        if padding:
+            result = result[:rows] if out is None else out.copy_(result[:rows])
+        return result if bias is None else result.add_(bias)
     if out is None:
-        out = torch.empty(rows, columns, dtype=dtype, device=x.data.device)
-    block_rows = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
+        out = torch.empty(rows, len(data), dtype=dtype, device=data.device)
+    _launch_grouped(x, data, scales, bias, out, block)
+    return out
+
+
+def _padded(x: Quantized) -> tuple[Quantized, int]:
+    """With as many rows as cuBLASLt takes, and how many those are more."""
+    missing = -len(x.data) % _ROW_MULTIPLE
+    if not missing:
+        return x, 0
+    data = F.pad(x.data.view(torch.uint8), (0, 0, 0, missing)).view(E4M3)
+    return Quantized(data, F.pad(x.scales.T, (0, missing)).T), missing
+
+
+def _launch_grouped(
+    x: Quantized, data: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, block: int
+) -> None:
+    rows, inner = x.data.shape
+    columns, groups = len(data), scales.shape[1]
+    block_rows = min(128, max(16, triton.next_power_of_2(rows)))
     block_columns = 128 if rows > 64 else 64
-    grid = (triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns),)
-    _grouped_product[grid](
+    _grouped_product[triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns),](
         x.data,
         x.scales,
         data,
@@ -208,14 +240,15 @@ def grouped_product(
         columns,
         inner,
         groups,
+        *x.scales.stride(),
         out.stride(0),
         GROUP=inner // groups,
+        BLOCK_OF_ROWS=block,
         ROWS=block_rows,
         COLUMNS=block_columns,
         num_warps=4 if rows <= 64 else 8,
         num_stages=4,
     )
-    return out
 
 
 @triton.jit(do_not_specialize=["rows"])  # the first step of some size must not wait for a compiler
@@ -230,8 +263,11 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     columns,
     inner,
     groups,
+    scale_row_stride,
+    scale_group_stride,
     out_stride,
     GROUP: tl.constexpr,
+    BLOCK_OF_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -250,8 +286,8 @@ def _grouped_product(  # type: ignore[no-untyped-def]
     for group in range(groups):
         a = tl.load(x_at, row_mask[:, None], other=0.0)
         b = tl.load(weight_at, column_mask[None], other=0.0)
-        a_scale = tl.load(x_scales + row * groups + group, row_mask, other=0.0)
-        b_scale = tl.load(weight_scales + column * groups + group, column_mask, other=0.0)
+        a_scale = tl.load(x_scales + row * scale_row_stride + group * scale_group_stride, row_mask, other=0.0)
+        b_scale = tl.load(weight_scales + column // BLOCK_OF_ROWS * groups + group, column_mask, other=0.0)
         total += tl.dot(a, b) * a_scale[:, None] * b_scale[None]
         x_at += GROUP
         weight_at += GROUP

@@ -123,11 +123,20 @@ def _rope_and_write(  # type: ignore[no-untyped-def]
         k_second = tl.load(kv_source + HALF, kv_mask, other=0.0).to(tl.float32)
         if k_norm is not None:
             k_first, k_second = _norm_halves(k_first, k_second, k_norm, eps, dims, HALF, k.dtype.element_ty)
-        tl.store(kv_target, k_first * c - k_second * s, kv_mask)
-        tl.store(kv_target + HALF, k_second * c + k_first * s, kv_mask)
+        tl.store(kv_target, _stored(k_first * c - k_second * s, k, kv), kv_mask)
+        tl.store(kv_target + HALF, _stored(k_second * c + k_first * s, k, kv), kv_mask)
         kv_source = v + token * v_token_stride + slice_ * v_slice_stride + kv_head * (2 * HALF) + dims
-        tl.store(kv_target + size, tl.load(kv_source, kv_mask), kv_mask)
-        tl.store(kv_target + size + HALF, tl.load(kv_source + HALF, kv_mask), kv_mask)
+        tl.store(kv_target + size, _stored(tl.load(kv_source, kv_mask).to(tl.float32), v, kv), kv_mask)
+        tl.store(kv_target + size + HALF, _stored(tl.load(kv_source + HALF, kv_mask).to(tl.float32), v, kv), kv_mask)
+
+
+@triton.jit
+def _stored(values, source, kv):  # type: ignore[no-untyped-def]
+    """float32 as the pool has it: in the source's 16 bits, or in 8 that are rounded from those."""
+    values = values.to(source.dtype.element_ty)
+    if kv.dtype.element_ty == tl.float8e4nv:
+        values = tl.minimum(tl.maximum(values.to(tl.float32), -448.0), 448.0)
+    return values.to(kv.dtype.element_ty)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from engine.model.rope import inverse_frequencies, rotate
 from engine.model.shapes import ModelShape
 from engine.ops.base import BatchInputs, HeadNorms, Ops
-from engine.ops.fp8 import Activation, Fp8Format
+from engine.ops.fp8 import E4M3, LARGEST, Activation, Fp8Format
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import best, sample
 
@@ -162,6 +162,9 @@ class TorchOps(Ops):
 
     def write_kv(self, plan: TorchPlan, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor) -> None:
         """Write the step's `[tokens, kv_heads, head_dim]`, rotated already, into their blocks of a KV view."""
+        if kv.dtype != self._dtype:
+            kv = kv.view(torch.uint8)
+            k, v = (x.clamp(-LARGEST, LARGEST).to(E4M3).view(torch.uint8) for x in (k, v))
         kv[plan.blocks, :, 0, plan.slots] = k
         kv[plan.blocks, :, 1, plan.slots] = v
 
@@ -220,16 +223,21 @@ class TorchOps(Ops):
         """
         size, dim = kv.shape[3:]
         row = size * dim
+        in_8_bits = kv.dtype != self._dtype
+        if in_8_bits:
+            kv = kv.view(torch.uint8)
         if kv.stride()[1:] != (2 * row, row, dim, 1) or kv.stride(0) % row:
             raise ValueError(f"a KV view must hold contiguous heads at multiples of {row} elements, not {kv.stride()}")
         stride = kv.stride(0) // row
         rows = kv.as_strided(((len(kv) - 1) * stride + 2 * kv.shape[1], row), (row, 1))
         first = blocks * stride + heads * 2
         count = first.numel()
-        if self._workspace.numel() < 2 * count * row:
+        if self._workspace.numel() < 2 * count * row or self._workspace.dtype != kv.dtype:
             self._workspace = torch.empty(2 * count * row, dtype=kv.dtype, device=kv.device)
         k, v = (
             torch.index_select(rows, 0, (first + which).flatten(), out=copy).view(*first.shape, size, dim)
             for which, copy in enumerate(self._workspace[: 2 * count * row].view(2, count, row))
         )
+        if in_8_bits:
+            return k.view(E4M3).to(self._dtype), v.view(E4M3).to(self._dtype)
         return k, v

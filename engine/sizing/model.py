@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from engine.hub import local_folder
 from engine.model.config_json import read_shape
-from engine.model.quantization import Quantization
+from engine.model.quantization import FP8, Quantization
 from engine.model.shapes import ModelShape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
@@ -31,24 +31,26 @@ def known_shape(config: EngineConfig) -> ModelShape | None:
     """The model's sizes if no hub is needed to know them, else None. Raises ConfigError if its folder does not do."""
     source = config.shape_source
     if not source:
-        return _default_shape(config) if config.executor == "simulated" else None
+        return _as_asked(DEFAULT_SHAPE, config) if config.executor == "simulated" else None
     folder = local_folder(source)
-    return read_shape(folder, config.dtype, config.quantization) if folder else None
+    return _as_asked(read_shape(folder, config.dtype), config) if folder else None
 
 
 def find_shape(config: EngineConfig) -> ModelShape:
     """The model's sizes. Of a hub name, only small files are fetched. Raises ConfigError if there is no such model."""
     shape = known_shape(config)
-    if shape is None:
-        folder = resolve_checkpoint(config.shape_source, "dummy")
-        shape = read_shape(folder, config.dtype, config.quantization)
-    return shape
+    if shape is not None:
+        return shape
+    return _as_asked(read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype), config)
 
 
-def _default_shape(config: EngineConfig) -> ModelShape:
-    dtype = DEFAULT_SHAPE.dtype if config.dtype == "auto" else config.dtype
-    quantization = Quantization() if config.quantization == "fp8" else None
-    return replace(DEFAULT_SHAPE, dtype=dtype, quantization=quantization)
+def _as_asked(shape: ModelShape, config: EngineConfig) -> ModelShape:
+    """With the numbers that the settings ask for."""
+    if config.dtype != "auto":
+        shape = replace(shape, dtype=config.dtype)
+    if config.quantization == "fp8" and shape.quantization is None:
+        shape = replace(shape, quantization=Quantization())
+    return replace(shape, kv_cache_dtype=FP8) if config.kv_cache_dtype == "fp8" else shape
 
 
 def max_model_len(config: EngineConfig, shape: ModelShape) -> int:

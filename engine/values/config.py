@@ -18,6 +18,7 @@ from engine.values.wording import GIB
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationMode = Literal["auto", "fp8"]
+KVCacheDtype = Literal["auto", "fp8"]
 LoadFormat = Literal["safetensors", "dummy"]
 WeightsMode = Literal["auto", "resident", "reload"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -82,6 +83,10 @@ class EngineConfig:
 
     max_model_len: int = _option(0, "longest prompt plus output in tokens (default: the model's context)")
     block_size: int = _option(16, "tokens in a KV block", least=1, most=4096)
+    kv_cache_dtype: KVCacheDtype = _option(
+        "auto",
+        "fp8 keeps K and V in 8 bits (e4m3) in both pools: more tokens in the same room; auto is the model's dtype",
+    )
     kv_cache_memory_bytes: int = _option(
         0, "KV pool of each device (default: what is free on a GPU, 1 GiB on the CPU, 4 GiB simulated)"
     )

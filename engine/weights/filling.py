@@ -54,15 +54,16 @@ class _Packer:
             out.copy_(self._read(prefix + part.name, weight, tensor, Span(0, weight.other)))
 
     def _rows(self, out: torch.Tensor, weight: LinearSpec, tensor: TensorSpec, prefix: str) -> None:
+        unit = weight.out_size(self._num_slices) // tensor.shape[0]  # rows that have one of `out`
         for slice_, rows in zip(_range(self._slices), out, strict=True):
             start = 0
             for part in weight.parts:
                 span = part.span(slice_, self._num_slices)
-                wanted, stop = span & Span(0, part.total), start + len(span)
+                wanted, stop = span & Span(0, part.total), start + len(span) // unit
+                filled = start + len(wanted) // unit
                 if len(wanted):
-                    read = self._read(prefix + part.name, weight, tensor, wanted)
-                    rows[start : start + len(wanted)].copy_(read)
-                rows[start + len(wanted) : stop].zero_()
+                    rows[start:filled].copy_(self._read(prefix + part.name, weight, tensor, wanted))
+                rows[filled:stop].zero_()
                 start = stop
 
     def _columns(self, out: torch.Tensor, weight: LinearSpec, tensor: TensorSpec, prefix: str) -> None:
@@ -87,5 +88,8 @@ class _Packer:
             return self._source.read(f"{name}.weight", (rows, columns), wanted, dim)
         if tensor.field == "data":
             return self._fp8.data(name, (rows, columns), wanted, dim)
-        group = weight.in_size(self._num_slices) // tensor.shape[1] if len(tensor.shape) > 1 else None
-        return self._fp8.scales(name, (rows, columns), wanted, group)
+        if len(tensor.shape) == 1:
+            return self._fp8.scales(name, (rows, columns), wanted, None)
+        block = weight.out_size(self._num_slices) // tensor.shape[0]
+        group = weight.in_size(self._num_slices) // tensor.shape[1]
+        return self._fp8.scales(name, (rows, columns), wanted, group, block)

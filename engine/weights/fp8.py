@@ -24,8 +24,8 @@ class Fp8Reader(ABC):
         """Rows (dim 0) or columns (dim 1) `part`, e4m3."""
 
     @abstractmethod
-    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
-        """Of some rows, float32: `[rows]`, or `[rows, in / group]`."""
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
+        """Of some rows, float32: `[rows]`, or `[rows / block, in / group]`."""
 
 
 def make_reader(quantization: Quantization, source: Source, device: torch.device) -> Fp8Reader:
@@ -59,7 +59,7 @@ class FloatReader(Fp8Reader):
             out[at] = divided(read, scales[at])
         return out
 
-    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
         """Asked for with the data, and again by itself: the last ones are kept."""
         if group is not None:
             raise ValueError("floats are rounded with a scale for each row")
@@ -87,7 +87,7 @@ class ChannelReader(Fp8Reader):
     def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
         return _e4m3(self._source, name, shape, part, dim)
 
-    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
         assert group is None
         if self._per_tensor:
             scale = self._source.read(f"{name}.weight_scale", (1,), Span(0, 1))
@@ -104,13 +104,14 @@ class BlockReader(Fp8Reader):
     def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
         return _e4m3(self._source, name, shape, part, dim)
 
-    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None) -> torch.Tensor:
+    def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
         assert group is not None
         blocks = tuple(-(-size // BLOCK) for size in shape)
         some = Span(rows.start // BLOCK, -(-rows.stop // BLOCK))
         read = self._source.read(f"{name}.weight_scale_inv", blocks, some).float()
-        by_row = read.repeat_interleave(BLOCK, 0)[rows.within(some.start * BLOCK)]
-        return by_row.repeat_interleave(BLOCK // group, 1)[:, : shape[1] // group]
+        if block == 1:
+            read = read.repeat_interleave(BLOCK, 0)[rows.within(some.start * BLOCK)]
+        return read.repeat_interleave(BLOCK // group, 1)[:, : shape[1] // group]
 
 
 def _e4m3(source: Source, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:

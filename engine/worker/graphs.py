@@ -50,7 +50,8 @@ class DecodeGraphs:
         if is_first:
             self._inputs = torch.zeros(largest, dtype=torch.int64, device=device)
         else:
-            self._inputs = torch.zeros(largest, model.shape.hidden, dtype=kv[0].dtype, device=device)
+            dtype: torch.dtype = getattr(torch, model.shape.dtype)
+            self._inputs = torch.zeros(largest, model.shape.hidden, dtype=dtype, device=device)
         self._plans: dict[int, Any] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._outputs: dict[int, torch.Tensor] = {}
