@@ -13,7 +13,7 @@ import triton.language as tl
 from engine.ops.fp8 import BLOCK, E4M3, LARGEST, Fp8Format, Quantized
 
 _FEW_ROWS = 16  # up to so many, reading the weights is all that counts
-_ROW_MULTIPLE = 4
+_SCALE_MULTIPLE = 4  # cuBLASLt wants so many scales beside each other, of rows and of groups
 _LEAST_SCALE = tl.constexpr(1e-12)
 _LARGEST = tl.constexpr(LARGEST)
 
@@ -200,7 +200,8 @@ def grouped_product(
     """
     rows = len(x.data)
     block = len(data) // len(scales)
-    if block == BLOCK and rows > _FEW_ROWS and torch.cuda.get_device_capability(data.device)[0] == 9:
+    is_hopper = torch.cuda.get_device_capability(data.device)[0] == 9  # the one GPU where cuBLASLt has these
+    if is_hopper and block == BLOCK and rows > _FEW_ROWS and scales.shape[1] % _SCALE_MULTIPLE == 0:
         x, padding = _padded(x)
         target = None if padding else out
         result = torch._scaled_mm(x.data, data.T, x.scales, scales.T, out_dtype=dtype, out=target)
@@ -215,7 +216,7 @@ def grouped_product(
 
 def _padded(x: Quantized) -> tuple[Quantized, int]:
     """With as many rows as cuBLASLt takes, and how many those are more."""
-    missing = -len(x.data) % _ROW_MULTIPLE
+    missing = -len(x.data) % _SCALE_MULTIPLE
     if not missing:
         return x, 0
     data = F.pad(x.data.view(torch.uint8), (0, 0, 0, missing)).view(E4M3)

@@ -69,10 +69,10 @@ class _Packer:
     def _columns(self, out: torch.Tensor, weight: LinearSpec, tensor: TensorSpec, prefix: str) -> None:
         """All slices at once: pieces of rows that lie side by side in the checkpoint."""
         [part] = weight.parts
-        count, rows, each = out.shape
+        count, _, each = out.shape
         wanted = Span(self._slices.start * each, self._slices.stop * each)
         if tensor.field == "scales":
-            read = self._read(prefix + part.name, weight, tensor, Span(0, rows))[:, wanted.start : wanted.stop]
+            read = self._read(prefix + part.name, weight, tensor, Span(0, weight.other))[:, wanted.start : wanted.stop]
         else:
             read = self._read(prefix + part.name, weight, tensor, wanted)
         out.copy_(read.unflatten(1, (count, each)).transpose(0, 1))
