@@ -17,13 +17,15 @@ class Linear(NamedTuple):
     bias: torch.Tensor | None = None  # [out]
     scales: torch.Tensor | None = None  # of e4m3, float32: [out], or [out or blocks of out, groups of columns]
     dtype: torch.dtype | None = None  # of the result, where data is e4m3
+    input_scale: torch.Tensor | None = None  # float32 [1]: of the inputs, where not each row has its own
 
     @property
     def input_format(self) -> Fp8Format | None:
         """What `product` takes: 8 bits as its weights are, None for the model's dtype."""
         if self.scales is None:
             return None
-        return Fp8Format(None if self.scales.ndim == 1 else self.data.shape[1] // self.scales.shape[1])
+        group = None if self.scales.ndim == 1 else self.data.shape[1] // self.scales.shape[1]
+        return Fp8Format(group, self.input_scale)
 
     def product(self, x: Activation, out: torch.Tensor | None = None) -> torch.Tensor:
         """`[rows, in]`, in `input_format`, to `[rows, out]`, written to `out` if it is given."""

@@ -21,6 +21,7 @@ class Quantization:
 
     checkpoint: Literal["float", "tensor", "channel", "blocks"] = "float"
     ignored: tuple[str, ...] = ()  # names of layers that keep the model's dtype; `re:` begins a pattern
+    static: bool = False  # activations have the checkpoint's scale, one for each layer, instead of each token its own
 
     def ignores(self, name: str) -> bool:
         return any(

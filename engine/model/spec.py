@@ -96,6 +96,8 @@ class LinearSpec:
                 yield "scales", (out // rows, columns // group), self.cut, "float32"
             else:
                 yield "scales", (out,), whole_or_rows, "float32"
+            if quantization.static:
+                yield "input_scale", (1,), Cut.WHOLE, "float32"
         if self.bias:
             yield "bias", (out,), whole_or_rows, shape.dtype
 

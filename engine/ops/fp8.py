@@ -16,6 +16,7 @@ class Fp8Format(NamedTuple):
     """What a product wants its inputs in. `group`: so many columns of a row share a scale; None: all of them."""
 
     group: int | None = None
+    scale: torch.Tensor | None = None  # float32 [1]: the scale of all rows, where it is known beforehand
 
 
 class Quantized(NamedTuple):
@@ -31,6 +32,8 @@ Activation = torch.Tensor | Quantized
 
 def quantize(x: torch.Tensor, format: Fp8Format) -> Quantized:
     """Round `[rows, columns]` of any float type. The largest of what shares a scale becomes e4m3's largest."""
+    if format.scale is not None:
+        return Quantized(divided(x, format.scale), format.scale.expand(len(x), 1))
     grouped = x if format.group is None else x.unflatten(-1, (-1, format.group))
     scales = scales_of(grouped.float().abs().amax(-1, keepdim=True))
     return Quantized(divided(grouped, scales).view(x.shape), scales if format.group is None else scales[..., 0])

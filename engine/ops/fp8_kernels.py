@@ -24,7 +24,15 @@ def quantize(x: torch.Tensor, format: Fp8Format) -> Quantized:
     out = _empty(rows, columns, format, x.device)
     group, lanes, warps = _tile(columns, format)
     _quantize[(rows,)](
-        x, out.data, out.scales, columns, GROUP=group, LANES=lanes, WIDE=format.group is None, num_warps=warps
+        x,
+        format.scale,
+        out.data,
+        out.scales,
+        columns,
+        GROUP=group,
+        LANES=lanes,
+        WIDE=format.group is None,
+        num_warps=warps,
     )
     return out
 
@@ -40,6 +48,7 @@ def add_norm(
         x,
         residual,
         weight,
+        format.scale,
         out.data,
         out.scales,
         columns,
@@ -61,6 +70,7 @@ def silu_and_mul(x: torch.Tensor, format: Fp8Format) -> Quantized:
         lanes = triton.next_power_of_2(columns)
         _silu_and_mul_rows[(rows,)](
             x,
+            format.scale,
             out.data,
             out.scales,
             columns,
@@ -111,12 +121,15 @@ def _scale_of(largest):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store_row(values, data, scales, row, columns, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A row of float32 values, zero behind its columns, with one scale or with one for each group."""
+def _store_row(values, known, data, scales, row, columns, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A row of float32 values, zero behind its columns, with a scale that is known, or one, or one for each group."""
     lane = tl.arange(0, LANES)
     mask = lane < columns
     if WIDE:
-        scale = _scale_of(tl.max(tl.abs(values), 0))
+        if known is not None:
+            scale = tl.load(known)
+        else:
+            scale = _scale_of(tl.max(tl.abs(values), 0))
         tl.store(scales + row, scale)
         tl.store(data + row * columns + lane, _to_e4m3(values, scale), mask)
     else:
@@ -129,16 +142,16 @@ def _store_row(values, data, scales, row, columns, GROUP: tl.constexpr, LANES: t
 
 
 @triton.jit
-def _quantize(x, data, scales, columns, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantize(x, known, data, scales, columns, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     values = tl.load(x + row * columns + lane, lane < columns, other=0.0).to(tl.float32)
-    _store_row(values, data, scales, row, columns, GROUP, LANES, WIDE)
+    _store_row(values, known, data, scales, row, columns, GROUP, LANES, WIDE)
 
 
 @triton.jit
 def _add_norm(  # type: ignore[no-untyped-def]
-    x, residual, weight, data, scales, columns, eps, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr
+    x, residual, weight, known, data, scales, columns, eps, GROUP: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
@@ -150,7 +163,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
         tl.store(residual + row * columns + lane, values.to(element), mask)
     factor = tl.rsqrt(tl.sum(values * values, 0) / columns + eps)
     values = values * factor * tl.load(weight + lane, mask, other=0.0).to(tl.float32)
-    _store_row(values.to(element).to(tl.float32), data, scales, row, columns, GROUP, LANES, WIDE)
+    _store_row(values.to(element).to(tl.float32), known, data, scales, row, columns, GROUP, LANES, WIDE)
 
 
 @triton.jit
@@ -163,12 +176,15 @@ def _activated(x, row, columns, place, mask, width, ONE_SLICE: tl.constexpr):  #
 
 
 @triton.jit
-def _silu_and_mul_rows(x, data, scales, columns, width, LANES: tl.constexpr, ONE_SLICE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_and_mul_rows(x, known, data, scales, columns, width, LANES: tl.constexpr, ONE_SLICE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, LANES)
     mask = place < columns
     values = _activated(x, row, columns, place, mask, width, ONE_SLICE)
-    scale = _scale_of(tl.max(tl.abs(values), 0))
+    if known is not None:
+        scale = tl.load(known)
+    else:
+        scale = _scale_of(tl.max(tl.abs(values), 0))
     tl.store(scales + row, scale)
     tl.store(data + row * columns + place, _to_e4m3(values, scale), mask)
 

@@ -37,6 +37,8 @@ class DummySource(Source):
             if name.endswith("bias"):
                 return self.read(name, (*shape, 1), part)[:, 0]
             return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
+        if name.endswith(".input_scale"):
+            return torch.full((len(part),), 0.05, device=self._noise.device)
         if name.endswith((".weight_scale", ".weight_scale_inv")):
             return torch.full((len(part), *shape[1:]), self._scale, device=self._noise.device)
         is_rounded = self._is_rounded(name)

@@ -6,7 +6,9 @@ import torch
 
 from engine.model.quantization import FP8
 from engine.model.spec import Cut, LinearSpec, VectorSpec, WeightSpec
+from engine.ops.fp8 import E4M3
 from engine.parallel.moves import Span
+from engine.values.errors import ConfigError
 from engine.weights.arena import Arena
 from engine.weights.fp8 import make_reader
 from engine.weights.placement import TensorSpec, name_prefix, weight_specs
@@ -49,6 +51,10 @@ class _Packer:
             self._columns(out, weight, tensor, prefix)
         elif tensor.cut is Cut.ROWS:
             self._rows(out, weight, tensor, prefix)
+        elif tensor.field == "input_scale":
+            # What is computed at once has one input, and the largest scale overflows for none of its parts.
+            read = [self._source.read(f"{prefix}{part.name}.input_scale", (1,), Span(0, 1)) for part in weight.parts]
+            out.copy_(torch.cat(read).float().amax(0, keepdim=True))
         else:
             [part] = weight.parts
             out.copy_(self._read(prefix + part.name, weight, tensor, Span(0, weight.other)))
@@ -85,7 +91,7 @@ class _Packer:
         if tensor.field == "bias":
             return self._source.read(f"{name}.bias", (rows,), wanted)
         if self._fp8 is None or (tensor.field == "data" and tensor.dtype != FP8):
-            return self._source.read(f"{name}.weight", (rows, columns), wanted, dim)
+            return _floats(self._source.read(f"{name}.weight", (rows, columns), wanted, dim), name)
         if tensor.field == "data":
             return self._fp8.data(name, (rows, columns), wanted, dim)
         if len(tensor.shape) == 1:
@@ -93,3 +99,12 @@ class _Packer:
         block = weight.out_size(self._num_slices) // tensor.shape[0]
         group = weight.in_size(self._num_slices) // tensor.shape[1]
         return self._fp8.scales(name, (rows, columns), wanted, group, block)
+
+
+def _floats(read: torch.Tensor, name: str) -> torch.Tensor:
+    if read.dtype == E4M3:
+        raise ConfigError(
+            f"{name}.weight is in 8 bits, and config.json says that it is not: download the checkpoint again, with its "
+            "quantization_config"
+        )
+    return read

@@ -156,7 +156,7 @@ def test_layers_that_are_named_keep_their_dtype() -> None:
 
 def test_half_of_a_product_is_refused() -> None:
     shape = replace(tiny_shape(), quantization=Quantization("channel", ("model.layers.1.mlp.up_proj",)))
-    with pytest.raises(ConfigError, match="only some of model.layers.1.mlp.gate_proj, model.layers.1.mlp.up_proj"):
+    with pytest.raises(ConfigError, match=r"only some of model.layers.1.mlp.gate_proj, model.layers.1.mlp.up_proj"):
         list(rank_arena(shape, Plan(Layout(), Layout()), Layout(), 0).specs)
 
 

@@ -1,0 +1,76 @@
+"""Reading `quantization_config` of a config.json: which 8-bit formats we run, and a sentence for the others.
+
+The formats: compressed-tensors' float-quantized (llm-compressor's FP8 and FP8-dynamic), `fp8` in blocks of 128 x 128
+(DeepSeek's and Qwen's own), and `fp8` with a scale for each tensor (AutoFP8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from engine.model.quantization import BLOCK, Quantization
+from engine.values.errors import ConfigError
+
+_STRATEGIES: dict[str, Literal["tensor", "channel", "blocks"]] = {
+    "tensor": "tensor",
+    "channel": "channel",
+    "block": "blocks",
+}
+_OURS = "use one in fp8 (compressed-tensors, or blocks of 128 x 128), or one in bfloat16 with --quantization fp8"
+
+
+def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | None:
+    """How a checkpoint keeps its linear layers; None if in floats. Raises ConfigError, naming the kind, for others."""
+    said = config.get("quantization_config") or config.get("compression_config")
+    if not said:
+        return None
+    if not isinstance(said, dict):
+        raise ConfigError(f"{where} has a quantization_config that is no object: download the checkpoint again")
+    kind = said.get("quant_method")
+    if kind is None and any(key.startswith(("load_in_", "bnb_")) for key in said):
+        kind = "bitsandbytes"  # older ones do not say so
+    try:
+        if kind == "fp8":
+            return _fp8(said)
+        if kind == "compressed-tensors":
+            return _compressed_tensors(said)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where} has a quantization_config ({kind}) that we cannot run ({error}): {_OURS}") from None
+    raise ConfigError(
+        f"{where} says that the weights are quantized ({kind or 'in no known way'}), which is not supported: {_OURS}"
+    )
+
+
+def _fp8(said: Mapping[str, Any]) -> Quantization:
+    if said.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+        raise ValueError(f"fmt {said['fmt']}")
+    static = said.get("activation_scheme", "dynamic") == "static"
+    ignored = tuple(map(str, said.get("modules_to_not_convert") or said.get("ignored_layers") or ()))
+    block = said.get("weight_block_size")
+    if block is None:
+        return Quantization("tensor", ignored, static)
+    if list(block) != [BLOCK, BLOCK] or static:
+        raise ValueError(f"weight_block_size {block}{' with static activations' if static else ''}")
+    return Quantization("blocks", ignored)
+
+
+def _compressed_tensors(said: Mapping[str, Any]) -> Quantization:
+    form = said.get("format")
+    groups = list(said["config_groups"].values())
+    if form not in ("float-quantized", "naive-quantized") or len(groups) != 1:
+        raise ValueError(f"format {form}, {len(groups)} groups")
+    [group] = groups
+    weights, activations = group["weights"], group.get("input_activations")
+    if group.get("targets") != ["Linear"] or said.get("kv_cache_scheme"):
+        raise ValueError("targets other than Linear, or a KV cache with scales of its own")
+    for what, numbers in (("weights", weights), ("activations", activations)):
+        if numbers is None or numbers["num_bits"] != 8 or numbers["type"] != "float":
+            raise ValueError(f"{what} that are not in 8-bit floats")
+    strategy = weights["strategy"]
+    if strategy not in _STRATEGIES or (strategy == "block" and list(weights["block_structure"]) != [BLOCK, BLOCK]):
+        raise ValueError(f"weights by {strategy}")
+    static = not activations.get("dynamic")
+    if static and (activations.get("strategy") != "tensor" or strategy == "block"):
+        raise ValueError(f"static activations by {activations.get('strategy')}")
+    return Quantization(_STRATEGIES[strategy], tuple(map(str, said.get("ignore") or ())), static)
