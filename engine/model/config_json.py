@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.model.families import find_family
+from engine.model.quantization_config import read_quantization
 from engine.model.shapes import DTYPE_BYTES, ModelShape, RopeScaling
 from engine.values.errors import ConfigError
 
@@ -70,6 +71,7 @@ def shape_from_config(raw: Mapping[str, Any], where: str, dtype: str = "auto") -
             rope=rope,
             eos_token_ids=tuple(int(token) for token in eos_ids),
             family=family.model_type,
+            quantization=read_quantization(raw, where),
             **family.options(config),
         )
     except KeyError as error:
