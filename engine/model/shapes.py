@@ -54,16 +54,6 @@ class ModelShape:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
-    @property
-    def layer_params(self) -> int:
-        """Weights of a decoder layer's matrix products."""
-        heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and o, k and v
-        return self.hidden * (heads * self.head_dim + 3 * self.ffn)
-
-    @property
-    def head_params(self) -> int:
-        return self.hidden * self.vocab
-
     def padded_vocab(self, slices: int) -> int:
         """The vocabulary rounded up so that `slices` divides it."""
         return math.ceil(self.vocab / slices) * slices
