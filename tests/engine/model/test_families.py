@@ -18,23 +18,9 @@ from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights
 from tests.engine.model.test_decoder import LAYOUTS, TOKENS
+from tests.families import MODELS, WINDOW
 from tests.tiny import CPU, LocalModel, layout_error, reference_greedy, reference_logits, write_tiny_checkpoint
 
-WINDOW = 8  # far shorter than TOKENS
-MODELS: dict[str, dict[str, Any]] = {
-    "llama_with_biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
-    "mistral": {"family": "mistral", "sliding_window": None},
-    "mistral_in_a_window": {"family": "mistral", "sliding_window": WINDOW},
-    "qwen2": {"family": "qwen2", "tied": True},
-    "qwen2_in_a_window": {
-        "family": "qwen2",
-        "use_sliding_window": True,
-        "sliding_window": WINDOW,
-        "max_window_layers": 0,
-    },
-    "qwen3": {"family": "qwen3", "head_dim": 16},
-    "qwen3_with_biases": {"family": "qwen3", "attention_bias": True},
-}
 FEW_KV_HEADS = {"llama_with_biases": 1, "mistral": 2, "qwen2": 2, "qwen3": 1, "qwen3_with_biases": 2}
 
 
