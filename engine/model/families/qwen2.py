@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.families.base import DenseFamily
+from engine.model.families.base import DenseFamily, read_window
 from engine.values.errors import ConfigError
 
 WINDOW_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
@@ -22,8 +22,8 @@ class Qwen2(DenseFamily):
 
 def window_of(config: Mapping[str, Any]) -> int | None:
     """The sliding window of a Qwen: of all layers, or of none."""
-    window = config["sliding_window"]
-    if not config.get("use_sliding_window") or window is None:
+    window = read_window(config) if config.get("use_sliding_window") else None
+    if window is None:
         return None
     layers, full = int(config["num_hidden_layers"]), int(config["max_window_layers"])
     kinds = config.get("layer_types")
@@ -34,4 +34,4 @@ def window_of(config: Mapping[str, Any]) -> int | None:
             f"config.json gives a sliding window to {kinds.count('sliding_attention')} of {layers} layers, which is "
             "not supported: set use_sliding_window to false there, and keep --max-model-len within the window"
         )
-    return int(window) if kinds[0] == "sliding_attention" else None
+    return window if kinds[0] == "sliding_attention" else None

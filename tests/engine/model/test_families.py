@@ -123,6 +123,11 @@ def test_a_window_of_some_layers_is_refused() -> None:
         family("qwen2").options(raw)
 
 
+def test_a_window_of_nothing_cannot_be() -> None:
+    with pytest.raises(ValueError, match="a sliding_window of 0"):
+        family("mistral").options({"sliding_window": 0})
+
+
 def greedy(local: LocalModel, cuts: list[int], count: int) -> list[int]:
     """The prompt in chunks of these lengths, then `count` tokens by one each, over scattered blocks."""
     table = [11, 2, 15, 0, 7, 9, 4, 13, 1, 6, 14, 3, 8, 5, 10, 12]
