@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Seesaw need n
 from engine.ops.capability import HEAD_DIMS, attention_backends, parse_architecture
 from engine.values.errors import ConfigError
 
-DEFAULT_HEAD_DIMS = (64, 128)  # what Llamas have
+DEFAULT_HEAD_DIMS = (64, 128)  # what nearly all models have
 
 
 def prefill_backends(architectures: Sequence[str]) -> list[str]:
@@ -30,7 +30,7 @@ def prefill_backends(architectures: Sequence[str]) -> list[str]:
     return sorted({backend for of_one in backends for backend in of_one})
 
 
-def specs(backends: Sequence[str], head_dims: Sequence[int]) -> Iterator[Any]:
+def specs(backends: Sequence[str], head_dims: Sequence[int], windows: Sequence[bool]) -> Iterator[Any]:
     """One spec for each module."""
     import torch
     from flashinfer.jit import gen_act_and_mul_module, gen_batch_decode_module, gen_batch_prefill_module
@@ -38,7 +38,7 @@ def specs(backends: Sequence[str], head_dims: Sequence[int]) -> Iterator[Any]:
     from flashinfer.jit.sampling import gen_sampling_module
 
     yield from (gen_norm_module(), gen_act_and_mul_module("silu"), gen_sampling_module())
-    for dtype, head_dim in product((torch.bfloat16, torch.float16), head_dims):
+    for dtype, head_dim, window in product((torch.bfloat16, torch.float16), head_dims, windows):
         attention = {
             "dtype_q": dtype,
             "dtype_kv": dtype,
@@ -47,7 +47,7 @@ def specs(backends: Sequence[str], head_dims: Sequence[int]) -> Iterator[Any]:
             "head_dim_qk": head_dim,
             "head_dim_vo": head_dim,
             "pos_encoding_mode": 0,
-            "use_sliding_window": False,
+            "use_sliding_window": window,
             "use_logits_soft_cap": False,
         }
         yield gen_batch_decode_module(**attention)
@@ -65,6 +65,9 @@ def main() -> None:
         default=DEFAULT_HEAD_DIMS,
         help="of the models to be served; each takes minutes (default: 64 128)",
     )
+    parser.add_argument(
+        "--sliding-window", action="store_true", help="also for models with a sliding window, such as Mistral-7B-v0.1"
+    )
     args = parser.parse_args()
     architectures = os.environ.get("FLASHINFER_CUDA_ARCH_LIST", "").split()
     if not architectures:
@@ -80,7 +83,7 @@ def main() -> None:
     except ImportError as error:
         _refuse(f"this needs FlashInfer ({error}): pip install -e '.[cuda]'")
 
-    modules = list(specs(backends, args.head_dims))
+    modules = list(specs(backends, args.head_dims, (False, True) if args.sliding_window else (False,)))
     print(f"compiling {len(modules)} modules for {' '.join(architectures)}", file=sys.stderr)
     build_jit_specs(modules, verbose=False)
 

@@ -1,4 +1,4 @@
-"""Tiny random Llamas: checkpoints, transformers' answers for them, and a whole layout run inside one process.
+"""Tiny random models: checkpoints, transformers' answers for them, and a whole layout run inside one process.
 
 The ranks of a stage are threads that really exchange their parts, so that every layout can be tested without
 processes. Logits of these models vary (weights of standard deviation 0.15), so that a swapped head or layer shows.
@@ -64,6 +64,7 @@ def tiny_shape(
 def write_tiny_checkpoint(
     folder: Path,
     *,
+    family: str = "llama",
     layers: int = 4,
     heads: int = 8,
     kv_heads: int = 4,
@@ -79,15 +80,17 @@ def write_tiny_checkpoint(
     rope: dict[str, Any] | None = None,
     eos_token_id: int | None = None,
     max_shard_size: str = "1GB",
+    **options: Any,
 ) -> Path:
-    """Write a random Llama (config.json and safetensors; no tokenizer) and return its folder.
+    """Write a random model (config.json and safetensors; no tokenizer) and return its folder.
 
-    `rope` is transformers' `rope_parameters`; `max_shard_size` makes several files of it. `hidden` is 8 * heads
-    by default; transformers wants it to be a multiple of the heads.
+    `family` is transformers' `model_type`, `options` are of its config, `rope` its `rope_parameters`; `max_shard_size`
+    makes several files of it. `hidden` is 8 * heads by default; transformers wants it to be a multiple of the heads.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -100,8 +103,9 @@ def write_tiny_checkpoint(
         bos_token_id=None,
         eos_token_id=eos_token_id,
         rope_parameters=rope or {"rope_type": "default", "rope_theta": 10000.0},
+        **options,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -113,9 +117,9 @@ def write_tiny_checkpoint(
 
 @lru_cache(maxsize=8)
 def _reference(folder: Path) -> Any:
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, read_shape(folder).dtype)).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, read_shape(folder).dtype)).eval()
 
 
 @torch.inference_mode()

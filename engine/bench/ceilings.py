@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.model.counts import layer_linears
 from engine.model.shapes import ModelShape
 
 MATMUL_ROWS = 8192
@@ -48,13 +49,7 @@ def measure_device(shape: ModelShape, sustain_s: float) -> dict[str, Any]:
 
 def _measure_matmul(shape: ModelShape, sustain_s: float) -> dict[str, float]:
     """One layer's products after another, over and over."""
-    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    sizes = [
-        (qkv, shape.hidden),
-        (shape.hidden, shape.num_heads * shape.head_dim),
-        (2 * shape.ffn, shape.hidden),
-        (shape.hidden, shape.ffn),
-    ]
+    sizes = [(linear.out_size(1), linear.in_size(1)) for linear in layer_linears(shape)]
     dtype: torch.dtype = getattr(torch, shape.dtype)
     layer = [
         (

@@ -7,6 +7,7 @@ import math
 from engine.cost.profile import HostProfile
 from engine.cost.times import Curve, Measured, StageTimes
 from engine.cost.work import Work, count_work, exchange_s
+from engine.model.counts import head_params, layer_params
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 
@@ -27,8 +28,13 @@ def estimate(shape: ModelShape, plan: Plan, profile: HostProfile, weights: str =
 
 
 def weight_bytes(shape: ModelShape) -> int:
+<<<<<<< HEAD
     ends = shape.head_params * (1 if shape.tied else 2) * shape.dtype_bytes
     return shape.num_layers * shape.layer_params * shape.layer_param_bytes + ends
+=======
+    ends = head_params(shape) * (1 if shape.tied else 2)
+    return (shape.num_layers * layer_params(shape) + ends) * shape.dtype_bytes
+>>>>>>> famtests
 
 
 def constant(plan: Plan, step_s: float, token_s: float = 0.0, transition_s: float = 0.0) -> Measured:

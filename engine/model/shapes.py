@@ -58,6 +58,7 @@ class ModelShape:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
+<<<<<<< HEAD
     @property
     def kv_dtype(self) -> str:
         """Of K and V in both pools."""
@@ -82,6 +83,8 @@ class ModelShape:
     def head_params(self) -> int:
         return self.hidden * self.vocab
 
+=======
+>>>>>>> famtests
     def padded_vocab(self, slices: int) -> int:
         """The vocabulary rounded up so that `slices` divides it."""
         return math.ceil(self.vocab / slices) * slices

@@ -94,6 +94,8 @@ class FlashInferOps(GraphOps):
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
         self._kv_dtype: torch.dtype = getattr(torch, shape.kv_dtype)
         self._head_dim = shape.head_dim
+        # FlashInfer counts the tokens before a token, the window itself, too. Without one, -1.
+        self._window_left = -1 if shape.sliding_window is None else shape.sliding_window - 1
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
         # FlashInfer splits sequences into at most so many programs' work. What they found waits to be merged, in
@@ -182,7 +184,12 @@ class FlashInferOps(GraphOps):
             self._head_dim,
             self._block_size,
             q_data_type=self._dtype,
+<<<<<<< HEAD
             kv_data_type=self._kv_dtype,
+=======
+            kv_data_type=self._dtype,
+            window_left=self._window_left,
+>>>>>>> famtests
             **options,
         )
 

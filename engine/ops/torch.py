@@ -1,7 +1,8 @@
 """The operators in plain torch: the reference for every other implementation, and what runs on CPUs.
 
 Attention copies each sequence's blocks out of the pool and calls SDPA: decoding sequences together, in groups
-of like length, and each prefill chunk by itself. All index work is done in `plan`, once per step.
+of like length, and each prefill chunk by itself. All index work is done in `plan`, once per step. In a sliding
+window, blocks before it are left out: what is called the context there begins with the first block that is seen.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class TorchOps(Ops):
         self._frequencies = inverse_frequencies(shape)
         self._dtype = getattr(torch, shape.dtype)
         self._scale = shape.head_dim**-0.5
+        self._window = shape.sliding_window
         # Memory for copies of K and V, kept: fresh pages for every layer of every step cost more than the copying.
         self._workspace = torch.empty(0, dtype=self._dtype, device=device)
 
@@ -80,21 +82,25 @@ class TorchOps(Ops):
         first_rows = query_lens.cumsum(0) - query_lens
         chunk, positions = batch.chunks_and_positions()
         angles = positions[:, None].float() * self._frequencies
+        first_blocks = self._first_blocks(query_lens, context_lens)
+        seen_lens = context_lens - first_blocks * self._block_size
         decodes, prefills = [], []
         by_blocks: dict[int, list[int]] = defaultdict(list)
-        for i, (query_len, context_len) in enumerate(zip(query_lens.tolist(), context_lens.tolist(), strict=True)):
-            num_blocks = math.ceil(context_len / self._block_size)
+        for i, (query_len, seen_len) in enumerate(zip(query_lens.tolist(), seen_lens.tolist(), strict=True)):
+            num_blocks = math.ceil(seen_len / self._block_size)
             if query_len == 1:
                 by_blocks[1 << (num_blocks - 1).bit_length()].append(i)
             else:
-                row = int(first_rows[i])
-                blocks = tables[i, None, :num_blocks]
-                prefills.append(self._prefill(slice(row, row + query_len), blocks, context_len))
+                row, first_block = int(first_rows[i]), int(first_blocks[i])
+                blocks = tables[i, None, first_block : first_block + num_blocks]
+                prefills.append(self._prefill(slice(row, row + query_len), blocks, seen_len))
         for num_blocks, members in by_blocks.items():
             at_once = max(1, _GROUP_TOKENS // (num_blocks * self._block_size))
             for first in range(0, len(members), at_once):
                 part = torch.tensor(members[first : first + at_once])
-                decodes.append(self._decode(num_blocks, first_rows[part], context_lens[part], tables[part]))
+                decodes.append(
+                    self._decode(num_blocks, first_rows[part], seen_lens[part], tables[part], first_blocks[part])
+                )
         return TorchPlan(
             cos=angles.cos()[:, None].to(self._device),
             sin=angles.sin()[:, None].to(self._device),
@@ -106,16 +112,27 @@ class TorchOps(Ops):
             prefills=prefills,
         )
 
+    def _first_blocks(self, query_lens: torch.Tensor, context_lens: torch.Tensor) -> torch.Tensor:
+        """The first block of each chunk that one of its tokens attends to."""
+        if self._window is None:
+            return torch.zeros_like(context_lens)
+        return (context_lens - query_lens + 1 - self._window).clamp(min=0) // self._block_size
+
     def _prefill(self, rows: slice, blocks: torch.Tensor, context_len: int) -> _PrefillChunk:
         query_len = rows.stop - rows.start
         mask = None
-        if query_len < context_len:
+        if query_len < context_len or (self._window is not None and self._window < context_len):
             positions = torch.arange(context_len)
-            mask = self._mask(positions <= positions[-query_len:, None])
+            mask = self._mask(self._attended(positions, positions[-query_len:, None]))
         return _PrefillChunk(rows, blocks.to(self._device), context_len, mask)
 
     def _decode(
-        self, num_blocks: int, rows: torch.Tensor, context_lens: torch.Tensor, tables: torch.Tensor
+        self,
+        num_blocks: int,
+        rows: torch.Tensor,
+        context_lens: torch.Tensor,
+        tables: torch.Tensor,
+        first_blocks: torch.Tensor,
     ) -> _DecodeGroup:
         size = self._block_size
         last = (context_lens - 1) // size
@@ -124,11 +141,16 @@ class TorchOps(Ops):
         filled = context_lens - last * size
         return _DecodeGroup(
             rows=rows.to(self._device),
-            blocks=tables.gather(1, columns)[:, None].to(self._device),
+            blocks=tables.gather(1, first_blocks[:, None] + columns)[:, None].to(self._device),
             last=last.to(self._device),
             unwritten=(torch.arange(size) >= filled[:, None])[:, None, :, None].to(self._device),
-            mask=self._mask(torch.arange(num_blocks * size) < context_lens[:, None])[:, None, None],
+            mask=self._mask(self._attended(torch.arange(num_blocks * size), context_lens[:, None] - 1))[:, None, None],
         )
+
+    def _attended(self, positions: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Whether a token at position `query` attends to those at `positions`."""
+        causal = positions <= query
+        return causal if self._window is None else causal & (positions > query - self._window)
 
     def _mask(self, attended: torch.Tensor) -> torch.Tensor:
         # SDPA would turn booleans into this form in every layer.

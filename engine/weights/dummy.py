@@ -10,7 +10,9 @@ import zlib
 
 import torch
 
+from engine.model.counts import layer_linears
 from engine.model.shapes import ModelShape
+from engine.model.spec import embedding
 from engine.ops.fp8 import E4M3, LARGEST, divided
 from engine.parallel.moves import Span
 from engine.weights.source import Source
@@ -24,7 +26,7 @@ class DummySource(Source):
 
     def __init__(self, shape: ModelShape, seed: int, device: torch.device | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
-        longest = max(shape.hidden, shape.ffn, shape.num_heads * shape.head_dim)
+        longest = max(linear.other for linear in (embedding(shape), *layer_linears(shape)))
         noise = torch.randn(_PLACES + longest - 1, generator=generator) * shape.hidden**-0.5
         self._noise = noise.to(getattr(torch, shape.dtype)).to(device or "cpu")
         self._seed = seed

@@ -14,6 +14,7 @@ import torch
 
 from engine.cost.times import Curve, StageTimes, StepLoad
 from engine.kv.geometry import KVGeometry
+from engine.model.counts import layer_params
 from engine.ops.base import BatchInputs
 from engine.values.config import EngineConfig
 
@@ -55,7 +56,7 @@ class Limits:
             block_size=config.block_size,
             num_blocks=num_blocks,
             context_tokens=blocks * config.block_size,
-            even_pairs=shape.layer_params / (2 * shape.num_heads * shape.head_dim),
+            even_pairs=layer_params(shape) / (2 * shape.num_heads * shape.head_dim),
         )
 
 

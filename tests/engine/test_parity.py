@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from engine.sampling.params import SamplingParams
 from engine.values.config import EngineConfig
 from tests.engine import mutants
 from tests.engine.drive import greedy, matches_reference, random_prompts, running
+from tests.families import MODELS
 from tests.tiny import layout_error, write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -24,6 +26,13 @@ MAX_TOKENS = 16
 CHUNK = 24
 PROMPTS = random_prompts(seed=3, count=12, longest=70)  # several times the chunk
 
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"layers": 4},
+    # layers that no degree divides, and three shards
+    "seven": {"layers": 7, "heads": 12, "kv_heads": 6},
+    # fewer KV heads than shards, tied embeddings, a vocabulary that must be padded
+    "replicated": {"layers": 5, "kv_heads": 2, "tied": True},
+}
 PLANS = [
     "T1",
     "T2",
@@ -41,6 +50,25 @@ PLANS = [
     "P3->T3",
     "P4->P4->T4",
 ]
+# Each family where its weights are cut and where they are not, static and through transitions; together, every plan.
+FAMILY_PLANS = [
+    ("llama_with_biases", "T2", "auto"),
+    ("llama_with_biases", "P2->T2", "reload"),
+    ("llama_with_biases", "D2->T2", "auto"),
+    ("mistral", "P2", "auto"),
+    ("mistral", "P2->T2", "resident"),
+    ("mistral_in_a_window", "T1", "auto"),
+    ("mistral_in_a_window", "P2->T2", "reload"),
+    ("mistral_in_a_window", "P3->T3", "auto"),
+    ("qwen2", "T2", "auto"),
+    ("qwen2", "P2->T2", "resident"),
+    ("qwen2", "P3->T3", "reload"),
+    ("qwen2_in_a_window", "D2->T2", "reload"),
+    ("qwen3", "P2", "auto"),
+    ("qwen3", "P2->T2", "reload"),
+    ("qwen3", "D2->T2", "resident"),
+    ("qwen3_with_biases", "P3->T3", "auto"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +80,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     @cache
-    def checkpoint(kind: str) -> Path:
+    def checkpoint(kind: str, model: str = "") -> Path:
         folder = tmp_path_factory.mktemp(kind)
-        match kind:
-            case "seven":  # layers that no degree divides, and three shards
-                return write_tiny_checkpoint(folder, layers=7, heads=12, kv_heads=6)
-            case "replicated":  # fewer KV heads than shards, tied embeddings, a vocabulary that must be padded
-                return write_tiny_checkpoint(folder, layers=5, kv_heads=2, tied=True)
-        return write_tiny_checkpoint(folder, layers=4)
+        return write_tiny_checkpoint(folder, **{**KINDS[kind], **MODELS.get(model, {})})
 
     return checkpoint
 
@@ -108,14 +131,19 @@ def test_every_pair_of_layouts(plan: str, checkpoints) -> None:  # type: ignore[
     check(checkpoints("seven" if plan == "P3->T3" else "plain"), plan)
 
 
+@pytest.mark.parametrize(("model", "plan", "weights"), FAMILY_PLANS)
+def test_every_family(model: str, plan: str, weights: str, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    check(checkpoints("seven" if plan == "P3->T3" else "plain", model), plan, weights=weights)
+
+
 @pytest.mark.parametrize("plan", ["P4->T4", "P2->T2", "T2P2->D2T2"])
 def test_weights_that_are_really_reloaded(plan: str, checkpoints) -> None:  # type: ignore[no-untyped-def]
     check(checkpoints("plain"), plan, weights="reload")
 
 
-@pytest.mark.parametrize("plan", ["P4->T4", "T4->P2T2"])
-def test_fewer_kv_heads_than_shards(plan: str, checkpoints) -> None:  # type: ignore[no-untyped-def]
-    check(checkpoints("replicated"), plan, weights="reload")
+@pytest.mark.parametrize(("model", "plan"), [("", "P4->T4"), ("", "T4->P2T2"), ("qwen2", "P4->T4")])
+def test_fewer_kv_heads_than_shards(model: str, plan: str, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    check(checkpoints("replicated", model), plan, weights="reload")
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ class Reference:
 
     @cached_property
     def _models(self) -> dict[torch.dtype, Any]:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoModelForCausalLM
 
         dtypes = (torch.float32, self.half)
-        return {dtype: LlamaForCausalLM.from_pretrained(self.folder, dtype=dtype).to(CUDA) for dtype in dtypes}
+        return {dtype: AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).to(CUDA) for dtype in dtypes}
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,17 @@ CASES = {
 }
 
 
+def _step(chunks: list[tuple[int, int]], num_blocks: int) -> BatchInputs:
+    """A step of (query, context) lengths, over the last blocks of a pool."""
+    need = [-(-context // BLOCK_SIZE) for _, context in chunks]
+    ids = (num_blocks - 1 - torch.randperm(sum(need), dtype=torch.int32)).split(need)
+    tables = torch.full((len(chunks), max(need)), -1, dtype=torch.int32)
+    for row, mine in enumerate(ids):
+        tables[row, : len(mine)] = mine
+    query_lens, context_lens = (torch.tensor(lens, dtype=torch.int32) for lens in zip(*chunks, strict=True))
+    return BatchInputs(query_lens, context_lens, tables)
+
+
 @pytest.fixture(params=["auto", "fa2", "fa3"])
 def backend(request: pytest.FixtureRequest) -> AttentionBackend:
     name: AttentionBackend = request.param
@@ -86,13 +98,8 @@ def test_attention_over_far_strided_blocks(
     kv = layer.unflatten(1, (kv_heads, 2, BLOCK_SIZE, dim))
     kv.fill_(torch.nan)
     generator = torch.Generator(CUDA).manual_seed(5)
-    need = [-(-context // BLOCK_SIZE) for _, context in chunks]
-    ids = (len(pool) - 1 - torch.randperm(sum(need), dtype=torch.int32)).split(need)
-    tables = torch.full((len(chunks), max(need)), -1, dtype=torch.int32)
-    for row, mine in enumerate(ids):
-        tables[row, : len(mine)] = mine
-    context_lens = torch.tensor([context for _, context in chunks], dtype=torch.int32)
-    query_lens = torch.tensor([query for query, _ in chunks], dtype=torch.int32)
+    step = _step(chunks, len(pool))
+    query_lens, context_lens = step.query_lens, step.context_lens
 
     def fused(tokens: int) -> list[torch.Tensor]:
         rows = (heads + 2 * kv_heads) // slices
@@ -101,7 +108,7 @@ def test_attention_over_far_strided_blocks(
 
     # All of each sequence first (in the order of chunks), then its last tokens again as the step.
     q, k, v = fused(int(context_lens.sum()))
-    past = BatchInputs(context_lens, context_lens, tables)
+    past = BatchInputs(context_lens, context_lens, step.tables)
     q = ops.rope_and_write(ops.plan(past, heads, kv_heads), q, k, v, kv)
     assert int((~kv.isnan()).sum()) == int(context_lens.sum()) * 2 * kv_heads * dim  # just its own slots
 
@@ -110,11 +117,37 @@ def test_attention_over_far_strided_blocks(
     k, v = rotate(k.flatten(1, 2), angles.cos(), angles.sin()), v.flatten(1, 2)
     ends = context_lens.cumsum(0).tolist()
     wanted = [slice(end - query, end) for end, query in zip(ends, query_lens.tolist(), strict=True)]
-    plan = ops.plan(BatchInputs(query_lens, context_lens, tables), heads, kv_heads)
+    plan = ops.plan(step, heads, kv_heads)
     got = ops.attention(plan, torch.cat([q[rows] for rows in wanted]), kv)
     spans = [slice(end - context, end) for end, context in zip(ends, context_lens.tolist(), strict=True)]
     expected = [_attend(q[rows], k[span], v[span]) for rows, span in zip(wanted, spans, strict=True)]
     assert _relative_error(got, torch.cat(expected)) < 1e-2
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("window", [1, 30, 100])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 16), (28, 4)])  # decode not on tensor cores, and on them
+def test_attention_in_a_sliding_window(
+    case: str, window: int, heads: int, kv_heads: int, backend: AttentionBackend
+) -> None:
+    """As plain torch in float32: a token attends to itself and to the `window - 1` before it."""
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16", max_position=2048)
+    ops = make_ops(CUDA, replace(shape, sliding_window=window), BLOCK_SIZE, backend)
+    step = _step(CASES[case], num_blocks=128)
+    generator = torch.Generator(CUDA).manual_seed(5)
+    kv = torch.randn(128, kv_heads, 2, BLOCK_SIZE, 64, generator=generator, device=CUDA).bfloat16()
+    q = torch.randn(step.num_tokens, heads, 64, generator=generator, device=CUDA).bfloat16()
+    got = ops.attention(ops.plan(step, heads, kv_heads), q, kv)
+
+    def error(window: int) -> float:
+        """Of the row that is farthest off: rows of a short context are larger than others."""
+        exact = make_ops(CUDA, replace(shape, dtype="float32", sliding_window=window), BLOCK_SIZE)
+        expected = exact.attention(exact.plan(step, heads, kv_heads), q.float(), kv.float())
+        return float(((got.float() - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+    assert error(window) < 1e-2
+    if max(context for _, context in CASES[case]) > window:  # the next larger window is another one
+        assert error(window + 1) > 2e-2
 
 
 def test_the_portable_path_is_flash_attention_2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +163,12 @@ def test_the_portable_path_is_flash_attention_2(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("kv_heads", [8, 16])  # on tensor cores, and not
 @pytest.mark.parametrize("rows", [20, 40])  # an H100 runs 33 with 8 KV heads at once: fewer may be split
-def test_a_graph_attends_as_its_latest_plan_says(rows: int, kv_heads: int) -> None:
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_graph_attends_as_its_latest_plan_says(rows: int, kv_heads: int, window: int | None) -> None:
     """Whatever FlashInfer's staging memory held before a plan."""
     heads, blocks = 32, 5
-    ops = make_ops(CUDA, tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16"), BLOCK_SIZE)
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype="bfloat16")
+    ops = make_ops(CUDA, replace(shape, sliding_window=window), BLOCK_SIZE)
     assert isinstance(ops, GraphOps)
     ones = torch.ones(rows, dtype=torch.int32)
     tables = torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.worker.graphs import DecodeGraphs
 from tests.engine.drive import greedy, random_prompts, running
+from tests.families import MODELS
 from tests.gpu import one_gpu
 from tests.gpu.reference import CUDA, Reference
 from tests.tiny import LocalModel, write_tiny_checkpoint
@@ -25,20 +27,19 @@ pytestmark = pytest.mark.gpu
 VOCAB = 1999
 
 
-def _checkpoint(folder: Path, dtype: str) -> Path:
-    return write_tiny_checkpoint(
-        folder,
-        layers=6,
-        heads=8,
-        kv_heads=4,
-        hidden=512,
-        head_dim=64,
-        ffn=1408,
-        vocab=VOCAB,
-        std=0.06,
-        dtype=dtype,
-        max_position=2048,
-    )
+def _checkpoint(folder: Path, dtype: str, **changes: Any) -> Path:
+    sizes = {
+        "layers": 6,
+        "heads": 8,
+        "kv_heads": 4,
+        "hidden": 512,
+        "head_dim": 64,
+        "ffn": 1408,
+        "vocab": VOCAB,
+        "std": 0.06,
+        "max_position": 2048,
+    }
+    return write_tiny_checkpoint(folder, dtype=dtype, **{**sizes, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,21 @@ def test_logits_in_float16(in_float16: Reference, layout: str) -> None:
     with torch.inference_mode():
         model = LocalModel(in_float16.folder, Layout.parse(layout), block_size=16, device=CUDA)
         in_float16.check_logits(model.logits(tokens), tokens)
+
+
+@pytest.mark.parametrize("layout", ["T1", "T2P2"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_every_family(name: str, layout: str, tmp_path: Path) -> None:
+    """A prompt in chunks, then token by token, with seven query heads on each KV head, as Qwen2.5 has them."""
+    folder = _checkpoint(
+        tmp_path, "bfloat16", **{**MODELS[name], "heads": 14, "kv_heads": 2, "hidden": 448, "head_dim": 64}
+    )
+    tokens = [(7919 * i) % VOCAB for i in range(300)]
+    cuts = [0, 150, 290, *range(291, 301)]
+    with torch.inference_mode():
+        model = LocalModel(folder, Layout.parse(layout), block_size=16, device=CUDA)
+        parts = [model.forward([(start, tokens[start:stop])], [list(range(19))]) for start, stop in pairwise(cuts)]
+        Reference(folder, torch.bfloat16).check_logits(torch.cat(parts), tokens)
 
 
 def test_slices_of_a_plan(folder: Path, reference: Reference) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int]]]:
-    """Backends and head dims that the script asks for, with a stand-in for FlashInfer."""
-    asked: list[tuple[list[str], list[int]]] = []
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int], list[bool]]]:
+    """Backends, head dims and windows that the script asks for, with a stand-in for FlashInfer."""
+    asked: list[tuple[list[str], list[int], list[bool]]] = []
     monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "flashinfer.jit", SimpleNamespace(build_jit_specs=lambda modules, verbose: None))
 
-    def specs(backends: list[str], head_dims: Sequence[int]) -> list[object]:
-        asked.append((backends, list(head_dims)))
+    def specs(backends: list[str], head_dims: Sequence[int], windows: Sequence[bool]) -> list[object]:
+        asked.append((backends, list(head_dims), list(windows)))
         return []
 
     monkeypatch.setattr(compile_kernels, "specs", specs)
@@ -31,16 +31,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     compile_kernels.main()
 
 
-def test_what_is_compiled(compiled: list[tuple[list[str], list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled(
+    compiled: list[tuple[list[str], list[int], list[bool]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the rule that the operators choose by."""
     run(monkeypatch)
-    run(monkeypatch, "--head-dims", "256")
+    run(monkeypatch, "--head-dims", "256", "--sliding-window")
     for architectures in ("8.9", "10.0a", "12.0f", "8.0 9.0"):
         monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", architectures)
         run(monkeypatch)
     both, fa2 = ["fa2", "fa3"], ["fa2"]
-    assert compiled[:2] == [(both, [64, 128]), (both, [256])]
-    assert [backends for backends, _ in compiled[2:]] == [fa2, fa2, fa2, both]
+    assert compiled[:2] == [(both, [64, 128], [False]), (both, [256], [False, True])]
+    assert [backends for backends, *_ in compiled[2:]] == [fa2, fa2, fa2, both]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_what_is_compiled(compiled: list[tuple[list[str], list[int]]], monkeypat
 def test_what_is_missing_is_one_sentence(
     missing: str,
     says: str,
-    compiled: list[tuple[list[str], list[int]]],
+    compiled: list[tuple[list[str], list[int], list[bool]]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

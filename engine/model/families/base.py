@@ -63,3 +63,11 @@ class DenseFamily(Family):
         from engine.model.layers import DenseLayer
 
         return DenseLayer
+
+
+def read_window(config: Mapping[str, Any]) -> int | None:
+    """A config's `sliding_window`: tokens that one attends to, itself included. None: all before it."""
+    window = config["sliding_window"]
+    if window is not None and int(window) < 1:
+        raise ValueError(f"a sliding_window of {window}")
+    return None if window is None else int(window)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.families.base import DenseFamily
+from engine.model.families.base import DenseFamily, read_window
 
 
 class Mistral(DenseFamily):
@@ -14,5 +14,4 @@ class Mistral(DenseFamily):
     defaults = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}
 
     def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        window = config["sliding_window"]
-        return {"sliding_window": None if window is None else int(window)}
+        return {"sliding_window": read_window(config)}

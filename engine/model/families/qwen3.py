@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.model.families.base import DenseFamily
-from engine.model.families.qwen2 import window_of
+from engine.model.families.qwen2 import WINDOW_DEFAULTS, window_of
 
 
 class Qwen3(DenseFamily):
     model_type = "qwen3"
     architectures = ("Qwen3ForCausalLM",)
-    defaults = {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768}
+    defaults = {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768, **WINDOW_DEFAULTS}
 
     def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
         bias = bool(config.get("attention_bias"))

@@ -8,6 +8,7 @@ import pytest
 
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import Work, decode_work, exchange_s, exchanges, step_work
+from engine.model.counts import head_params, layer_params
 from engine.parallel.layout import Layout
 from engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
@@ -17,7 +18,7 @@ PARAMS = 64 * (8 + 4 + 4) * 8 + 64 * 64 + 3 * 64 * 96
 
 
 def test_a_layer_has_qkv_o_gate_up_and_down() -> None:
-    assert SHAPE.layer_params == PARAMS
+    assert layer_params(SHAPE) == PARAMS and head_params(SHAPE) == 64 * 211
 
 
 def test_decode_reads_every_weight_and_the_whole_context() -> None:

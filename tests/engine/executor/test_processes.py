@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, EngineDeadError
 from engine.wire.commands import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
 from tests.engine.forwards import make_forward
+from tests.families import MODELS
 from tests.patience import PATIENCE_S
 from tests.shm import named_segments
 from tests.tiny import reference_greedy, write_tiny_checkpoint
@@ -31,12 +33,13 @@ pytestmark = pytest.mark.processes
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 PROMPTS = [[(7 * i + 3) % 211 for i in range(23)], [(11 * i + 5) % 211 for i in range(9)]]
+SIZES: dict[str, Any] = {"layers": 5, "kv_heads": 2}
 BLOCKS = 12  # enough for 48 tokens a sequence
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), layers=5, kv_heads=2)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), **SIZES)
 
 
 def make_config(checkpoint: Path, prefill: str, decode: str = "", **options: object) -> EngineConfig:
@@ -99,11 +102,21 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    ("prefill", "decode", "weights"), [("P2", "T2", "resident"), ("T2", "P2", "reload"), ("T4", "P4", "reload")]
+    ("model", "prefill", "decode", "weights"),
+    [
+        ("llama", "P2", "T2", "resident"),
+        ("llama", "T2", "P2", "reload"),
+        ("llama", "T4", "P4", "reload"),
+        ("llama_with_biases", "T4", "P4", "resident"),
+        ("mistral_in_a_window", "P2", "T2", "reload"),
+        ("qwen2", "P4", "T4", "reload"),
+        ("qwen3", "T2P2", "P4", "reload"),
+    ],
 )
 def test_tokens_equal_the_reference_through_both_layouts(
-    checkpoint: Path, prefill: str, decode: str, weights: str, monkeypatch: pytest.MonkeyPatch
+    model: str, prefill: str, decode: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path, **{**SIZES, **MODELS.get(model, {})})
     monkeypatch.setenv("SEESAW_POISON_KV", "1")
     monkeypatch.setenv("SEESAW_POISON_WEIGHTS", "1")
     executor = ProcessExecutor(make_config(checkpoint, prefill, decode, weights=weights))

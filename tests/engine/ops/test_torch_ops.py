@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,13 +18,15 @@ BLOCK_SIZE = 4
 DIM = 8
 
 
-def _naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
     """The last `len(q)` positions attend to `k` and `v` `[context, kv_heads, dim]`, in float64."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q.double(), k) * DIM**-0.5
-    future = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(future, -torch.inf).softmax(-1), v).flatten(1).float()
+    hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)  # the future
+    if window is not None:
+        hidden |= torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q) - window)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).flatten(1).float()
 
 
 def _pool(num_blocks: int, kv_heads: int) -> torch.Tensor:
@@ -35,10 +39,12 @@ def _pool(num_blocks: int, kv_heads: int) -> torch.Tensor:
     )
 
 
-def _step(query_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, seed: int) -> None:
+def _step(
+    query_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, seed: int, window: int | None = None
+) -> None:
     """Write random histories and one step through the ops, and compare the step's attention with the naive one."""
     generator = torch.Generator().manual_seed(seed)
-    ops = TorchOps(tiny_shape(head_dim=DIM), BLOCK_SIZE, CPU)
+    ops = TorchOps(replace(tiny_shape(head_dim=DIM), sliding_window=window), BLOCK_SIZE, CPU)
     need = [-(-length // BLOCK_SIZE) for length in context_lens]
     blocks = torch.randperm(sum(need) + 3, generator=generator, dtype=torch.int32)
     tables = torch.full((len(need), max(need)), -1, dtype=torch.int32)
@@ -62,7 +68,7 @@ def _step(query_lens: list[int], context_lens: list[int], heads: int, kv_heads: 
     before = kv.clone()
     q = torch.randn(sum(query_lens), heads, DIM, generator=generator)
     got = ops.attention(plan, q, kv)
-    expected = torch.cat([_naive(*each) for each in zip(torch.split(q, query_lens), k, v, strict=True)])
+    expected = torch.cat([_naive(*each, window) for each in zip(torch.split(q, query_lens), k, v, strict=True)])
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(kv, before, rtol=0, atol=0, equal_nan=True)
 
@@ -73,10 +79,24 @@ def _step(query_lens: list[int], context_lens: list[int], heads: int, kv_heads: 
     kv_heads=st.sampled_from([1, 2, 3]),
     group=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 1000),
+    window=st.none() | st.integers(1, 24),
 )
-def test_attention_equals_naive(chunks: list[tuple[int, int]], kv_heads: int, group: int, seed: int) -> None:
+def test_attention_equals_naive(
+    chunks: list[tuple[int, int]], kv_heads: int, group: int, seed: int, window: int | None
+) -> None:
     query_lens = [query for query, _ in chunks]
-    _step(query_lens, [query + past for query, past in chunks], kv_heads * group, kv_heads, seed)
+    _step(query_lens, [query + past for query, past in chunks], kv_heads * group, kv_heads, seed, window)
+
+
+def test_blocks_before_a_window_are_not_read() -> None:
+    """Of a context of ten blocks, a window of seven tokens lies in the last two or three."""
+    ops = TorchOps(replace(tiny_shape(head_dim=DIM), sliding_window=7), BLOCK_SIZE, CPU)
+    kv = torch.randn(10, 2, 2, BLOCK_SIZE, DIM, generator=torch.Generator().manual_seed(0))
+    kv[:7] = torch.nan
+    tables = torch.arange(10, dtype=torch.int32)[None]
+    for queries in (1, 5):  # a decode and a chunk: the first of five attends to positions 29 to 35
+        plan = ops.plan(BatchInputs(torch.tensor([queries]), torch.tensor([40]), tables), 4, 2)
+        assert bool(ops.attention(plan, torch.ones(queries, 4, DIM), kv).isfinite().all())
 
 
 def test_many_decodes_are_cut_into_groups(monkeypatch: pytest.MonkeyPatch) -> None:

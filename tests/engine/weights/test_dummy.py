@@ -14,6 +14,7 @@ from engine.parallel.moves import Span
 from engine.weights.arena import rank_arena
 from engine.weights.dummy import DummySource
 from engine.weights.modes import ArenaWeights
+from tests.families import MODELS
 from tests.tiny import CPU, LocalModel, tiny_shape, write_tiny_checkpoint
 
 
@@ -39,9 +40,11 @@ def test_seeds_and_names_differ() -> None:
     assert torch.equal(one.read("norm", (64,), Span(0, 64)), torch.ones(64))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_layouts_agree_and_stay_finite(tmp_path: Path, dtype: str) -> None:
-    folder = write_tiny_checkpoint(tmp_path, kv_heads=2, dtype=dtype)
+@pytest.mark.parametrize(
+    ("model", "dtype"), [("llama", "float32"), ("llama", "bfloat16"), *((name, "float32") for name in MODELS)]
+)
+def test_layouts_agree_and_stay_finite(tmp_path: Path, model: str, dtype: str) -> None:
+    folder = write_tiny_checkpoint(tmp_path, kv_heads=2, dtype=dtype, **MODELS.get(model, {}))
     shape = read_shape(folder)
     source = DummySource(shape, 5)
     tokens = torch.randint(0, 211, (20,), generator=torch.Generator().manual_seed(0)).tolist()
