@@ -16,13 +16,17 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary positions. kind: `default`, `linear` (position / factor) or `llama3` (by wavelength)."""
+    """Rotary positions. kind: `default`, `linear` (position / factor), `llama3` or `yarn` (by wavelength)."""
 
     kind: str = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3's: turns in the original context, below and above
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0  # yarn's: turns in the original context, above and below
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn's bounds are whole pairs of dimensions
+    attention_factor: float = 1.0  # of cosines and sines
 
 
 @dataclass(frozen=True)

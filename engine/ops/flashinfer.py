@@ -91,7 +91,7 @@ class FlashInferOps(GraphOps):
         self._dtype: torch.dtype = getattr(torch, shape.dtype)
         self._head_dim = shape.head_dim
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
-        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
+        self._cos, self._sin = ((t * shape.rope.attention_factor).to(device) for t in (angles.cos(), angles.sin()))
         # FlashInfer splits sequences into at most so many programs' work. What they found waits to be merged, in
         # float32: a tile of rows for each query head, and a number for each of those rows.
         self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
