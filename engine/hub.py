@@ -14,6 +14,10 @@ from engine.values.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
+# Mistral's own format of the same weights: as large, and not read.
+_IGNORED = ["consolidated*"]
+
+
 def find_model(model: str, patterns: Sequence[str], what: str, instead: str = "give a local folder") -> Path:
     """The local folder of a model. Of a hub name, only files that match `patterns` are fetched, for `what`.
 
@@ -44,7 +48,7 @@ def _fetch(model: str, patterns: Sequence[str], what: str, instead: str) -> Path
     logging.getLogger("huggingface_hub").handlers.clear()  # it prints beside our own handler, so each line twice
     logger.info("asking the hub for the %s of %s", what, model)
     try:
-        return Path(snapshot_download(model, allow_patterns=list(patterns)))
+        return Path(snapshot_download(model, allow_patterns=list(patterns), ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ConfigError(

@@ -28,13 +28,8 @@ def estimate(shape: ModelShape, plan: Plan, profile: HostProfile, weights: str =
 
 
 def weight_bytes(shape: ModelShape) -> int:
-<<<<<<< HEAD
-    ends = shape.head_params * (1 if shape.tied else 2) * shape.dtype_bytes
-    return shape.num_layers * shape.layer_params * shape.layer_param_bytes + ends
-=======
-    ends = head_params(shape) * (1 if shape.tied else 2)
-    return (shape.num_layers * layer_params(shape) + ends) * shape.dtype_bytes
->>>>>>> famtests
+    ends = head_params(shape) * (1 if shape.tied else 2) * shape.dtype_bytes
+    return shape.num_layers * layer_params(shape) * shape.linear_dtype_bytes + ends
 
 
 def constant(plan: Plan, step_s: float, token_s: float = 0.0, transition_s: float = 0.0) -> Measured:

@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.cost.profile import HostProfile
-<<<<<<< HEAD
-from engine.model.shapes import FP8_SPEEDUP, ModelShape
-=======
 from engine.model.counts import head_params, layer_params
-from engine.model.shapes import ModelShape
->>>>>>> famtests
+from engine.model.shapes import FP8_SPEEDUP, ModelShape
 from engine.parallel.layout import Layout
 from engine.parallel.moves import stage_layers
 
@@ -89,16 +85,11 @@ def count_work(
     params = layers * layer_params(shape) / layout.tp
     heads = shape.num_heads / layout.tp
     kv_heads = max(1, shape.num_kv_heads / layout.tp)
-<<<<<<< HEAD
     kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.kv_dtype_bytes
     speedup = FP8_SPEEDUP if shape.quantization else 1
-    head = shape.head_params / layout.tp if stage in (LAST, layout.pp - 1) else 0.0
-=======
-    kv_token_bytes = layers * kv_heads * 2 * shape.head_dim * shape.dtype_bytes
     head = head_params(shape) / layout.tp if stage in (LAST, layout.pp - 1) else 0.0
->>>>>>> famtests
     return StepWork(
-        linear=Work(2 * tokens * params / speedup, steps * params * shape.layer_param_bytes),
+        linear=Work(2 * tokens * params / speedup, steps * params * shape.linear_dtype_bytes),
         attention=Work(4 * layers * heads * shape.head_dim * pairs, kv_token_bytes * (contexts + tokens)),
         head=Work(2 * sampled * head, steps * head * shape.dtype_bytes),
     )

@@ -95,8 +95,10 @@ class ProcessExecutor(Executor):
     def _start(self) -> Capacity:
         config, plan = self._config, self._plan
         device, fit, host = size_up(config, self._say)
-        geometry = fit.geometry
         checkpoint = resolve_checkpoint(config.shape_source, config.load_format)
+        if find_shape(config) != fit.geometry.shape:  # of a hub's model, only now there are files that say more
+            device, fit, host = size_up(config, self._say)
+        geometry = fit.geometry
         segments = _make_segments(host.store_bytes, fit.host_pool_bytes)
         try:
             if device == "cpu" and (num_bytes := shared_bytes(plan.layouts, *message_bytes(config, geometry.shape))):

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.model.checkpoint_files import same_numbers, stored_tensors
+from engine.model.config_fields import MOST, ConfigFields
 from engine.model.families import find_family
 from engine.model.quantization_config import read_quantization
-from engine.model.shapes import DTYPE_BYTES, ModelShape, RopeScaling
+from engine.model.rope_config import read_rope
+from engine.model.shapes import DTYPE_BYTES, ModelShape
 from engine.values.errors import ConfigError
+
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")  # families take them for granted
+_MODALITIES = ("text", "vision", "audio", "thinker", "talker", "llm")
+_MOST_LAYERS = 10_000  # each is some objects
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
 def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
@@ -24,7 +32,7 @@ def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
         # Chat models name here the end-of-turn token that config.json leaves out.
         also = _read_object(generation).get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
-    return shape_from_config(raw, str(path), dtype)
+    return shape_from_config(raw | _what_files_say(raw, folder), str(path), dtype)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -37,67 +45,100 @@ def _read_object(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _merged_ids(*ids: Any) -> list[int]:
+def _merged_ids(*ids: Any) -> list[Any]:
     lists = [value if isinstance(value, list) else [] if value is None else [value] for value in ids]
-    return list(dict.fromkeys(token for tokens in lists for token in tokens))
+    merged: list[Any] = []
+    for value in (value for values in lists for value in values):
+        if value not in merged:
+            merged.append(value)
+    return merged
+
+
+def _what_files_say(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What transformers takes from the weights' files instead of config.json, where they are there and sound.
+
+    Whether they must be is the loader's question: sizes are read before weights are fetched, or without any.
+    """
+    try:
+        tensors = stored_tensors(folder)
+    except ConfigError:
+        return {}
+    says: dict[str, Any] = {}
+    if not _dtype(config):
+        floats = (_DTYPES[each.dtype] for each in tensors.values() if each.dtype in _DTYPES)
+        says["dtype"] = next(floats, None)
+    embedding, head = (tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    if config.get("tie_word_embeddings") is True and embedding and head and not same_numbers(embedding, head):
+        says["tie_word_embeddings"] = False
+    return says
 
 
 def shape_from_config(raw: Mapping[str, Any], where: str, dtype: str = "auto") -> ModelShape:
-    """The shape that a transformers config describes, in the given dtype."""
+    """The shape that a transformers config describes, in the given dtype. Raises ConfigError."""
+    _check_kind(raw, where)
     family = find_family(raw, where)
     config = {**family.defaults, **raw}
-    if config.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"{where} has hidden_act {config['hidden_act']!r}: only silu is supported")
-    try:
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        eos = config.get("eos_token_id")
-        eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        chosen = dtype if dtype != "auto" else str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-        theta, rope = _rope(config, where)
-        shape = ModelShape(
-            num_layers=int(config["num_hidden_layers"]),
-            hidden=hidden,
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            ffn=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            max_position=int(config.get("max_position_embeddings", 2048)),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            dtype=chosen.removeprefix("torch."),
-            rms_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=theta,
-            rope=rope,
-            eos_token_ids=tuple(int(token) for token in eos_ids),
-            family=family.model_type,
-            quantization=read_quantization(raw, where),
-            **family.options(config),
+    fields = ConfigFields(config, where)
+    for key in _FLAGS:
+        fields.flag(key)
+    heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
+    kv_heads = fields.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+    if config.get("head_dim") is None and hidden % heads:
+        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads ({heads}) where there is no head_dim")
+    head_dim = fields.count("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(
+            f"{where} has heads of {head_dim} dimensions, which cannot be rotated in pairs: use even ones"
         )
-    except KeyError as error:
-        raise ConfigError(f"{where} lacks the key {error}") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    layers = fields.count("num_hidden_layers", most=_MOST_LAYERS)
+    theta, rope, context = read_rope(config, where, default_context=2048)
+    try:
+        options = family.options(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where} has a value that cannot be: {error}") from None
+    shape = ModelShape(
+        num_layers=layers,
+        hidden=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=fields.count("intermediate_size"),
+        vocab=fields.count("vocab_size"),
+        max_position=context,
+        tied=fields.flag("tie_word_embeddings"),
+        dtype=dtype if dtype != "auto" else _dtype(config) or "bfloat16",
+        rms_eps=fields.number("rms_norm_eps", 1e-6, above=0),
+        rope_theta=theta,
+        rope=rope,
+        eos_token_ids=fields.token_ids("eos_token_id"),
+        family=family.model_type,
+        quantization=read_quantization(raw, where),
+        **options,
+    )
     if shape.dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {shape.dtype!r} is not supported: choose one of {', '.join(DTYPE_BYTES)}")
+    if shape.sliding_window is not None and not 1 <= shape.sliding_window <= MOST:
+        raise fields.wrong("sliding_window", f"a whole number from 1 to {MOST}, or null")
     return shape
 
 
-def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling]:
-    # transformers 5 writes one `rope_parameters`, 4 wrote `rope_theta` beside `rope_scaling`.
-    scaling: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor=float(scaling["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_position=int(scaling["original_max_position_embeddings"]),
+def _check_kind(config: Mapping[str, Any], where: str) -> None:
+    nested = [key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
+    nested = [key for key in nested if key.removesuffix("_config") in _MODALITIES]
+    if nested:
+        raise ConfigError(
+            f"{where} is a multimodal model's ({', '.join(nested)}), which is not supported: use a model of text alone"
         )
-    raise ConfigError(f"{where} asks for rope scaling {kind!r}: only default, linear and llama3 are supported")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ConfigError(f"{where} has hidden_act {config['hidden_act']!r}: only silu is supported")
+    if config.get("transformers_weights") is not None:
+        raise ConfigError(
+            f"{where} names a file of weights (transformers_weights): remove it, and name the file as usual"
+        )
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    """As transformers 5 writes it, else as 4 did; empty if neither."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")

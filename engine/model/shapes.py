@@ -18,13 +18,17 @@ FP8_SPEEDUP = 2  # of products in 8 bits over those in 16
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary positions. kind: `default`, `linear` (position / factor) or `llama3` (by wavelength)."""
+    """Rotary positions. kind: `default`, `linear` (position / factor), `llama3` or `yarn` (by wavelength)."""
 
     kind: str = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3's: turns in the original context, below and above
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0  # yarn's: turns in the original context, above and below
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn's bounds are whole pairs of dimensions
+    attention_factor: float = 1.0  # of cosines and sines
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,6 @@ class ModelShape:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
-<<<<<<< HEAD
     @property
     def kv_dtype(self) -> str:
         """Of K and V in both pools."""
@@ -69,22 +72,10 @@ class ModelShape:
         return 1 if self.kv_cache_dtype else self.dtype_bytes
 
     @property
-    def layer_params(self) -> int:
-        """Weights of a decoder layer's matrix products."""
-        heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and o, k and v
-        return self.hidden * (heads * self.head_dim + 3 * self.ffn)
-
-    @property
-    def layer_param_bytes(self) -> int:
-        """Bytes of each of `layer_params`, without scales."""
+    def linear_dtype_bytes(self) -> int:
+        """Of the weights of decoder layers' products, without scales."""
         return 1 if self.quantization else self.dtype_bytes
 
-    @property
-    def head_params(self) -> int:
-        return self.hidden * self.vocab
-
-=======
->>>>>>> famtests
     def padded_vocab(self, slices: int) -> int:
         """The vocabulary rounded up so that `slices` divides it."""
         return math.ceil(self.vocab / slices) * slices

@@ -97,7 +97,7 @@ class FlashInferOps(GraphOps):
         # FlashInfer counts the tokens before a token, the window itself, too. Without one, -1.
         self._window_left = -1 if shape.sliding_window is None else shape.sliding_window - 1
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
-        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
+        self._cos, self._sin = ((t * shape.rope.attention_factor).to(device) for t in (angles.cos(), angles.sin()))
         # FlashInfer splits sequences into at most so many programs' work. What they found waits to be merged, in
         # float32: a tile of rows for each query head, and a number for each of those rows.
         self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
@@ -184,12 +184,8 @@ class FlashInferOps(GraphOps):
             self._head_dim,
             self._block_size,
             q_data_type=self._dtype,
-<<<<<<< HEAD
             kv_data_type=self._kv_dtype,
-=======
-            kv_data_type=self._dtype,
             window_left=self._window_left,
->>>>>>> famtests
             **options,
         )
 

@@ -69,6 +69,7 @@ class TorchOps(Ops):
 
     def __init__(self, shape: ModelShape, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
+        self._rope_factor = shape.rope.attention_factor
         self._device = device
         self._frequencies = inverse_frequencies(shape)
         self._dtype = getattr(torch, shape.dtype)
@@ -102,8 +103,8 @@ class TorchOps(Ops):
                     self._decode(num_blocks, first_rows[part], seen_lens[part], tables[part], first_blocks[part])
                 )
         return TorchPlan(
-            cos=angles.cos()[:, None].to(self._device),
-            sin=angles.sin()[:, None].to(self._device),
+            cos=(angles.cos() * self._rope_factor)[:, None].to(self._device),
+            sin=(angles.sin() * self._rope_factor)[:, None].to(self._device),
             blocks=tables[chunk, positions // self._block_size].to(self._device),
             slots=(positions % self._block_size).to(self._device),
             heads=torch.arange(num_kv_heads, device=self._device)[:, None],

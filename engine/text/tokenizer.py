@@ -12,6 +12,7 @@ from engine.values.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 BYTES_TOKENIZER = "bytes"
+_CONVERTIBLE = ("tokenizer.json", "tokenizer.model", "vocab.json")  # files that transformers makes a tokenizer of
 
 
 class Tokenizer(Protocol):
@@ -99,6 +100,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name in ("", BYTES_TOKENIZER):
         return ByteTokenizer()
     folder = find_model(name, ["*.json", "tokenizer*"], "tokenizer", "name a local folder or `bytes` with --tokenizer")
+    if (folder / "tekken.json").is_file() and not any((folder / file).is_file() for file in _CONVERTIBLE):
+        raise ConfigError(
+            f"{name} has its tokenizer as tekken.json alone, which is not read: name a folder or hub model that has it "
+            "as tokenizer.json with --tokenizer"
+        )
     from transformers import AutoTokenizer
 
     try:

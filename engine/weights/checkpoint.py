@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.hub import find_model
+from engine.model.checkpoint_files import stored_tensors
 from engine.values.config import LoadFormat
 from engine.values.errors import ConfigError
 
@@ -15,7 +16,8 @@ from engine.values.errors import ConfigError
 def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> Path:
     """The local folder of a checkpoint: an existing folder, or a hub name, which is downloaded if it is not cached.
 
-    Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json).
+    Raises ConfigError if there is none, or if it lacks what `load_format` needs (dummy: only config.json), or if its
+    files contradict each other.
     """
     if not model:
         raise ConfigError("no model given: name a checkpoint folder or a hub name")
@@ -23,8 +25,6 @@ def resolve_checkpoint(model: str, load_format: LoadFormat = "safetensors") -> P
     folder = find_model(model, ["*.json", "tokenizer*", "*.jinja", *weights], "weights" if weights else "config.json")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
-    if load_format == "safetensors" and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"no *.safetensors in {folder}: give a checkpoint with weights, or use --load-format dummy for random ones"
-        )
+    if load_format == "safetensors":
+        stored_tensors(folder)
     return folder

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.model.rope import inverse_frequencies, rotate
+from engine.model.shapes import RopeScaling
 from engine.ops.base import BatchInputs, GraphOps, make_ops
 from engine.ops.capability import attention_backends, capability_of
 from engine.sampling.params import RowSampling
@@ -192,9 +193,12 @@ def test_a_graph_attends_as_its_latest_plan_says(rows: int, kv_heads: int, windo
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("heads", "kv_heads", "slices", "step"), [(8, 2, 1, 1), (8, 4, 2, 1), (8, 2, 4, 2)])
-def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: int, dtype: str) -> None:
+@pytest.mark.parametrize("rope", [RopeScaling(), RopeScaling("yarn", 4.0, attention_factor=1.2)])
+def test_rope_is_the_reference_s(
+    heads: int, kv_heads: int, slices: int, step: int, dtype: str, rope: RopeScaling
+) -> None:
     """Also where several slices hold copies of one KV head, of which every `step`-th is kept."""
-    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype=dtype, max_position=8192)
+    shape = replace(tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=64, dtype=dtype, max_position=8192), rope=rope)
     ops = make_ops(CUDA, shape, BLOCK_SIZE)
     positions = torch.tensor([0, 5, 8191], dtype=torch.int32)
     batch = BatchInputs(torch.ones(3, dtype=torch.int32), positions + 1, torch.zeros(3, 512, dtype=torch.int32))
@@ -205,12 +209,13 @@ def test_rope_is_the_reference_s(heads: int, kv_heads: int, slices: int, step: i
     kv = torch.empty(1, kv_heads, 2, BLOCK_SIZE, 64, dtype=_torch(dtype), device=CUDA)
     got = ops.rope_and_write(ops.plan(batch, heads, kv_heads), q, k, v, kv)
     angles = (positions[:, None].float() * inverse_frequencies(shape))[:, None].to(CUDA)
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
     for row in range(3):
         where = slice(row, row + 1)
-        expected = rotate(k[where].flatten(1, 2), angles[where].cos(), angles[where].sin())
+        expected = rotate(k[where].flatten(1, 2), cos[where], sin[where])
         torch.testing.assert_close(kv[0, :, 0, int(positions[row]) % BLOCK_SIZE][None], expected)
         torch.testing.assert_close(kv[0, :, 1, int(positions[row]) % BLOCK_SIZE][None], v[where].flatten(1, 2))
-    torch.testing.assert_close(got, rotate(q.flatten(1, 2), angles.cos(), angles.sin()))
+    torch.testing.assert_close(got, rotate(q.flatten(1, 2), cos, sin))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

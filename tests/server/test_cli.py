@@ -67,7 +67,7 @@ def test_sizes(text: str, size: int) -> None:
         (["--model=m"], "name the model without a flag"),
         (["m", "--gpu-memory-utilization", "0.9"], "with --kv-cache-memory-bytes"),
         (["m", "--trust-remote-code"], "never done"),
-        (["m", "--kv-cache-dtype=fp8"], "nothing like it yet"),
+        (["m", "--enable-lora=1"], "nothing like it yet"),
         (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
         (["m", "--shutdown-timeout-s", "nan"], "shutdown_timeout_s must be"),
         (["m", "--health-timeout-s", "nan"], "health_timeout_s must be a positive number"),

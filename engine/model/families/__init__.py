@@ -21,14 +21,19 @@ def family(model_type: str) -> Family:
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """The family of a checkpoint, by its architecture, else by its model_type. Raises ConfigError."""
-    names = config.get("architectures") or []
+    """The family of a checkpoint, by its architecture, else by its model_type. Raises ConfigError.
+
+    transformers goes by the model_type, vLLM by the architecture: where they differ, neither is chosen.
+    """
+    names, model_type = config.get("architectures") or [], config.get("model_type")
+    names = names if isinstance(names, list) else [names]
     for each in FAMILIES:
-        if any(name in names for name in each.architectures):
-            return each
-    for each in FAMILIES:
-        if not names and config.get("model_type") == each.model_type:
+        if any(name in names for name in each.architectures) or (not names and model_type == each.model_type):
+            if model_type not in (None, each.model_type):
+                raise ConfigError(
+                    f"{where} has {', '.join(map(str, names))} and model_type {model_type!r}, which differ: correct one"
+                )
             return each
     known = ", ".join(name for each in FAMILIES for name in each.architectures)
-    found = ", ".join(map(str, names)) if names else f"model_type {config.get('model_type')!r}"
+    found = ", ".join(map(str, names)) if names else f"model_type {model_type!r}"
     raise ConfigError(f"{where} has {found}, which is not supported: use a checkpoint of {known}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import psutil
 import pytest
 
@@ -369,6 +372,26 @@ def test_what_a_worker_finds_wrong_with_the_checkpoint_is_a_config_error(tmp_pat
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(ConfigError, match=r"no tensor model\.layers\.2\.mlp\.up_proj\.weight"):
         ProcessExecutor(make_config(broken, "P2", "T2"))
+
+
+def test_a_hubs_files_say_more_than_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are read before the weights are fetched, and again after: dtype, and a head that is not tied."""
+    folder, cache = write_tiny_checkpoint(tmp_path / "model", layers=2, dtype="float16"), tmp_path / "cache"
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    cache.mkdir()
+    (cache / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        if "*.safetensors" in allow_patterns:
+            shutil.copy(folder / "model.safetensors", cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    executor = ProcessExecutor(make_config(Path("some/llama"), "P2", "T2"))
+    shape = executor.capacity.shape
+    executor.close()
+    assert (shape.dtype, shape.tied) == ("float16", False)
 
 
 def test_what_the_device_cannot_do_is_a_config_error(checkpoint: Path) -> None:

@@ -110,6 +110,7 @@ def test_which_window_a_config_means(model_type: str, config: dict[str, Any], wi
     from transformers import AutoConfig
 
     sizes = {name: 4 for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")}
+    sizes["num_key_value_heads"] = 4
     raw = {"model_type": model_type, "hidden_size": 32, **sizes, **config}
     assert shape_from_config(raw, "config.json").sliding_window == window
     theirs = AutoConfig.for_model(**raw)

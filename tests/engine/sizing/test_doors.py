@@ -99,7 +99,7 @@ def test_a_hub_name_is_resolved_and_refused_without_its_weights(
 ) -> None:
     asked: list[list[str]] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.append(allow_patterns)
         return str(MODELS / "llama3-8b")
 

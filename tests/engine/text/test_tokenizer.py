@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import random
+from pathlib import Path
 
 import huggingface_hub
 import pytest
+import sentencepiece
 
 from engine.text.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from engine.values.errors import ConfigError
@@ -22,7 +27,7 @@ def test_a_folder_without_a_tokenizer_is_one_sentence_of_ours(tmp_path: object) 
 
 
 def test_a_hub_tokenizer_is_fetched_without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert "*.safetensors" not in allow_patterns
         raise OSError("no route")
 
@@ -42,3 +47,55 @@ def test_half_a_surrogate_pair_is_replaced(tokenizer: FastTokenizer | ByteTokeni
 
 def test_the_longest_token_bounds_a_texts_length() -> None:
     assert [each.max_token_chars for each in (BYTES, BYTE_LEVEL, SENTENCEPIECE)] == [1, len("<|end|>"), len("<0x00>")]
+
+
+# None begins with a space: there transformers 5 departs from sentencepiece, and it is the reference.
+TEXTS = ["the cat sat", "two  spaces \n and a line", "日本 é", "a", ""]
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    """A sentencepiece model of Llama 2's kind: BPE, bytes for what it does not know."""
+    words, draw, out = ["the", "cat", "sat", "on", "a", "mat", "river", "stone"], random.Random(0), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(draw.choices(words, k=8)) for _ in range(200)),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_a_sentencepiece_model_alone(model: bytes, model_type: str, tmp_path: Path) -> None:
+    """A folder without a tokenizer.json gives the ids that sentencepiece gives, behind the BOS that it asks for."""
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False, **special}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, reference = load_tokenizer(str(tmp_path)), sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert tokenizer.vocab_size == reference.vocab_size()
+    assert tokenizer.special_ids >= {reference.bos_id(), reference.eos_id()}
+    for text in TEXTS:
+        assert tokenizer.encode([text]) == [[reference.bos_id(), *reference.encode(text)]], text
+        assert tokenizer.encode([text], add_special_tokens=False) == [reference.encode(text)]
+        assert tokenizer.decode(reference.encode(text)) == reference.decode(reference.encode(text))
+
+
+def test_a_sentencepiece_model_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=r"no tokenizer in .* that transformers can load"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_mistrals_own_tokenizer_alone(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    with pytest.raises(ConfigError, match=r"as tekken\.json alone, .* as tokenizer\.json with --tokenizer"):
+        load_tokenizer(str(tmp_path))

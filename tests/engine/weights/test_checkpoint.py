@@ -37,7 +37,8 @@ def test_resolve_folder(folder: Path, tmp_path: Path) -> None:
 def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert ignore_patterns == ["consolidated*"]
         asked.append((name, allow_patterns))
         return str(folder)
 
@@ -50,7 +51,7 @@ def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route"), ValueError("bad name")])
 def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from engine.model.counts import head_params
 from engine.model.linear import Linear
 from engine.model.quantization import BLOCK, Quantization
 from engine.model.shapes import ModelShape, check_plan
@@ -19,7 +20,7 @@ from engine.parallel.moves import Span
 from engine.values.errors import ConfigError
 from engine.weights.arena import rank_arena
 from engine.weights.modes import ArenaWeights, ReloadWeights
-from engine.weights.placement import weight_specs, whole_bytes
+from engine.weights.placement import whole_bytes
 from engine.weights.source import Source
 from engine.weights.store import WeightStore
 from tests.tiny import CPU, tiny_shape
@@ -31,8 +32,10 @@ KINDS: list[Kind] = ["float", "tensor", "channel", "blocks"]
 class Checkpoint(Source):
     """Random tensors of a quantized checkpoint, made when they are first asked for, and all kept."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, quantization: Quantization | None = None) -> None:
+        """`quantization` names those that are kept in floats."""
         self._kind = kind
+        self._quantization = quantization or Quantization(kind)
         self.tensors: dict[str, torch.Tensor] = {}
 
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
@@ -47,7 +50,8 @@ class Checkpoint(Source):
         if "scale" in name:
             return torch.rand(shape, generator=generator) + 0.1
         numbers = torch.randn(shape, generator=generator)
-        quantized = self._kind != "float" and name.endswith("proj.weight")
+        kept = self._quantization.ignores(name.removesuffix(".weight"))
+        quantized = self._kind != "float" and name.endswith("proj.weight") and not kept
         return (numbers * 9).to(E4M3) if quantized else numbers
 
     def dequantized(self, name: str) -> torch.Tensor:
@@ -145,7 +149,7 @@ def test_layers_that_are_named_keep_their_dtype() -> None:
     quantization = Quantization("channel", ("model.layers.0.mlp.down_proj", r"re:.*\.1\.self_attn\.[qkv]_proj"))
     shape = replace(tiny_shape(layers=2, head_dim=16), quantization=quantization)
     plan = Plan(Layout(), Layout())
-    stage = ArenaWeights([rank_arena(shape, plan, plan.first, 0)], Checkpoint("channel"), CPU)
+    stage = ArenaWeights([rank_arena(shape, plan, plan.first, 0)], Checkpoint("channel", quantization), CPU)
     first, second = stage.stage(0).layers
     kinds = [
         [operand.data.dtype == E4M3 for operand in layer.values() if isinstance(operand, Linear)]
@@ -163,8 +167,6 @@ def test_half_of_a_product_is_refused() -> None:
 def test_weights_take_half_the_room() -> None:
     plan = Plan(Layout(), Layout())
     shape = replace(tiny_shape(hidden=512, ffn=2048, dtype="bfloat16"), tied=True)
-    ends = 2 * shape.head_params + 1024
+    ends = 2 * head_params(shape) + 1024
     full, rounded = (whole_bytes(replace(shape, quantization=q), plan) - ends for q in (None, Quantization()))
     assert 0.5 < rounded / full < 0.52
-    params = sum(spec.num_params for spec in weight_specs(shape, 1) if hasattr(spec, "num_params"))
-    assert params == shape.layer_params

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,29 +127,24 @@ def test_wrong_shape(folder: Path) -> None:
         _load(folder)
 
 
+def test_quantised_tensor_of_another_name(folder: Path) -> None:
+    """As AutoGPTQ's, which config.json need not mention."""
+    name = "model.layers.0.mlp.up_proj."
+    _rewrite(folder, {name + "weight": None, name + "qweight": torch.ones(8, 96, dtype=torch.int32)})
+    with pytest.raises(ConfigError, match=rf"has {name}weight quantized, which is not supported"):
+        _load(folder)
+
+
 def test_quantised_tensor(folder: Path) -> None:
     _rewrite(folder, {"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64, dtype=torch.int8)})
     with pytest.raises(ConfigError, match=r"up_proj\.weight in .* is I8: quantised"):
         _load(folder)
 
 
-def test_missing_and_broken_files(tmp_path: Path) -> None:
+def test_a_broken_file(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path, layers=2, max_shard_size="60KB")
     second = sorted(folder.glob("*.safetensors"))[1]
     content = second.read_bytes()
     second.write_bytes(content[:100])
     with pytest.raises(ConfigError, match=f"cannot read .*{second.name}"):
-        _load(folder)
-    second.unlink()
-    with pytest.raises(ConfigError, match=f"cannot read .*{second.name}"):
-        _load(folder)
-    index = folder / "model.safetensors.index.json"
-    raw = json.loads(index.read_text())
-    raw["weight_map"]["model.norm.weight"] = sorted(folder.glob("*.safetensors"))[0].name
-    raw["weight_map"]["model.embed_tokens.weight"] = sorted(folder.glob("*.safetensors"))[-1].name
-    index.write_text(json.dumps(raw))
-    with pytest.raises(ConfigError, match="which the index promises"):
-        _load(folder)
-    index.write_text("[]")
-    with pytest.raises(ConfigError, match="is not a safetensors index"):
         _load(folder)

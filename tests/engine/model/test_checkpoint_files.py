@@ -1,0 +1,148 @@
+"""Which files of a folder are the checkpoint's: those that transformers loads, or one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.model.checkpoint_files import same_numbers, stored_tensors
+from engine.parallel.layout import Layout
+from engine.values.errors import ConfigError
+from engine.weights.checkpoint import resolve_checkpoint
+from tests.tiny import layout_error, write_tiny_checkpoint
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NORM = "model.norm.weight"
+TOKENS = [5, 3, 110, 7, 42, 5]
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return write_tiny_checkpoint(tmp_path / "sharded", layers=1, max_shard_size="60KB")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_headers_say_what_safetensors_reads(sharded: Path) -> None:
+    tensors = stored_tensors(sharded)
+    assert len({each.file for each in tensors.values()}) == len(_shards(sharded)) > 2
+    for name, stored in tensors.items():
+        tensor = load_file(stored.file)[name]
+        assert (stored.shape, stored.dtype) == (tuple(tensor.shape), "F32")
+        assert stored.file.read_bytes()[stored.start : stored.stop] == tensor.numpy().tobytes()
+
+
+def test_same_numbers(tmp_path: Path) -> None:
+    long = torch.arange(5_000_000)
+    other = long.clone()
+    other[-1] = 0
+    save_file({"a": long, "b": long.clone(), "c": other, "d": long.int()}, tmp_path / WHOLE)
+    a, b, c, d = stored_tensors(tmp_path).values()
+    assert same_numbers(a, b) and not same_numbers(a, c) and not same_numbers(a, d)
+
+
+def test_a_whole_file_goes_before_a_stale_index(sharded: Path, tmp_path: Path) -> None:
+    whole = write_tiny_checkpoint(tmp_path / "whole", layers=1, seed=7)
+    shutil.copy(whole / WHOLE, sharded)
+    assert {stored.file.name for stored in stored_tensors(sharded).values()} == {WHOLE}
+    assert layout_error(sharded, [Layout()], TOKENS) < 1e-4
+    for shard in _shards(sharded):
+        shard.unlink()  # what the index names need not be there
+    assert resolve_checkpoint(str(sharded)) == sharded
+
+
+def test_only_what_the_index_names_is_read(sharded: Path) -> None:
+    """Mistral's repositories hold everything twice, in two formats."""
+    norm = load_file(_shards(sharded)[0])
+    save_file(norm, sharded / "consolidated.00.safetensors")
+    save_file(norm, sharded / "model.fp16.safetensors")
+    assert layout_error(sharded, [Layout()], TOKENS) < 1e-4
+    (sharded / INDEX).unlink()
+    with pytest.raises(ConfigError, match=r"is both in .*model-00001-of.*safetensors and in model\.fp16\.safetensors"):
+        stored_tensors(sharded)
+    (sharded / "model.fp16.safetensors").unlink()
+    assert layout_error(sharded, [Layout()], TOKENS) < 1e-4
+
+
+def test_a_tensor_in_two_shards(sharded: Path) -> None:
+    """transformers takes the last one's, vLLM the one that the index names."""
+    first, *_, last = _shards(sharded)
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(last) | {name: tensor + 1}, last)
+    with pytest.raises(ConfigError, match=rf"{name} is both in .*{first.name} and in {last.name}: keep the file"):
+        resolve_checkpoint(str(sharded))
+    assert resolve_checkpoint(str(sharded), "dummy") == sharded
+
+
+def test_an_index_that_names_the_wrong_file(sharded: Path) -> None:
+    """transformers loads what the named files hold."""
+    raw = json.loads((sharded / INDEX).read_text())
+    first, *_, last = _shards(sharded)
+    raw["weight_map"] |= {"model.embed_tokens.weight": last.name, NORM: first.name}
+    (sharded / INDEX).write_text(json.dumps(raw))
+    assert layout_error(sharded, [Layout()], TOKENS) < 1e-4
+
+
+def test_an_index_that_names_missing_files(sharded: Path) -> None:
+    first, second, *_ = _shards(sharded)
+    first.unlink()
+    with pytest.raises(ConfigError, match=rf"index\.json names {first.name}, not in the folder: download"):
+        resolve_checkpoint(str(sharded))
+    second.unlink()
+    with pytest.raises(ConfigError, match=f"names {first.name} and 1 more, not in the folder"):
+        resolve_checkpoint(str(sharded))
+    assert resolve_checkpoint(str(sharded), "dummy") == sharded
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": []}}'])
+def test_an_index_that_is_none(sharded: Path, content: str) -> None:
+    (sharded / INDEX).write_text(content)
+    with pytest.raises(ConfigError, match="is not a safetensors index"):
+        stored_tensors(sharded)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:100],
+        lambda content: content[:-4],
+        lambda content: content + b"more",
+        lambda content: b"<html>not found</html>",
+        lambda content: (2).to_bytes(8, "little") + b"[]",
+        lambda content: (9).to_bytes(8, "little") + b'{"a": {}}',
+    ],
+)
+def test_a_file_that_is_broken(tmp_path: Path, damage: object) -> None:
+    assert callable(damage)
+    folder = write_tiny_checkpoint(tmp_path, layers=1)
+    (folder / WHOLE).write_bytes(damage((folder / WHOLE).read_bytes()))
+    with pytest.raises(ConfigError, match=rf"cannot read .*{WHOLE} \(.*\): download the checkpoint again"):
+        resolve_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("pytorch_model.bin", r"as pytorch_model\.bin, .*convert them to safetensors .*save_pretrained"),
+        ("pytorch_model.bin.index.json", r"as pytorch_model\.bin"),
+        ("consolidated.safetensors", r"format of their makers .* use the model\*\.safetensors"),
+        ("consolidated.00.pth", "format of their makers"),
+        ("model-q4.gguf", "as GGUF"),
+        ("adapter_config.json", "holds an adapter .* give the base model"),
+        ("adapter_model.safetensors", r"no \*\.safetensors in .* --load-format dummy"),
+    ],
+)
+def test_weights_of_other_formats(tmp_path: Path, file: str, says: str) -> None:
+    folder = write_tiny_checkpoint(tmp_path, layers=1)
+    (folder / WHOLE).unlink()
+    (folder / file).write_text("{}")
+    with pytest.raises(ConfigError, match=says):
+        resolve_checkpoint(str(folder))
