@@ -85,7 +85,7 @@ class _Request:
 class LLM:
     """An engine for offline use.
 
-        llm = LLM("path/to/model", prefill="P4", decode="T4")
+        llm = LLM("path/to/llama", prefill="P4", decode="T4")
         for result in llm.generate(["Hello"], SamplingParams(max_tokens=32)):
             print(result.outputs[0].text)
 
