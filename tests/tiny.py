@@ -7,8 +7,9 @@ processes. Logits of these models vary (weights of standard deviation 0.15), so 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -187,9 +188,14 @@ class LocalModel:
         stage: Callable[[int], StageWeights] | None = None,
         device: torch.device = CPU,
         dtype: str = "auto",
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """`stage` gives a rank's weights (default: read from the checkpoint, cut for `plan` or for this layout)."""
-        self.shape, self.layout, self._device = read_shape(folder, dtype), layout, device
+        """`changes` are of the shape's fields.
+
+        `stage` gives a rank's weights (default: read from the checkpoint, cut for `plan` or for this layout).
+        """
+        self.shape = replace(read_shape(folder, dtype), **(changes or {}))
+        self.layout, self._device = layout, device
         plan = plan or Plan(layout, layout)
         check_plan(plan, self.shape)
         if stage is None:

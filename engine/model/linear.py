@@ -40,16 +40,10 @@ class Linear(NamedTuple):
     def _quantized(self, x: Quantized, out: torch.Tensor | None) -> torch.Tensor:
         assert self.scales is not None and self.dtype is not None
         if x.data.is_cuda and self.dtype == torch.bfloat16:
-            if self.scales.ndim == 2:
-                from engine.ops.fp8_kernels import grouped_product
+            from engine.ops.fp8_products import grouped_product, product
 
-                return grouped_product(x, self.data, self.scales, self.bias, self.dtype, out)
-            columns = self.scales[None]
-            result = torch._scaled_mm(
-                x.data, self.data.T, x.scales, columns, out_dtype=self.dtype, use_fast_accum=True, out=out
-            )
-            # Not in the product: for some sizes the library has no kernel that adds a bias.
-            return result if self.bias is None else result.add_(self.bias)
+            by_rows_or_groups = product if self.scales.ndim == 1 else grouped_product
+            return by_rows_or_groups(x, self.data, self.scales, self.bias, self.dtype, out)
         result = self._plain(x).to(self.dtype)
         return result if out is None else out.copy_(result)
 

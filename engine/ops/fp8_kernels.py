@@ -1,4 +1,4 @@
-"""Triton kernels that make numbers in 8 bits while something else is computed, and products of groups of columns.
+"""Triton kernels that round to 8 bits what something else just computed: norms, activations, attention's output.
 
 Each rounds to the model's dtype where the plain operators do, so that the results are those of `engine.ops.fp8`.
 """
@@ -6,14 +6,11 @@ Each rounds to the model's dtype where the plain operators do, so that the resul
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine.ops.fp8 import BLOCK, E4M3, LARGEST, Fp8Format, Quantized
+from engine.ops.fp8 import E4M3, LARGEST, Fp8Format, Quantized
 
-_FEW_ROWS = 16  # up to so many, reading the weights is all that counts
-_SCALE_MULTIPLE = 4  # cuBLASLt wants so many scales beside each other, of rows and of groups
 _LEAST_SCALE = tl.constexpr(1e-12)
 _LARGEST = tl.constexpr(LARGEST)
 
@@ -200,115 +197,3 @@ def _silu_and_mul_groups(x, data, scales, groups, width, GROUP: tl.constexpr, LA
     scale = _scale_of(tl.max(tl.abs(values), 1, keep_dims=True))
     tl.store(scales + row + group * tl.num_programs(0), scale, group < groups)
     tl.store(data + row * groups * GROUP + place, _to_e4m3(values, scale), mask)
-
-
-def grouped_product(
-    x: Quantized,
-    data: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`[rows, in]` times `[out, in]`, both in 8 bits with scales for groups of columns.
-
-    Those of x are `[rows, groups]`, those of `data` `[out, groups]` or `[out / 128, groups]`.
-    """
-    rows = len(x.data)
-    block = len(data) // len(scales)
-    is_hopper = torch.cuda.get_device_capability(data.device)[0] == 9  # the one GPU where cuBLASLt has these
-    if is_hopper and block == BLOCK and rows > _FEW_ROWS and scales.shape[1] % _SCALE_MULTIPLE == 0:
-        x, padding = _padded(x)
-        target = None if padding else out
-        result = torch._scaled_mm(x.data, data.T, x.scales, scales.T, out_dtype=dtype, out=target)
-        if padding:
-            result = result[:rows] if out is None else out.copy_(result[:rows])
-        return result if bias is None else result.add_(bias)
-    if out is None:
-        out = torch.empty(rows, len(data), dtype=dtype, device=data.device)
-    _launch_grouped(x, data, scales, bias, out, block)
-    return out
-
-
-def _padded(x: Quantized) -> tuple[Quantized, int]:
-    """With as many rows as cuBLASLt takes, and how many those are more."""
-    missing = -len(x.data) % _SCALE_MULTIPLE
-    if not missing:
-        return x, 0
-    data = F.pad(x.data.view(torch.uint8), (0, 0, 0, missing)).view(E4M3)
-    return Quantized(data, F.pad(x.scales.T, (0, missing)).T), missing
-
-
-def _launch_grouped(
-    x: Quantized, data: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, block: int
-) -> None:
-    rows, inner = x.data.shape
-    columns, groups = len(data), scales.shape[1]
-    block_rows = min(128, max(16, triton.next_power_of_2(rows)))
-    block_columns = 128 if rows > 64 else 64
-    _grouped_product[triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns),](
-        x.data,
-        x.scales,
-        data,
-        scales,
-        bias,
-        out,
-        rows,
-        columns,
-        inner,
-        groups,
-        *x.scales.stride(),
-        out.stride(0),
-        GROUP=inner // groups,
-        BLOCK_OF_ROWS=block,
-        ROWS=block_rows,
-        COLUMNS=block_columns,
-        num_warps=4 if rows <= 64 else 8,
-        num_stages=4,
-    )
-
-
-@triton.jit(do_not_specialize=["rows"])  # the first step of some size must not wait for a compiler
-def _grouped_product(  # type: ignore[no-untyped-def]
-    x,
-    x_scales,
-    weight,
-    weight_scales,
-    bias,
-    out,
-    rows,
-    columns,
-    inner,
-    groups,
-    scale_row_stride,
-    scale_group_stride,
-    out_stride,
-    GROUP: tl.constexpr,
-    BLOCK_OF_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    # Programs of the same weights follow one another, eight blocks of rows at a time: they find these in the cache.
-    row_blocks, column_blocks = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
-    band = tl.program_id(0) // (8 * column_blocks)
-    band_rows = tl.minimum(row_blocks - band * 8, 8)
-    within = tl.program_id(0) % (8 * column_blocks)
-    row = (band * 8 + within % band_rows) * ROWS + tl.arange(0, ROWS)
-    column = within // band_rows * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, GROUP)
-    row_mask, column_mask = row < rows, column < columns
-    x_at = x + row.to(tl.int64)[:, None] * inner + k[None]
-    weight_at = weight + column.to(tl.int64)[None] * inner + k[:, None]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for group in range(groups):
-        a = tl.load(x_at, row_mask[:, None], other=0.0)
-        b = tl.load(weight_at, column_mask[None], other=0.0)
-        a_scale = tl.load(x_scales + row * scale_row_stride + group * scale_group_stride, row_mask, other=0.0)
-        b_scale = tl.load(weight_scales + column // BLOCK_OF_ROWS * groups + group, column_mask, other=0.0)
-        total += tl.dot(a, b) * a_scale[:, None] * b_scale[None]
-        x_at += GROUP
-        weight_at += GROUP
-    if bias is not None:
-        total += tl.load(bias + column, column_mask, other=0.0).to(tl.float32)[None]
-    target = out + row.to(tl.int64)[:, None] * out_stride + column[None]
-    tl.store(target, total.to(out.dtype.element_ty), row_mask[:, None] & column_mask[None])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.parallel.layout import Layout
 from engine.sampling.params import SamplingParams
@@ -18,6 +19,7 @@ from engine.values.config import EngineConfig
 from tests.engine import mutants
 from tests.engine.drive import greedy, matches_reference, random_prompts, running
 from tests.families import MODELS
+from tests.quantized import emulated_model, logits_of, rounded, rounded_kv
 from tests.tiny import layout_error, write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -173,3 +175,24 @@ def test_sampled_tokens_depend_on_the_seed_alone(checkpoints) -> None:  # type: 
             assert engine.generate({"r2": requests["r2"]}) == {"r2": results[0]["r2"]}
     assert results[0] == results[1]
     assert all(first != second for first, second in results[0].values())
+
+
+@pytest.mark.parametrize(("plan", "weights"), [("T1", "auto"), ("P2->T2", "reload"), ("D2->P2", "resident")])
+def test_in_8_bits(plan: str, weights: str, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    """Weights, activations, and K and V in both pools: each token is the best of a model that emulates all of it, as
+    far as sums in another order, which then round otherwise, can tell."""
+    folder = checkpoints("plain")
+    config = config_of(folder, plan, weights=weights, quantization="fp8", kv_cache_dtype="fp8")
+    with running(config) as engine:
+        requests = {str(i): (prompt, greedy(MAX_TOKENS)) for i, prompt in enumerate(PROMPTS)}
+        tokens = {name: outputs[0] for name, outputs in engine.generate(requests).items()}
+    model = emulated_model(folder, rounded)
+    away, spread = 0.0, 0.0
+    with rounded_kv(model):
+        for i, prompt in enumerate(PROMPTS):
+            got = tokens[str(i)]
+            logits = logits_of(model, prompt + got)[len(prompt) - 1 : -1]
+            chosen = logits.gather(1, torch.tensor(got)[:, None])[:, 0]
+            away += float((logits.amax(-1) - chosen).sum())
+            spread += float((logits.amax(-1) - logits.mean(-1)).sum())
+    assert away < (0.012 if "T2" in plan else 0.002) * spread  # 0.016 without one of the two roundings
