@@ -77,7 +77,13 @@ class Chat:
         answers, sampling = await self._form(body, sampling)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(
-            "chatcmpl", prompts, sampling, arrival, priority=body.priority, show_special_tokens=special
+            "chatcmpl",
+            prompts,
+            sampling,
+            arrival,
+            priority=body.priority,
+            show_special_tokens=special,
+            by_token=body.parts_logprobs,
         )
         choices = [
             ChatChoice(index, answers.reader(text, body.may_call), body, self._serving.names)
@@ -177,9 +183,9 @@ class ChatChoice:
     def pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
         """What is new as OpenAI streams it, the end in a piece of its own."""
         for message in self._messages(delta):
-            yield ChunkChoice(self.index, message, None, UNSET, *self._told())
+            yield ChunkChoice(self.index, message, None, UNSET, *self.told())
         if delta.finish_reason is not None:
-            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason, *self._told())
+            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason, *self.told())
 
     def _messages(self, delta: Delta) -> Iterator[MessageDelta]:
         """The role comes first, with the first token: clients take it for that token's time."""
@@ -198,7 +204,7 @@ class ChatChoice:
                     id = self.reader.make_call_id()
                     yield MessageDelta(tool_calls=[CallDelta(index=call, id=id, type="function", function=function)])
 
-    def _told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
+    def told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
         """What is told beside a message of the tokens that came since the last one."""
         body, tokens, logprobs = self.body, self.tokens, self.logprobs
         if not tokens:
@@ -235,7 +241,7 @@ class ChatChoice:
             reasoning_content=reasoning,
             tool_calls=calls or UNSET,
         )
-        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason, *self._told())
+        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason, *self.told())
 
     @property
     def finish_reason(self) -> str | None:

@@ -67,6 +67,11 @@ class AnswerReader:
         self._tools = tools
 
     @property
+    def is_thinking(self) -> bool:
+        """Whether the text so far ends in reasoning."""
+        return self._reasoning is not None and self._reasoning.is_inside
+
+    @property
     def num_calls(self) -> int:
         """Calls of tools so far."""
         return self._tools.num_calls if self._tools else 0
