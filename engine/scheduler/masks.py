@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.grammar.matcher import MaskFiller
-from engine.sampling.token_masks import mask_words
+from engine.sampling.token_masks import ALL, mask_words
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import Forward, Masks
 
@@ -64,6 +64,6 @@ class PendingMasks:
         self._filler.fill_rows(matchers, rows)
         for matcher, row in zip(matchers, rows, strict=True):
             if matcher is not None and matcher.failure is not None:
-                row[:] = 0xFFFFFFFF  # it ends with an error, whatever comes
+                row[:] = ALL  # it ends with an error, whatever comes
         forward = waiting.forward
         return Masks(forward.id, forward.layout, forward.replica, len(rows), rows.tobytes())

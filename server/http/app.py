@@ -58,7 +58,9 @@ def create_app(
         AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
         # A call that is forced needs no model that knows the format, only a parser.
         AnswerFormat.of(
-            tokenizer, config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes", ""
+            tokenizer,
+            config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes",
+            config.reasoning_parser,
         ),
         trusts_templates=config.trust_request_chat_template,
     )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
 
@@ -74,7 +75,7 @@ class Chat:
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
         self._serving.prompts.check_limit(body, prompts)
-        answers, sampling = await self._form(body, sampling)
+        answers, sampling = await self._form(body, sampling, text)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(
             "chatcmpl",
@@ -106,16 +107,24 @@ class Chat:
             )
         return await self._serving.tokens.run(lambda: self._render(body))
 
-    async def _form(self, body: ChatRequest, sampling: SamplingParams) -> tuple[AnswerFormat, SamplingParams]:
+    async def _form(
+        self, body: ChatRequest, sampling: SamplingParams, prompt: str
+    ) -> tuple[AnswerFormat, SamplingParams]:
         """How the answer is to be read, and the sampling that gives it the form which is asked for."""
         if functions := body.must_call:
             signatures = [Signature(function.name, function.parameters) for function in functions]
             several = body.chosen is None and body.parallel_tool_calls is not False
             form = await self._serving.tokens.run(lambda: self._forced.calls(signatures, several=several))
-            return self._forced, await self._serving.take_form(sampling, form, "tools")
-        if (asked := body.structured) is not None:
-            return self._answers.without_reasoning, await self._serving.take_form(sampling, *asked)
-        return self._answers, sampling
+            answers, asked = self._forced, (form, "tools")
+        elif body.structured is not None:
+            answers, asked = self._answers, body.structured
+        else:
+            return self._answers, sampling
+        sampling = await self._serving.take_form(sampling, *asked)
+        reasoning = answers.reasoning(prompt)
+        if reasoning is None:
+            return answers.without_reasoning, sampling
+        return answers, msgspec.structs.replace(sampling, reasoning=reasoning)
 
     def _check_calls(self, body: ChatRequest) -> None:
         if body.may_call and not body.must_call and self._answers.tool_parser is None:
