@@ -63,21 +63,19 @@ class TextStream:
         text = self._texts.get(choice)
         if text is None:
             text = self._texts[choice] = self._make_text(choice)
-        before = text.num_tokens
-        piece = text.push(output)
-        new = text.num_tokens - before  # behind a stop string comes nothing more
+        new = text.push(output)
         if text.finish_reason is not None:
             self._finish(choice, text.finish_reason, output.error)
             if output.finish_reason is None:
                 self._stream.drop(choice)
         return Delta(
             choice,
-            piece,
+            new.text,
             text.num_tokens,
             None if text.finish_reason is None else text.finish_reason.wire,
             text.stop_reason,
-            output.tokens[:new],
-            output.logprobs[:new],
+            new.tokens,
+            new.logprobs,
             output.prompt_logprobs,
         )
 

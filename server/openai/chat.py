@@ -32,6 +32,7 @@ from server.openai.protocol.chat_answer import (
 from server.openai.protocol.generation import Usage
 from server.openai.protocol.logprobs import ChatLogprobs
 from server.openai.serving import Arrival, Running, Serving, as_json
+from server.openai.untold import Untold
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
 from server.render.tools.forced import Signature
@@ -162,15 +163,13 @@ class ChatChoice:
     calls: list[tuple[str, str, list[str]]] = field(default_factory=list)  # id, name, pieces of arguments
     has_more: bool = False  # than content, wanted or not
     last: Delta | None = None
-    tokens: list[int] = field(default_factory=list)  # not yet told of
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of these
+    untold: Untold[TokenLogprobs] = field(default_factory=Untold)
     of_prompt: list[TokenLogprobs] = field(default_factory=list)
 
     def read(self, delta: Delta) -> Iterator[Event]:
         """What is new and wanted."""
         self.last = delta
-        self.tokens += delta.tokens
-        self.logprobs += delta.logprobs
+        self.untold.add(delta.tokens, delta.logprobs)
         if not self.has_begun:
             self.has_begun = True
             self.of_prompt = delta.prompt_logprobs
@@ -215,11 +214,11 @@ class ChatChoice:
 
     def told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
         """What is told beside a message of the tokens that came since the last one."""
-        body, tokens, logprobs = self.body, self.tokens, self.logprobs
+        body, content = self.body, None
+        tokens, logprobs = self.untold.take()
         if not tokens:
             return None, UNSET
-        self.tokens, self.logprobs, content = [], [], None
-        if body.logprobs and len(logprobs) == len(tokens):
+        if body.logprobs and logprobs is not None:
             as_ids = bool(body.return_tokens_as_token_ids)
             content = chat_logprobs(self.names, tokens, logprobs, top=body.top_logprobs or 0, as_ids=as_ids)
         return content, tokens if body.return_token_ids else UNSET
