@@ -33,7 +33,7 @@ VALUES = st.recursive(
 
 SHORT = st.text(max_size=8)
 FLAG = st.booleans()
-TOKEN = st.integers(-1, 256)
+TOKEN = st.integers(0, 255) | st.sampled_from([-1, 256])
 COUNT = st.integers(-1, 25)
 SCHEMA = st.sampled_from(
     [
@@ -83,9 +83,9 @@ RESPONSE_FORMAT = st.fixed_dictionaries(
 )
 
 PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), st.floats(0, 2)),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), st.floats(-3, 3)),
-    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), st.integers(0, 70)),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), st.floats(0, 1) | st.just(2.0)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), st.floats(-2, 2) | st.just(3.0)),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), st.integers(0, 30) | st.just(70)),
     **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs", "min_tokens", "top_k", "priority"), COUNT),
     **dict.fromkeys(("truncate_prompt_tokens", "max_tool_calls"), COUNT),
     **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "tokens"), TOKENS),
@@ -144,9 +144,9 @@ def parameters(path: str) -> list[str]:
 
 
 def _value(name: str) -> st.SearchStrategy[Any]:
-    if name not in PLAUSIBLE:
-        return VALUES
-    return st.integers(0, 7).flatmap(lambda roll: VALUES if roll == 7 else PLAUSIBLE[name])
+    if name not in PLAUSIBLE:  # what is refused, unless it asks for nothing
+        return st.none() | VALUES
+    return st.integers(0, 15).flatmap(lambda roll: VALUES if roll == 15 else PLAUSIBLE[name])
 
 
 def _call(path: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
