@@ -247,15 +247,15 @@ class LLM:
         completion, text = request.result.outputs[output.index], request.texts[output.index]
         if text.finish_reason is not None:
             return  # it was on its way when a stop string ended the sequence
-        completion.text += text.push(output)
-        new = output.tokens[: text.num_tokens - len(completion.token_ids)]
+        new = text.push(output)
+        completion.text += new.text
         if not completion.token_ids:
             request.result.first_token_s = min(request.result.first_token_s, now)
-        completion.token_ids += new
-        completion.logprobs += output.logprobs[: len(new)]
+        completion.token_ids += new.tokens
+        completion.logprobs += new.logprobs
         if output.index == 0:
             request.result.prompt_logprobs += output.prompt_logprobs
-        completion.token_times_s += [now] * len(new)
+        completion.token_times_s += [now] * len(new.tokens)
         request.result.finished_s = now
         if text.finish_reason is not None:
             completion.finish_reason, completion.stop_reason = text.finish_reason.wire, text.stop_reason

@@ -61,6 +61,9 @@ class ServerConfig:
         "a path another such file",
     )
 
+    enable_tokenizer_info_endpoint: bool = _option(
+        False, "serve /tokenizer_info: the tokenizer's configuration and the chat template, for clients that ask for it"
+    )
     health_timeout_s: float = _option(10.0, "/health says 503 if the engine's loop does not turn within this time")
     shutdown_timeout_s: float = _option(
         0.0, "after SIGTERM, time for requests in flight to end before they are aborted"

@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from engine.grammar.matcher import Matcher, Patience
 from engine.grammar.text import grammar_text
 from engine.grammar.token_table import load_token_table
-from engine.sampling.structured import StructuredOutputs
+from engine.sampling.structured import Reasoning, StructuredOutputs
 from engine.sampling.token_masks import mask_words, tokens_of
 from engine.values.errors import RequestError
 
@@ -50,8 +50,9 @@ class Compilation:
         """Whether `matcher` returns at once."""
         return self._grammar.done()
 
-    def matcher(self, stop_token_ids: Iterable[int] = ()) -> Matcher:
-        """A matcher for one sequence, which also ends with any of these tokens. May be called again, for others.
+    def matcher(self, stop_token_ids: Iterable[int] = (), reasoning: Reasoning | None = None) -> Matcher:
+        """A matcher for one sequence, which also ends with any of these tokens, and begins with `reasoning`. May be
+        called again, for others.
 
         Raises RequestError, with the `param` that `start` was given, if the specification cannot be enforced.
         """
@@ -62,7 +63,7 @@ class Compilation:
                 f"{self._param or 'the specification'} cannot be enforced: {error}.", self._param
             ) from None
         ends = (*self._grammars.eos_token_ids, *stop_token_ids)
-        return Matcher(state.deep_copy(), self._grammars.vocab_size, ends, self._patience)
+        return Matcher(state.deep_copy(), self._grammars.vocab_size, ends, self._patience, reasoning)
 
 
 class Grammars:

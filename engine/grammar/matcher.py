@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from engine.sampling.token_masks import Mask, mask_of
+from engine.grammar.thought import Thought
+from engine.sampling.structured import Reasoning
+from engine.sampling.token_masks import ALL, Mask, mask_of
 from engine.values.errors import IntegrityError
 
 # What following a grammar may take of the loop, for all sequences of a request: most need some 20 microseconds a token,
@@ -42,10 +44,16 @@ class Matcher:
     """One sequence's place in its grammar. Not safe across threads, except that `fill_rows` uses several."""
 
     def __init__(
-        self, state: LLMatcher, vocab_size: int, end_ids: Iterable[int], patience: Patience | None = None
+        self,
+        state: LLMatcher,
+        vocab_size: int,
+        end_ids: Iterable[int],
+        patience: Patience | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
         """`end_ids`: the tokens that end the sequence. They may come where the text may end, and elsewhere only if
-        nothing else may: then the text is cut off there. `patience` is shared with the request's other sequences."""
+        nothing else may: then the text is cut off there. `patience` is shared with the request's other sequences. What
+        comes before the text, `reasoning`, may hold any token."""
         self._state = state
         self._vocab_size = vocab_size
         self._end_ids = frozenset(id for id in end_ids if 0 <= id < vocab_size)
@@ -55,6 +63,12 @@ class Matcher:
         self._has_ended = False
         self._gave_up: str | None = None
         self._patience = patience or Patience()
+        self._thought = Thought(reasoning) if reasoning is not None else None
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether any token may come next, for the text has not begun."""
+        return self._thought is not None and self._thought.is_open
 
     @property
     def failure(self) -> str | None:
@@ -88,6 +102,8 @@ class Matcher:
         self._patience.took(time.thread_time() - began_s)
 
     def _follow(self, token: int) -> None:
+        if self._thought is not None and self._thought.takes(token):
+            return
         if token in self._end_ids:
             if not (self.may_stop or self._state.try_consume_tokens([token]) or self._state.is_error()):
                 raise IntegrityError(f"token {token} ended a text that its grammar does not let end there")
@@ -102,12 +118,15 @@ class Matcher:
     def fill(self, row: Mask) -> None:
         """Write the mask `[mask_words(vocab_size)]` of the tokens that may come next. With none, there is a `failure`,
         or it `is_over` and has no tokens that end it."""
+        if self.is_thinking:
+            row[:] = ALL
+            return
         self._compute(row)
-        self._add_ends(row)
+        self._add_others(row)
 
     def fill_watched(self, row: Mask) -> None:
-        """As `fill` without the ends, and the time it takes counts. None is computed any more once there is a
-        `failure`."""
+        """As `fill` without what the grammar does not know of, and the time it takes counts. None is computed any more
+        once there is a `failure`."""
         if self._patience.is_over:
             row[:] = 0
             return
@@ -117,6 +136,12 @@ class Matcher:
 
     def _compute(self, row: Mask) -> None:
         self._state.unsafe_compute_mask_ptr(_address(row), row.nbytes)
+
+    def _add_others(self, row: Mask) -> None:
+        """The tokens that are none of the grammar's."""
+        self._add_ends(row)
+        if self._thought is not None and self._thought.may_begin and self._thought.begin is not None:
+            row[self._thought.begin // 32] |= np.uint32(1 << self._thought.begin % 32)
 
     def _add_ends(self, row: Mask) -> None:
         if self._has_ended:
@@ -144,6 +169,7 @@ class MaskFiller:
         a row without a matcher is all ones. Other Python threads run meanwhile; a matcher may not be in two rows."""
         assert rows.flags.c_contiguous and len(rows) == len(matchers)
         began_s = time.perf_counter()
+        matchers = [None if matcher is None or matcher.is_thinking else matcher for matcher in matchers]
         if self._watched:
             self._watched -= 1
             for matcher, row in zip(matchers, rows, strict=True):
@@ -155,9 +181,9 @@ class MaskFiller:
             self._watched = _WATCHED_STEPS
         for matcher, row in zip(matchers, rows, strict=True):
             if matcher is None:
-                row[:] = 0xFFFFFFFF
+                row[:] = ALL
             else:
-                matcher._add_ends(row)
+                matcher._add_others(row)
 
 
 def _address(rows: Mask) -> int:

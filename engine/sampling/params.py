@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from engine.sampling.structured import StructuredOutputs
+from engine.sampling.structured import Reasoning, StructuredOutputs
 from engine.values.errors import RequestError
 
 MAX_SEED = 2**63 - 1
@@ -47,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # what the output may not hold in a row
     allowed_token_ids: tuple[int, ...] | None = None  # and no others
     structured_outputs: StructuredOutputs | None = None  # the form that the output must have
+    reasoning: Reasoning | None = None  # what may come before that form
     # What becomes of the text: for `engine.text.output_text`, which ends sequences by it. The engine's loop reads none.
     stop: str | Sequence[str] | None = None  # strings
     include_stop_str_in_output: bool = False  # the string or the token that ended it
@@ -125,6 +126,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
             "logit_bias": self.logit_bias,
             "bad_words": [token for word in self.bad_words_token_ids for token in word],
             "allowed_token_ids": self.allowed_token_ids or (),
+            "reasoning": self.reasoning.tokens if self.reasoning else (),
         }
         for name, tokens in named.items():
             if not all(0 <= token < vocab for token in tokens):

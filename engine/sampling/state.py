@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from engine.device.upload import upload
 from engine.sampling.logprobs import PIECE_ROWS, Logprobs
 from engine.sampling.params import Processing
-from engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, spread
+from engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, replace_empty, spread
 from engine.wire.commands import Forward
 
 
@@ -141,14 +141,21 @@ class SamplerState:
         if masked:
             self._mask(scores, logits, masked, upload(masks(), self._device))
         # Where all that there is was forbidden, the model's own logits count: no sampler takes a row of nothing.
-        has_none = scores.amax(-1, keepdim=True) == -torch.inf
-        return torch.where(has_none, logits.to(scores.dtype), scores)
+        replace_empty(scores, lambda: logits.to(scores.dtype))
+        return scores
 
     def _mask(self, scores: torch.Tensor, logits: torch.Tensor, rows: Sequence[int], bits: torch.Tensor) -> None:
-        for index, some in zip(
+        """Of these rows, ascending."""
+        if len(rows) == len(scores):  # mostly: no copies
+            for some, raw, of_some in zip(*(x.split(PIECE_ROWS) for x in (scores, logits, bits)), strict=True):
+                mask(some, raw, of_some)
+            return
+        for index, of_some in zip(
             upload(torch.tensor(rows), self._device).split(PIECE_ROWS), bits.split(PIECE_ROWS), strict=True
         ):
-            scores[index] = mask(scores[index], logits[index], some)
+            some = scores[index]
+            mask(some, logits[index], of_some)
+            scores[index] = some
 
     def sampled(self, tokens: torch.Tensor, rows: list[ProcessedRow]) -> None:
         """Remember the tokens of rows that are looked back at, of `[rows]`."""

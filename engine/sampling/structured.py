@@ -14,6 +14,17 @@ import msgspec
 Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
 
+class Reasoning(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model may think before the text that has a form, by tokens: all up to `end`."""
+
+    end: tuple[int, ...]
+    begin: int | None = None  # may come first, and else the text begins at once; None: the thoughts have begun
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.end if self.begin is None else (self.begin, *self.end)
+
+
 class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """The form of one request's texts. Equal ones share one compiled grammar."""
 

@@ -7,6 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import numpy.typing as npt
 
+ALL = 0xFFFFFFFF  # of a word
+
 Mask = npt.NDArray[np.uint32]
 
 

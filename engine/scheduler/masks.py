@@ -6,16 +6,19 @@ the ranks compute meanwhile, and wait for masks only before they sample.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.grammar.matcher import MaskFiller
-from engine.sampling.token_masks import mask_words
+from engine.sampling.token_masks import ALL, mask_words
 from engine.scheduler.sequence import Sequence
 from engine.wire.commands import Forward, Masks
 
-NUM_THREADS = 2  # a mask takes some 20 microseconds
+# A mask takes from 20 to some 200 microseconds. As in vLLM, half of the cores are for others: on two, a second thread
+# would take from the rank that computes meanwhile.
+MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,13 @@ class PendingMasks:
 
     def _fill(self, waiting: _Waiting) -> Masks:
         if self._filler is None:
-            self._filler = MaskFiller(NUM_THREADS)
+            self._filler = MaskFiller(max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // 2)))
         rows = np.empty((len(waiting.rows), self._words), dtype=np.uint32)
         # Of a sequence that is over nobody wants a token, but a row it has.
         matchers = [seq.matcher if seq.is_live else None for seq, _ in waiting.rows]
         self._filler.fill_rows(matchers, rows)
         for matcher, row in zip(matchers, rows, strict=True):
             if matcher is not None and matcher.failure is not None:
-                row[:] = 0xFFFFFFFF  # it ends with an error, whatever comes
+                row[:] = ALL  # it ends with an error, whatever comes
         forward = waiting.forward
         return Masks(forward.id, forward.layout, forward.replica, len(rows), rows.tobytes())

@@ -75,7 +75,7 @@ def make_sequences(
             keys=keys,
             leader=sequences[0] if sequences and keys else None,
             processing=Processing.of(params, len(prompt), stops, capacity.shape.vocab),
-            matcher=grammar.matcher(params.stop_token_ids) if grammar is not None else None,
+            matcher=grammar.matcher(params.stop_token_ids, params.reasoning) if grammar is not None else None,
         )
         sequences.append(seq)
     return sequences

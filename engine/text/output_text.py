@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from engine.sampling.params import SamplingParams
 from engine.text.detokenizer import Detokenizer
 from engine.text.stop_strings import StopStrings
 from engine.text.tokenizer import Tokenizer
+from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import FinishReason, Output
+
+
+class NewText(NamedTuple):
+    """What an output adds to a sequence: its text, and those of the tokens that count, as far as it has not ended."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]  # of these, if they were asked for
 
 
 class OutputText:
@@ -28,9 +38,15 @@ class OutputText:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None  # the stop string, or the one of `stop_token_ids`, that ended it
 
-    def push(self, output: Output) -> str:
-        """The text that these tokens add. Sets `finish_reason` when the sequence has ended, perhaps by a stop
-        string that the engine does not know of: the caller then aborts the sequence and pushes no more."""
+    def push(self, output: Output) -> NewText:
+        """What these tokens add. Sets `finish_reason` when the sequence has ended, perhaps by a stop string that the
+        engine does not know of: the caller then aborts the sequence and pushes no more."""
+        before = self.num_tokens
+        text = self._push(output)
+        new = self.num_tokens - before  # behind a stop string comes nothing more
+        return NewText(text, output.tokens[:new], output.logprobs[:new])
+
+    def _push(self, output: Output) -> str:
         pieces = []
         for token in output.tokens:
             self.num_tokens += 1

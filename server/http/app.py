@@ -29,6 +29,7 @@ from server.openai.models import Models, model_names
 from server.openai.responses import Responses
 from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
+from server.openai.tokenizer_info import tokenizer_info
 from server.render.answer import AnswerFormat
 from server.render.tokens import TokenizerPool
 from server.render.tools import TOOL_PARSERS
@@ -52,13 +53,16 @@ def create_app(
     serving = Serving(bridge, info, models, tokens, defaults, grammars, config.sse_keep_alive_s)
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
+    template = read_template(config.chat_template)
     chat = Chat(
         serving,
-        ChatTemplate(tokenizer, read_template(config.chat_template)),
+        ChatTemplate(tokenizer, template),
         AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
         # A call that is forced needs no model that knows the format, only a parser.
         AnswerFormat.of(
-            tokenizer, config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes", ""
+            tokenizer,
+            config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes",
+            config.reasoning_parser,
         ),
         trusts_templates=config.trust_request_chat_template,
     )
@@ -79,7 +83,12 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.openapi = functools.cache(  # type: ignore[method-assign]
-        lambda: make_document(app.title, app.version, has_keys=bool(config.api_key))
+        lambda: make_document(
+            app.title,
+            app.version,
+            has_keys=bool(config.api_key),
+            without=() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",),
+        )
     )
     _add_middleware(app, config)
     errors.install(app)
@@ -92,6 +101,10 @@ def create_app(
     app.add_api_route("/v1/models/{model:path}", models.retrieve, response_model=None)
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
+
+    if config.enable_tokenizer_info_endpoint:
+        info_of_tokenizer = tokenizer_info(tokenizer, template)
+        app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None)
 
     @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
     @app.api_route("/health", methods=["GET", "HEAD"])

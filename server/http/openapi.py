@@ -7,7 +7,7 @@ A test compares it with the routes, and real requests and answers with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "The tokens of a text or of a conversation", (TokenizeText, TokenizeChat), Tokens, errors=BODY_ERRORS
     ),
     ("/detokenize", "post"): Operation("The text of tokens", (Detokenize,), DetokenizedText, errors=BODY_ERRORS),
+    ("/tokenizer_info", "get"): Operation("The tokenizer's configuration", answer=dict[str, Any]),
     ("/health", "get"): HEALTH,
     ("/ping", "get"): HEALTH,
     ("/ping", "post"): HEALTH,
@@ -80,11 +81,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 }
 
 
-def make_document(title: str, version: str, *, has_keys: bool) -> dict[str, Any]:
-    """The OpenAPI document. `has_keys`: some paths need an API key."""
+def make_document(title: str, version: str, *, has_keys: bool, without: Collection[str] = ()) -> dict[str, Any]:
+    """The OpenAPI document. `has_keys`: some paths need an API key. `without`: paths that are not served."""
     refs, components = _schemas()
     paths: dict[str, dict[str, Any]] = {}
     for (path, method), operation in OPERATIONS.items():
+        if path in without:
+            continue
         paths.setdefault(path, {})[method] = _describe(
             path, operation, refs, needs_key=has_keys and GUARDED.match(path) is not None
         )

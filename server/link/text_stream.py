@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 from engine.text.output_text import OutputText
 from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import FinishReason
+from engine.wire.messages import FinishReason, Output
 from server.link.errors import GenerationError
 from server.link.stream import Stream
 from server.metrics import Metrics
@@ -36,42 +36,48 @@ class TextStream:
     aborts what has not finished.
     """
 
-    def __init__(self, stream: Stream, make_text: Callable[[int], OutputText], metrics: Metrics) -> None:
-        """`make_text` gives the empty text of a choice."""
+    def __init__(
+        self, stream: Stream, make_text: Callable[[int], OutputText], metrics: Metrics, *, by_token: bool = False
+    ) -> None:
+        """`make_text` gives the empty text of a choice. `by_token`: each delta has one token, also where several came
+        at once."""
         self._stream = stream
         self._make_text = make_text
         self._texts: dict[int, OutputText] = {}  # of choices that had an output
         self._metrics = metrics
+        self._by_token = by_token
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
         """Raises EngineDeadError and its like, or GenerationError for a request that the engine gave up."""
         async for batch in self._stream:
-            deltas = []
+            deltas: list[Delta] = []
             for choice, output in batch:
-                text = self._texts.get(choice)
-                if text is None:
-                    text = self._texts[choice] = self._make_text(choice)
-                before = text.num_tokens
-                piece = text.push(output)
-                new = text.num_tokens - before  # behind a stop string comes nothing more
-                if text.finish_reason is not None:
-                    self._finish(choice, text.finish_reason, output.error)
-                    if output.finish_reason is None:
-                        self._stream.drop(choice)
-                reason = None if text.finish_reason is None else text.finish_reason.wire
-                deltas.append(
-                    Delta(
-                        choice,
-                        piece,
-                        text.num_tokens,
-                        reason,
-                        text.stop_reason,
-                        output.tokens[:new],
-                        output.logprobs[:new],
-                        output.prompt_logprobs,
-                    )
-                )
+                for part in _by_token(output) if self._by_token else (output,):
+                    delta = self._push(choice, part)
+                    deltas.append(delta)
+                    if delta.finish_reason is not None:
+                        break
             yield deltas
+
+    def _push(self, choice: int, output: Output) -> Delta:
+        text = self._texts.get(choice)
+        if text is None:
+            text = self._texts[choice] = self._make_text(choice)
+        new = text.push(output)
+        if text.finish_reason is not None:
+            self._finish(choice, text.finish_reason, output.error)
+            if output.finish_reason is None:
+                self._stream.drop(choice)
+        return Delta(
+            choice,
+            new.text,
+            text.num_tokens,
+            None if text.finish_reason is None else text.finish_reason.wire,
+            text.stop_reason,
+            new.tokens,
+            new.logprobs,
+            output.prompt_logprobs,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -94,3 +100,20 @@ class TextStream:
             self._metrics.request_time_per_output_token.observe(each_s)
         if reason is FinishReason.ERROR:
             raise GenerationError(f"The engine could not complete this request{f': {error}' if error else ''}.")
+
+
+def _by_token(output: Output) -> Iterator[Output]:
+    """The same in pieces of a token."""
+    last = max(0, len(output.tokens) - 1)
+    for at in range(last + 1):
+        is_last = at == last
+        yield Output(
+            output.id,
+            output.index,
+            output.tokens[at : at + 1],
+            output.finish_reason if is_last else None,
+            output.stop_token if is_last else None,
+            output.logprobs[at : at + 1],
+            output.prompt_logprobs if at == 0 else [],
+            output.error,
+        )

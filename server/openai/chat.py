@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
 
@@ -31,6 +32,7 @@ from server.openai.protocol.chat_answer import (
 from server.openai.protocol.generation import Usage
 from server.openai.protocol.logprobs import ChatLogprobs
 from server.openai.serving import Arrival, Running, Serving, as_json
+from server.openai.untold import Untold
 from server.render.answer import AnswerFormat, AnswerReader
 from server.render.events import CallPiece, Content, Event, Reasoning
 from server.render.tools.forced import Signature
@@ -74,10 +76,16 @@ class Chat:
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
         self._serving.prompts.check_limit(body, prompts)
-        answers, sampling = await self._form(body, sampling)
+        answers, sampling = await self._form(body, sampling, text)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(
-            "chatcmpl", prompts, sampling, arrival, priority=body.priority, show_special_tokens=special
+            "chatcmpl",
+            prompts,
+            sampling,
+            arrival,
+            priority=body.priority,
+            show_special_tokens=special,
+            by_token=body.parts_logprobs,
         )
         choices = [
             ChatChoice(index, answers.reader(text, body.may_call), body, self._serving.names)
@@ -100,16 +108,24 @@ class Chat:
             )
         return await self._serving.tokens.run(lambda: self._render(body))
 
-    async def _form(self, body: ChatRequest, sampling: SamplingParams) -> tuple[AnswerFormat, SamplingParams]:
+    async def _form(
+        self, body: ChatRequest, sampling: SamplingParams, prompt: str
+    ) -> tuple[AnswerFormat, SamplingParams]:
         """How the answer is to be read, and the sampling that gives it the form which is asked for."""
         if functions := body.must_call:
             signatures = [Signature(function.name, function.parameters) for function in functions]
             several = body.chosen is None and body.parallel_tool_calls is not False
             form = await self._serving.tokens.run(lambda: self._forced.calls(signatures, several=several))
-            return self._forced, await self._serving.take_form(sampling, form, "tools")
-        if (asked := body.structured) is not None:
-            return self._answers.without_reasoning, await self._serving.take_form(sampling, *asked)
-        return self._answers, sampling
+            answers, asked = self._forced, (form, "tools")
+        elif body.structured is not None:
+            answers, asked = self._answers, body.structured
+        else:
+            return self._answers, sampling
+        sampling = await self._serving.take_form(sampling, *asked)
+        reasoning = answers.reasoning(prompt)
+        if reasoning is None:
+            return answers.without_reasoning, sampling
+        return answers, msgspec.structs.replace(sampling, reasoning=reasoning)
 
     def _check_calls(self, body: ChatRequest) -> None:
         if body.may_call and not body.must_call and self._answers.tool_parser is None:
@@ -147,15 +163,13 @@ class ChatChoice:
     calls: list[tuple[str, str, list[str]]] = field(default_factory=list)  # id, name, pieces of arguments
     has_more: bool = False  # than content, wanted or not
     last: Delta | None = None
-    tokens: list[int] = field(default_factory=list)  # not yet told of
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of these
+    untold: Untold[TokenLogprobs] = field(default_factory=Untold)
     of_prompt: list[TokenLogprobs] = field(default_factory=list)
 
     def read(self, delta: Delta) -> Iterator[Event]:
         """What is new and wanted."""
         self.last = delta
-        self.tokens += delta.tokens
-        self.logprobs += delta.logprobs
+        self.untold.add(delta.tokens, delta.logprobs)
         if not self.has_begun:
             self.has_begun = True
             self.of_prompt = delta.prompt_logprobs
@@ -177,9 +191,9 @@ class ChatChoice:
     def pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
         """What is new as OpenAI streams it, the end in a piece of its own."""
         for message in self._messages(delta):
-            yield ChunkChoice(self.index, message, None, UNSET, *self._told())
+            yield ChunkChoice(self.index, message, None, UNSET, *self.told())
         if delta.finish_reason is not None:
-            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason, *self._told())
+            yield ChunkChoice(self.index, MessageDelta(), self.finish_reason, delta.stop_reason, *self.told())
 
     def _messages(self, delta: Delta) -> Iterator[MessageDelta]:
         """The role comes first, with the first token: clients take it for that token's time."""
@@ -198,13 +212,13 @@ class ChatChoice:
                     id = self.reader.make_call_id()
                     yield MessageDelta(tool_calls=[CallDelta(index=call, id=id, type="function", function=function)])
 
-    def _told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
+    def told(self) -> tuple[ChatLogprobs | None, list[int] | UnsetType]:
         """What is told beside a message of the tokens that came since the last one."""
-        body, tokens, logprobs = self.body, self.tokens, self.logprobs
+        body, content = self.body, None
+        tokens, logprobs = self.untold.take()
         if not tokens:
             return None, UNSET
-        self.tokens, self.logprobs, content = [], [], None
-        if body.logprobs and len(logprobs) == len(tokens):
+        if body.logprobs and logprobs is not None:
             as_ids = bool(body.return_tokens_as_token_ids)
             content = chat_logprobs(self.names, tokens, logprobs, top=body.top_logprobs or 0, as_ids=as_ids)
         return content, tokens if body.return_token_ids else UNSET
@@ -235,7 +249,7 @@ class ChatChoice:
             reasoning_content=reasoning,
             tool_calls=calls or UNSET,
         )
-        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason, *self._told())
+        return AnswerChoice(self.index, message, self.finish_reason, self.last.stop_reason, *self.told())
 
     @property
     def finish_reason(self) -> str | None:

@@ -15,6 +15,7 @@ from server.link.text_stream import Delta
 from server.openai.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from server.openai.protocol.completions import Choice, Completion, CompletionRequest
 from server.openai.serving import Arrival, Running, Serving, as_json
+from server.openai.untold import Untold
 
 
 class Completions:
@@ -62,8 +63,7 @@ class _Choice:
     prompt_text: str
     names: TokenNames
     texts: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    untold: Untold[TokenLogprobs | None] = field(default_factory=Untold)
     of_prompt: list[TokenLogprobs] = field(default_factory=list)
     has_begun: bool = False
     is_first: bool = True
@@ -78,22 +78,19 @@ class _Choice:
             self.of_prompt = delta.prompt_logprobs
             if body.echo:
                 self.texts.append(self.prompt_text)
-                self.tokens += self.prompt
-                self.logprobs += [None, *delta.prompt_logprobs]
+                self.untold.add(self.prompt, [None, *delta.prompt_logprobs])
         if not body.is_only_echoed:
             self.texts.append(delta.text)
-            self.tokens += delta.tokens
-            self.logprobs += delta.logprobs
+            self.untold.add(delta.tokens, delta.logprobs)
 
     def told(self) -> Choice:
         """All that was kept, which is then forgotten."""
         body, names, logprobs, last = self.body, self.names, None, self.last
         assert last is not None
-        if body.logprobs is not None and len(self.logprobs) == len(self.tokens):
+        tokens, told = self.untold.take()
+        if body.logprobs is not None and told is not None:
             as_ids = bool(body.return_tokens_as_token_ids)
-            logprobs = completion_logprobs(
-                names, self.tokens, self.logprobs, top=body.logprobs, offset=self.offset, as_ids=as_ids
-            )
+            logprobs = completion_logprobs(names, tokens, told, top=body.logprobs, offset=self.offset, as_ids=as_ids)
             self.offset = logprobs.text_offset[-1] + len(logprobs.tokens[-1]) if logprobs.tokens else self.offset
         echoed = len(self.prompt) if body.echo and self.is_first else 0
         choice = Choice(
@@ -103,10 +100,10 @@ class _Choice:
             last.stop_reason,
             logprobs,
             UNSET if body.prompt_logprobs is None else prompt_logprobs(names, self.prompt, self.of_prompt),
-            self.tokens[echoed:] if body.return_token_ids else UNSET,
+            tokens[echoed:] if body.return_token_ids else UNSET,
             self.prompt if body.return_token_ids and self.is_first else UNSET,
         )
-        self.texts, self.tokens, self.logprobs, self.is_first = [], [], [], False
+        self.texts, self.is_first = [], False
         return choice
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from server.openai.protocol.logprobs import ContentLogprob
 from server.openai.protocol.responses_answer import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -47,7 +48,8 @@ class OutputWriter:
         """The sequence number of the event that is made next."""
         return next(self._numbers)
 
-    def write(self, event: Event) -> Iterator[StreamEvent]:
+    def write(self, event: Event, logprobs: Sequence[ContentLogprob] = ()) -> Iterator[StreamEvent]:
+        """`logprobs`: of the tokens of a piece of content."""
         match event:
             case Content(text):
                 if not isinstance(self._open, _OpenMessage):
@@ -61,12 +63,15 @@ class OutputWriter:
                 yield from self._begin(partial(_OpenCall, call_id=self._make_call_id(), name=name or ""))
         assert self._open is not None
         if text:
-            yield self._open.add(text)
+            yield self._open.add(text, logprobs)
 
-    def close(self, status: str) -> Iterator[StreamEvent]:
-        """End the last item, `completed` or `incomplete`. An answer without anything is an empty message."""
+    def close(self, status: str, logprobs: Sequence[ContentLogprob] = ()) -> Iterator[StreamEvent]:
+        """End the last item, `completed` or `incomplete`. An answer without anything is an empty message. `logprobs`:
+        of tokens behind a message that had no text."""
         if self._open is None:
             yield from self._begin(_OpenMessage)
+        if logprobs and isinstance(self._open, _OpenMessage):
+            yield self._open.add("", logprobs)
         yield from self._end(status)
 
     def _begin(self, make: Callable[[int, Callable[[], int]], _OpenItem]) -> Iterator[StreamEvent]:
@@ -94,14 +99,17 @@ class _OpenItem(ABC):
         self._index = index
         self._next_number = next_number
         self._pieces: list[str] = []
+        self._logprobs: list[ContentLogprob] = []
         self._id = f"{self.prefix}_{uuid.uuid4().hex}"
 
     def begin(self) -> Iterator[StreamEvent]:
         yield ItemAdded(sequence_number=self._next_number(), output_index=self._index, item=self.item(IN_PROGRESS))
 
-    def add(self, text: str) -> StreamEvent:
+    def add(self, text: str, logprobs: Sequence[ContentLogprob]) -> StreamEvent:
+        """`logprobs`: only a message has any."""
         self._pieces.append(text)
-        return self._delta(text)
+        self._logprobs += logprobs
+        return self._delta(text, logprobs)
 
     @abstractmethod
     def end(self) -> Iterator[StreamEvent]:
@@ -112,7 +120,7 @@ class _OpenItem(ABC):
         """As it is now."""
 
     @abstractmethod
-    def _delta(self, text: str) -> StreamEvent: ...
+    def _delta(self, text: str, logprobs: Sequence[ContentLogprob]) -> StreamEvent: ...
 
     def _text(self) -> str:
         return "".join(self._pieces)
@@ -135,20 +143,29 @@ class _OpenText(_OpenItem):
         yield PartAdded(**self._place(), part=self.part(text=""))
 
     def end(self) -> Iterator[StreamEvent]:
-        text = self._text()
-        yield self.done(**self._place(), text=text)
-        yield PartDone(**self._place(), part=self.part(text=text))
+        yield self.done(**self._place(), **self._content())
+        yield PartDone(**self._place(), part=self.part(**self._content()))
 
     def item(self, status: str) -> OutputItem:
-        content = [] if status == IN_PROGRESS else [self.part(text=self._text())]
+        content = [] if status == IN_PROGRESS else [self.part(**self._content())]
         return self.whole(id=self._id, status=status, content=content)  # type: ignore[no-any-return]
 
-    def _delta(self, text: str) -> StreamEvent:
+    def _delta(self, text: str, logprobs: Sequence[ContentLogprob]) -> StreamEvent:
         return self.delta(**self._place(), delta=text)  # type: ignore[no-any-return]
+
+    def _content(self) -> dict[str, Any]:
+        """What its part has, and what is said when that is done."""
+        return {"text": self._text()}
 
 
 class _OpenMessage(_OpenText):
     prefix, part, whole, delta, done = "msg", OutputText, OutputMessage, TextDelta, TextDone
+
+    def _delta(self, text: str, logprobs: Sequence[ContentLogprob]) -> StreamEvent:
+        return TextDelta(**self._place(), delta=text, logprobs=[*logprobs])
+
+    def _content(self) -> dict[str, Any]:
+        return {"text": self._text(), "logprobs": self._logprobs}
 
 
 class _OpenReasoning(_OpenText):
@@ -171,5 +188,5 @@ class _OpenCall(_OpenItem):
     def item(self, status: str) -> OutputItem:
         return FunctionCall(id=self._id, status=status, call_id=self._call_id, name=self._name, arguments=self._text())
 
-    def _delta(self, text: str) -> StreamEvent:
+    def _delta(self, text: str, logprobs: Sequence[ContentLogprob]) -> StreamEvent:
         return ArgumentsDelta(**self._place(), delta=text)

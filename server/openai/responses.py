@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 from fastapi import Request
@@ -12,6 +12,7 @@ from server.http.errors import describe
 from server.link.text_stream import Delta
 from server.openai.chat import Chat, ChatChoice
 from server.openai.output_writer import IN_PROGRESS, OutputWriter
+from server.openai.protocol.logprobs import ContentLogprob
 from server.openai.protocol.responses import ReasoningOptions, ResponsesRequest
 from server.openai.protocol.responses_answer import (
     IncompleteDetails,
@@ -27,7 +28,7 @@ from server.openai.protocol.responses_answer import (
     StreamEvent,
 )
 from server.openai.serving import Arrival, Running, Serving, as_event, as_json
-from server.render.events import Reasoning
+from server.render.events import Content, Reasoning
 
 
 class Responses:
@@ -67,15 +68,18 @@ class _Answer:
 
     def events(self, delta: Delta) -> Iterator[StreamEvent]:
         """The events that this piece makes."""
+        was_thinking, event = self._choice.reader.is_thinking, None
         for event in self._choice.read(delta):
             if isinstance(event, Reasoning):
                 self._reasoning_tokens = delta.num_tokens
-            yield from self._writer.write(event)
+            yield from self._writer.write(event, self._told() if isinstance(event, Content) else ())
+        if was_thinking or not isinstance(event, Content | None):
+            self._told()  # and forgotten: these tokens are no text, if it is not held back
         if delta.finish_reason is None:
             return
         is_whole = delta.finish_reason != "length"
         status = "completed" if is_whole else "incomplete"
-        yield from self._writer.close(status)
+        yield from self._writer.close(status, self._told())
         self.response = msgspec.structs.replace(
             self.response,
             status=status,
@@ -85,6 +89,11 @@ class _Answer:
         )
         ended = ResponseCompleted if is_whole else ResponseIncomplete
         yield ended(sequence_number=self._writer.next_number(), response=self.response)
+
+    def _told(self) -> Sequence[ContentLogprob]:
+        """Of the tokens that came since the last call."""
+        logprobs, _ = self._choice.told()
+        return logprobs.content if logprobs else ()
 
     def collect(self, delta: Delta) -> None:
         """Take this piece for the whole response."""
@@ -130,6 +139,7 @@ def _begun(body: ResponsesRequest, running: Running, arrival: Arrival) -> Respon
         text={"format": body.text_format},
         tool_choice="auto" if body.tool_choice is None else body.tool_choice,
         tools=[tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
+        top_logprobs=body.top_logprobs or 0,
         top_p=running.sampling.top_p,
     )
 

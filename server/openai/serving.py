@@ -187,9 +187,10 @@ class Serving:
         *,
         priority: int | None = None,
         show_special_tokens: bool = False,
+        by_token: bool = False,
     ) -> Running:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
-        sampling says, since somebody reads them."""
+        sampling says, since somebody reads them. `by_token`: as of `TextStream`."""
         if sampling.bad_words:
             sampling = await self.tokens.run(lambda: with_bad_words(sampling, self.tokens.tokenizer))
         if show_special_tokens:
@@ -206,7 +207,7 @@ class Serving:
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0)
-        text = TextStream(stream, make_text, self._bridge.metrics)
+        text = TextStream(stream, make_text, self._bridge.metrics, by_token=by_token)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 
     def stream(

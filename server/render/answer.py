@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.sampling.structured import StructuredOutputs
+from engine.sampling.structured import Reasoning, StructuredOutputs
 from engine.text.tokenizer import Tokenizer
 from server.render.events import Content, Event
 from server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
@@ -23,12 +23,15 @@ class AnswerFormat:
     shows_reasoning: bool = False
     parser_name: str = "none"
     special_tokens: Mapping[str, int] = field(default_factory=dict)
+    opening: tuple[int, ...] = ()  # the tokens of the markers of reasoning
+    closing: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str) -> AnswerFormat:
         """Of parsers by name; `none` and other names stand for none."""
         tools = TOOL_PARSERS.get(tool_parser)
         special = {tokenizer.decode([id]): id for id in tokenizer.special_ids} if tools or reasoning_parser else {}
+        opening, closing = map(tuple, tokenizer.encode([OPEN, CLOSE], add_special_tokens=False))
         return cls(
             tools,
             REASONING_PARSERS.get(reasoning_parser),
@@ -36,11 +39,25 @@ class AnswerFormat:
             shows_reasoning=not special.keys().isdisjoint((OPEN, CLOSE)),
             parser_name=tool_parser,
             special_tokens=special,
+            opening=opening,
+            closing=closing,
         )
 
     def calls(self, functions: Sequence[Signature], *, several: bool) -> StructuredOutputs:
         """The form of answers that are calls of these functions, as the tool parser reads them. Raises RequestError."""
         return forced_calls(self.parser_name, functions, self.special_tokens, several=several)
+
+    def reasoning(self, prompt: str) -> Reasoning | None:
+        """What may come before an answer to this prompt that has a form; None if nothing may: it thinks of nothing, or
+        the prompt has the end of it."""
+        if self.reasoning_parser is None:
+            return None
+        if self.reasoning_parser(prompt).is_inside:
+            return Reasoning(self.closing)
+        # A model that begins by itself can be let begin with one token only.
+        if len(self.opening) != 1 or prompt.rstrip().endswith(CLOSE):
+            return None
+        return Reasoning(self.closing, self.opening[0])
 
     @property
     def without_reasoning(self) -> AnswerFormat:
@@ -65,6 +82,11 @@ class AnswerReader:
     def __init__(self, reasoning: ThinkParser | None, tools: ToolParser | None) -> None:
         self._reasoning = reasoning
         self._tools = tools
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text so far ends in reasoning."""
+        return self._reasoning is not None and self._reasoning.is_inside
 
     @property
     def num_calls(self) -> int:

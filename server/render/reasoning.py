@@ -19,6 +19,11 @@ class ThinkParser:
         self._is_inside: bool | None = None  # None: not known yet
         self._held = ""
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the text so far ends in reasoning, as far as is known."""
+        return self._starts_inside if self._is_inside is None else self._is_inside
+
     def push(self, text: str) -> list[Event]:
         """The events that this piece completes."""
         text = self._held + text
@@ -47,8 +52,7 @@ class ThinkParser:
         held, self._held = self._held, ""
         if not held:
             return []
-        is_inside = self._starts_inside if self._is_inside is None else self._is_inside
-        return [Reasoning(held) if is_inside else Content(held)]
+        return [Reasoning(held) if self.is_inside else Content(held)]
 
 
 def deepseek_r1(prompt: str) -> ThinkParser:

@@ -7,10 +7,11 @@ import re
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.sampling.params import SamplingParams
-from engine.sampling.structured import StructuredOutputs
+from engine.sampling.structured import Reasoning, StructuredOutputs
 from engine.supervision import end_children
 from engine.values.errors import RequestError
 from engine.wire.messages import Add, FinishReason
@@ -165,3 +166,21 @@ def test_an_engine_is_closed_while_a_step_waits_for_its_masks(folder: Path, monk
             tokens += len(list(engine.core.turn()))
             engine.wait()
     assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("plan", ["T2", "P2->T2"])
+def test_a_form_begins_behind_what_a_model_thinks(plan: str, folder: Path) -> None:
+    """A bias has it come to an end now and then."""
+    end, form = (ord("<"), ord(">")), FORMS[1]
+    params = ask(form, reasoning=Reasoning(end), logit_bias=dict.fromkeys(end, 6.0), max_tokens=200)
+    requests = {str(i): (prompt, msgspec.structs.replace(params, seed=i, n=2)) for i, prompt in enumerate(PROMPTS)}
+    with running(config_of(folder, plan, tokenizer="bytes")) as engine:
+        found = generate(engine, requests)
+    thoughts = set()
+    for outputs in (each for of_request in found.values() for each in of_request):
+        tokens = bytes(token for output in outputs for token in output.tokens)
+        thought, closed, text = tokens.partition(bytes(end))
+        thoughts.add(thought)
+        if closed and outputs[-1].finish_reason is FinishReason.STOP:
+            assert has_form(text.decode().rstrip("\0"), form)
+    assert len(thoughts) > len(PROMPTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from engine.model.shapes import ModelShape
 from engine.ops.base import make_ops
+from engine.sampling.logprobs import Logprobs
 from engine.sampling.params import Processing, RowSampling, SamplingParams
 from engine.sampling.state import SamplerState
 from engine.sampling.structured import StructuredOutputs
@@ -43,8 +45,14 @@ class Tables:
         return torch.arange(count) + slot * 4 * BLOCK
 
 
-def processed(device: str, logits: torch.Tensor, tokens: list[int]) -> list[torch.Tensor]:
-    """Scores, and what is told of the likeliest tokens, of one step; and the scores of the next one."""
+@dataclass
+class Step:
+    scores: torch.Tensor
+    told: Logprobs
+
+
+def processed(device: str, logits: torch.Tensor, tokens: list[int]) -> list[Step]:
+    """Two steps, the second one behind what the first one sampled."""
     state = SamplerState(Tables(), len(ASKED), 4 * len(ASKED), VOCAB, torch.device(device))
     inits, tables = [], []
     for slot, params in enumerate(ASKED):
@@ -56,7 +64,7 @@ def processed(device: str, logits: torch.Tensor, tokens: list[int]) -> list[torc
     state.update(Forward(1, 0, 0, [], tables, inits), samples=True)
     slots = list(range(len(ASKED)))
     masks = torch.from_numpy(mask_of(range(0, VOCAB, 3), VOCAB).view(np.int32))[None]
-    found: list[torch.Tensor] = []
+    steps: list[Step] = []
     inputs = torch.full((len(ASKED),), tokens[-1])
     for step in range(2):
         rows = state.rows(slots, [len(tokens) + step] * len(slots))
@@ -67,9 +75,9 @@ def processed(device: str, logits: torch.Tensor, tokens: list[int]) -> list[torc
         assert told is not None
         if device == "cuda":
             torch.cuda.synchronize()
-        found += [scores.cpu(), told.values, told.ids[:, 1:]]
+        steps.append(Step(scores.cpu(), told))
         inputs = torch.tensor([~slot for slot in slots])
-    return found
+    return steps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,9 +85,23 @@ def test_a_gpu_processes_logits_as_the_cpu_does(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(len(ASKED), VOCAB, generator=generator) * 3).to(dtype)
     tokens = torch.randint(VOCAB, (30,), generator=generator).tolist()
-    on_cpu, on_gpu = processed("cpu", logits, tokens), processed("cuda", logits.cuda(), tokens)
-    for want, got in zip(on_cpu, on_gpu, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3, check_dtype=False)
+    for want, got in zip(processed("cpu", logits, tokens), processed("cuda", logits.cuda(), tokens), strict=True):
+        torch.testing.assert_close(got.scores, want.scores, atol=1e-3, rtol=1e-3, check_dtype=False)
+        assert_same_tokens(got.told, want.told, logits)
+
+
+def assert_same_tokens(got: Logprobs, want: Logprobs, logits: torch.Tensor) -> None:
+    """The same values of the same tokens; of tokens that tie, which in bfloat16 many do, each device has its order, and
+    tells of others if not all of them are told of."""
+    assert got.places == want.places and got.tops == want.tops
+    torch.testing.assert_close(got.values, want.values, atol=1e-3, rtol=1e-3)
+    rows, ids = logits[list(want.places)], want.ids[:, 1:]
+    ties = rows[:, None, :] == rows.gather(1, ids)[:, :, None]  # [told rows, told tokens, vocabulary]
+    assert ties.gather(2, got.ids[:, 1:, None]).all()
+    is_sole = ties.sum(-1) == 1
+    assert is_sole.any() and torch.equal(got.ids[:, 1:][is_sole], ids[is_sole])
+    assert all(len(set(row)) == len(row) for row in got.ids[:, 1:].tolist())
+    assert torch.equal(got.ids[:, 0], want.ids[:, 0])  # the ranks: who ties counts, in whatever order
 
 
 def test_processed_rows_are_sampled_by_the_gpus_operators() -> None:

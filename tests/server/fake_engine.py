@@ -21,6 +21,7 @@ import zmq.asyncio
 
 from engine.supervision import exit_with_parent
 from engine.values.config import EngineConfig
+from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import (
     Abort,
     Add,
@@ -62,14 +63,26 @@ INFO = EngineInfo(
 
 
 def answer(text: str) -> Script:
-    """Every sequence says `text`, a byte a token and a message, for at most max_tokens; then it stops."""
+    """Every sequence says `text`, a byte a token and a message, for at most max_tokens; then it stops. Of tokens that
+    are to be told of it knows that they are sure."""
 
     def script(add: Add) -> list[Output]:
         data = text.encode()
         shown = data[: add.sampling.max_tokens]
         reason = FinishReason.LENGTH if len(shown) < len(data) else FinishReason.STOP
+        sure, sampling = TokenLogprobs(0.0, 1, [], []), add.sampling
+        of_token = [] if sampling.logprobs is None else [sure]
+        of_prompt = [] if sampling.prompt_logprobs is None else [sure] * (len(add.prompt) - 1)
         return [
-            Output(add.id, index, [token], reason if at == len(shown) - 1 else None)
+            Output(
+                add.id,
+                index,
+                [token],
+                reason if at == len(shown) - 1 else None,
+                None,
+                of_token,
+                of_prompt if at == index == 0 else [],
+            )
             for at, token in enumerate(shown)
             for index in range(add.sampling.n)
         ]

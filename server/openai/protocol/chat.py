@@ -72,6 +72,11 @@ class ChatRequest(GenerationRequest):
         return self.top_logprobs or 0 if self.logprobs else None
 
     @property
+    def parts_logprobs(self) -> bool:
+        """Whether only tokens of the answer's text are told of, and not those of reasoning and calls."""
+        return False
+
+    @property
     def begins_message(self) -> bool:
         """Whether the model is to begin a message of its own."""
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt

@@ -14,6 +14,7 @@ from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.input_items import InputItem, as_messages
 from server.openai.protocol.messages import Message
 
+LOGPROBS = "message.output_text.logprobs"  # what clients include to be told of them
 NO_STORE = "This server stores no responses: send the whole conversation as input."
 
 
@@ -56,7 +57,6 @@ class ResponsesRequest(GenerationRequest):
         "background": (False,),
         "logprobs": (False,),
         "prompt": (),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
 
@@ -74,6 +74,7 @@ class ResponsesRequest(GenerationRequest):
     text: TextOptions | None = None
     metadata: dict[str, Any] | None = None
     include: list[str] | None = None
+    top_logprobs: int | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none
@@ -98,10 +99,15 @@ class ResponsesRequest(GenerationRequest):
             raise RequestError("max_tokens is max_output_tokens here: rename it.", "max_tokens")
         if self.n not in (None, 1):
             raise RequestError("n must be 1: a response has one answer.", "n")
-        if "message.output_text.logprobs" in (self.include or ()):
-            raise RequestError("message.output_text.logprobs is not supported: leave it out.", "include")
+        if self.top_logprobs and not self.includes_logprobs:
+            raise RequestError(f"top_logprobs needs include to have {LOGPROBS}.", "top_logprobs")
         if self.text_format.get("type") not in ("text", "json_object", "json_schema"):
             raise RequestError("text.format.type must be text, json_object or json_schema.", "text.format")
+
+    @property
+    def includes_logprobs(self) -> bool:
+        """Whether the tokens of the answer's text are told of."""
+        return LOGPROBS in (self.include or ())
 
     @property
     def text_format(self) -> dict[str, Any]:
@@ -119,6 +125,8 @@ class ResponsesRequest(GenerationRequest):
             **{name: getattr(self, name) for name in self.model_fields_set & same - {"stream_options"}},
             messages=messages,
             max_completion_tokens=self.max_output_tokens,
+            logprobs=self.includes_logprobs,
+            top_logprobs=self.top_logprobs,
             tools=[tool.as_tool() for tool in self.tools or ()],
             tool_choice=_named_function(self.tool_choice),
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
@@ -146,6 +154,10 @@ class _Conversation(ChatRequest):
     @property
     def token_limit(self) -> tuple[int | None, str]:
         return self.max_completion_tokens, "max_output_tokens"
+
+    @property
+    def parts_logprobs(self) -> bool:
+        return bool(self.logprobs)
 
     @property
     def structured(self) -> tuple[StructuredOutputs, str] | None:

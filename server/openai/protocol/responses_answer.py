@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 
+from server.openai.protocol.logprobs import ContentLogprob
+
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
     text: str
     annotations: list[Any] = []
-    logprobs: list[Any] = []
+    logprobs: list[ContentLogprob] = []
 
 
 class ReasoningText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning_text"):
@@ -162,12 +164,12 @@ class PartDone(PartEvent, frozen=True, kw_only=True, tag="response.content_part.
 
 class TextDelta(PartEvent, frozen=True, kw_only=True, tag="response.output_text.delta"):
     delta: str
-    logprobs: list[Any] = []
+    logprobs: list[ContentLogprob] = []
 
 
 class TextDone(PartEvent, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
-    logprobs: list[Any] = []
+    logprobs: list[ContentLogprob] = []
 
 
 class ReasoningDelta(PartEvent, frozen=True, kw_only=True, tag="response.reasoning_text.delta"):

@@ -15,7 +15,6 @@ from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import answer
 from tests.server.openai import streams
 from tests.server.openai.test_responses import CALL, TOOL
-from tests.server.openai.test_responses import events as response_events
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +83,7 @@ class Document:
         content = self.operation(path, method)["responses"][str(response.status_code)]["content"]
         kind = response.headers["content-type"].partition(";")[0]
         if kind == "text/event-stream":
-            read = response_events if path == "/v1/responses" else streams.events
+            read = streams.named_events if path == "/v1/responses" else streams.events
             for event in read(response):
                 self.check(event, content[kind]["schema"])
         else:
@@ -107,7 +106,12 @@ def served(site: Site) -> Iterator[tuple[str, str]]:
             yield route.path.replace(":path", ""), method.lower()
 
 
-async def test_every_route_is_in_it(site: Site) -> None:
+WHOLE = ServerConfig(served_model_name=("fake",), enable_tokenizer_info_endpoint=True)  # all routes
+
+
+@pytest.mark.parametrize("config", [None, WHOLE])
+async def test_every_route_is_in_it(make_site: MakeSite, config: ServerConfig | None) -> None:
+    site = await make_site(config)
     document = (await read_document(site)).document
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert described == {each for each in served(site) if each[0] not in ABOUT_ITSELF}
@@ -138,7 +142,8 @@ async def test_what_it_does_not_take_is_refused(able: Site, path: str, body: dic
     document.check_answer(response, path)
 
 
-async def test_answers_without_a_body_to_ask_for_them(site: Site) -> None:
+async def test_answers_without_a_body_to_ask_for_them(make_site: MakeSite) -> None:
+    site = await make_site(WHOLE)
     document = await read_document(site)
     for path, methods in document.document["paths"].items():
         for method in methods.keys() - ({"post"} if path != "/ping" else set()):

@@ -14,3 +14,17 @@ def events(response: httpx.Response) -> list[Any]:
     lines = response.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def named_events(response: httpx.Response) -> list[Any]:
+    """The events of a stream, which are named by their types and numbered."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *blocks, rest = response.text.split("\n\n")
+    assert rest == ""
+    got = []
+    for block in blocks:
+        name, data = block.split("\n")
+        got.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {got[-1]['type']}"
+    assert [event["sequence_number"] for event in got] == list(range(len(got)))
+    return got

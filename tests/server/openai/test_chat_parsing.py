@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from engine.sampling.structured import Reasoning
 from engine.text.tokenizer import ByteTokenizer
 from engine.wire.messages import Add, FinishReason, Output
 from server.config import ReasoningParser
+from server.render.answer import AnswerFormat
 from tests.server.conftest import TEMPLATE, MakeSite, Site, chat_config
 from tests.server.fake_engine import Script
 from tests.server.openai.streams import events
@@ -163,3 +165,47 @@ async def test_markers_that_are_special_tokens_are_read_only_where_calls_are_loo
     )
     hermes.engine.script = site.engine.script
     assert (await hermes.chat(tools=TOOLS)).json()["choices"][0]["message"]["content"] == "a"
+
+
+FORM = {"response_format": {"type": "json_object"}}
+FORCED = {"tools": TOOLS, "tool_choice": "required"}
+
+
+@pytest.mark.parametrize(
+    ("parser", "template", "asked", "reasoning"),
+    [
+        ("deepseek_r1", TEMPLATE, FORM, Reasoning(tuple(b"</think>"))),
+        ("deepseek_r1", TEMPLATE + "<think></think>\n", FORM, None),
+        ("deepseek_r1", TEMPLATE, FORCED, Reasoning(tuple(b"</think>"))),
+        ("qwen3", TEMPLATE + "<think>\n", FORM, Reasoning(tuple(b"</think>"))),
+        ("qwen3", TEMPLATE, FORM, None),  # in bytes no single token begins it
+        ("none", TEMPLATE, FORM, None),
+        ("deepseek_r1", TEMPLATE, {}, None),
+    ],
+)
+async def test_a_form_begins_behind_the_reasoning(
+    make_site: MakeSite, parser: ReasoningParser, template: str, asked: dict[str, Any], reasoning: Reasoning | None
+) -> None:
+    site = await make_site(chat_config(reasoning_parser=parser, chat_template=template))
+    text = CALL if asked is FORCED else "{}"
+    message = (await both(site, f"hmm</think>{text}" if reasoning else text, **asked))["message"]
+    assert (await site.engine.expect(Add)).sampling.reasoning == reasoning
+    assert message.get("reasoning_content") == (
+        "hmm" if reasoning else text if parser != "none" and not asked else None
+    )
+    if asked is FORCED:
+        assert message["tool_calls"] == called('{"a": 1}')
+    elif asked:
+        assert message["content"] == "{}"
+
+
+def test_a_model_with_tokens_for_it_may_begin_to_think_or_not() -> None:
+    class Markers(ByteTokenizer):
+        def encode(self, texts: Any, add_special_tokens: bool = True) -> list[list[int]]:
+            return [[{"<think>": 300, "</think>": 301}[text]] for text in texts]
+
+    answers = AnswerFormat.of(Markers(), "none", "qwen3")
+    assert answers.reasoning("p") == Reasoning((301,), 300)
+    assert answers.reasoning("p<think>\n") == Reasoning((301,))
+    assert answers.reasoning("p<think>\n\n</think>\n\n") is None  # it was told not to
+    assert AnswerFormat.of(Markers(), "none", "none").reasoning("p") is None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, FinishReason, Output
 from tests.server.conftest import MakeSite, Site, chat_config
-from tests.server.openai.streams import events
+from tests.server.openai.streams import events, named_events
 
 pytestmark = pytest.mark.anyio
 
@@ -191,3 +192,89 @@ async def test_a_chat_tells_of_its_prompt(chatty: Site) -> None:
     answer = (await chatty.chat(USER, prompt_logprobs=0)).json()
     assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
     assert answer["prompt_logprobs"][0] is None and answer["choices"][0]["logprobs"] is None
+
+
+CALL = '[TOOL_CALLS]f{"a": 1}'
+
+
+@pytest.fixture
+async def able(make_site: MakeSite) -> Site:
+    """Thinks and calls tools."""
+    return await make_site(
+        chat_config(enable_auto_tool_choice=True, tool_call_parser="mistral", reasoning_parser="deepseek_r1")
+    )
+
+
+async def respond(site: Site, **body: object) -> httpx.Response:
+    asked = {"input": "hi", "include": ["message.output_text.logprobs"]}
+    response = await site.client.post("/v1/responses", json=asked | body)
+    assert response.status_code == 200, response.text
+    return response
+
+
+@pytest.mark.parametrize(("top", "tops"), [({}, ""), ({"top_logprobs": 1}, "z"), ({"top_logprobs": 2}, "z{0}")])
+async def test_a_response_tells_of_its_text(chatty: Site, top: dict[str, int], tops: str) -> None:
+    chatty.engine.script = say(b"ab")
+    response = (await respond(chatty, **top)).json()
+    assert response["top_logprobs"] == top.get("top_logprobs", 0)
+    [part] = response["output"][0]["content"]
+    values = {"z": -0.25}
+    assert part["logprobs"] == [
+        {
+            "token": token,
+            "logprob": -0.5,
+            "bytes": [ord(token)],
+            "top_logprobs": [
+                {"token": other, "logprob": values.get(other, -0.5), "bytes": [ord(other)]}
+                for other in tops.format(token)
+            ],
+        }
+        for token in "ab"
+    ]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 100])
+async def test_reasoning_and_calls_of_a_response_have_no_logprobs(able: Site, step: int) -> None:
+    """However many of their tokens come at once."""
+    able.engine.script = say(f"t</think>bc{CALL}".encode(), step)
+    body = {"stream": True, "tools": [{"type": "function", "name": "f"}]}
+    *got, last = named_events(await respond(able, **body))
+    thought, message, call = last["response"]["output"]
+    assert (thought["type"], message["type"], call["type"]) == ("reasoning", "message", "function_call")
+    deltas = [event for event in got if event["type"] == "response.output_text.delta"]
+    assert [(delta["delta"], [told["token"] for told in delta["logprobs"]]) for delta in deltas] == [
+        ("b", ["b"]),
+        ("c", ["c"]),
+    ]
+    [done] = [event for event in got if event["type"] == "response.output_text.done"]
+    [part] = message["content"]
+    assert part["logprobs"] == done["logprobs"] == [told for delta in deltas for told in delta["logprobs"]]
+    assert "logprobs" not in thought["content"][0]
+
+
+async def test_a_stop_string_ends_a_response_and_what_came_behind_it(chatty: Site) -> None:
+    chatty.engine.script = say(b"abcd", 100)
+    [part] = (await respond(chatty, stop="bc")).json()["output"][0]["content"]
+    assert (part["text"], [told["token"] for told in part["logprobs"]]) == ("a", ["a", "b", "c"])
+
+
+async def test_tokens_without_text_are_told_at_the_end_of_a_response(chatty: Site) -> None:
+    chatty.engine.script = lambda add: [
+        Output(add.id, 0, [97], None, None, [one(97)], []),
+        Output(add.id, 0, [0], FinishReason.STOP, 0, [one(0)], []),
+    ]
+    *got, last = named_events(await respond(chatty, stream=True, stop_token_ids=[0]))
+    deltas = [event for event in got if event["type"] == "response.output_text.delta"]
+    assert [(delta["delta"], [told["token"] for told in delta["logprobs"]]) for delta in deltas] == [
+        ("a", ["a"]),
+        ("", ["\0"]),
+    ]
+    [part] = last["response"]["output"][0]["content"]
+    assert (part["text"], len(part["logprobs"])) == ("a", 2)
+
+
+async def test_a_response_tells_of_nothing_that_was_not_asked_for(chatty: Site) -> None:
+    chatty.engine.script = say(b"ab")
+    [part] = (await respond(chatty, include=[])).json()["output"][0]["content"]
+    assert part["logprobs"] == []
+    assert (await chatty.engine.expect(Add)).sampling.logprobs is None

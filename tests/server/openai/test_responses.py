@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
@@ -14,6 +13,7 @@ from engine.values.errors import EngineDeadError
 from engine.wire.messages import Add, FinishReason, Output
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, answer
+from tests.server.openai.streams import named_events
 
 pytestmark = pytest.mark.anyio
 
@@ -44,20 +44,6 @@ async def prompt_of(site: Site, **body: object) -> str:
     response = await respond(site, **body)
     assert response.status_code == 200, response.text
     return bytes((await site.engine.expect(Add)).prompt).decode()
-
-
-def events(response: httpx.Response) -> list[dict[str, Any]]:
-    """The events of a stream, which are named by their types and numbered."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    *blocks, rest = response.text.split("\n\n")
-    assert rest == ""
-    got = []
-    for block in blocks:
-        name, data = block.split("\n")
-        got.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {got[-1]['type']}"
-    assert [event["sequence_number"] for event in got] == list(range(len(got)))
-    return got
 
 
 def without_ids(value: Any) -> Any:
@@ -204,7 +190,7 @@ async def test_an_answer_that_is_cut_off_is_incomplete(able: Site) -> None:
     body = (await respond(able, max_output_tokens=2)).json()
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert without_ids(body["output"]) == [reasoning("ab", "incomplete")]
-    *_, last = events(await respond(able, max_output_tokens=2, stream=True))
+    *_, last = named_events(await respond(able, max_output_tokens=2, stream=True))
     assert (last["type"], last["response"]["status"]) == ("response.incomplete", "incomplete")
     assert without_ids(last["response"]["output"]) == without_ids(body["output"])
 
@@ -216,7 +202,7 @@ async def test_an_answer_of_nothing_is_an_empty_message(chatty: Site) -> None:
 
 async def test_a_stream_is_as_openais(able: Site) -> None:
     able.engine.script = answer(f"a</think>bc{CALL}")
-    got = events(await respond(able, tools=[TOOL], stream=True))
+    got = named_events(await respond(able, tools=[TOOL], stream=True))
     first, second, *middle, last = got
     assert (first["type"], second["type"]) == ("response.created", "response.in_progress")
     assert first["response"] == second["response"]
@@ -265,7 +251,7 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
     chatty.engine.script = lambda add: [Output(add.id, 0, [97]), Output(add.id, 0, [], FinishReason.ERROR)]
     response = await respond(chatty, stream=stream)
     if stream:
-        last = events(response)[-1]
+        last = named_events(response)[-1]
         assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
         assert last["response"]["error"]["code"] == "server_error"
         assert "could not complete" in last["response"]["error"]["message"]
@@ -299,8 +285,9 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
         ("background", {"background": True}, "not supported"),
         ("prompt", {"prompt": {"id": "p"}}, "not supported"),
         ("truncation", {"truncation": "auto"}, "not supported"),
-        ("top_logprobs", {"top_logprobs": 2}, "not supported"),
-        ("include", {"include": ["message.output_text.logprobs"]}, "not supported"),
+        ("logprobs", {"logprobs": True}, "not supported"),
+        ("top_logprobs", {"top_logprobs": 2}, "needs include to have message.output_text.logprobs"),
+        ("top_logprobs", {"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "between 0 and 20"),
         ("text.format", {"text": {"format": {"type": "xml"}}}, "must be text"),
         (
             "response_format",
