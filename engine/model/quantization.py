@@ -11,6 +11,9 @@ FP8 = "float8_e4m3fn"
 BLOCK = 128  # rows, and columns, of the blocks that share a scale in a checkpoint
 
 
+Kind = Literal["float", "tensor", "channel", "blocks"]
+
+
 @dataclass(frozen=True)
 class Quantization:
     """Linear layers in e4m3 with float32 scales; activations are rounded to e4m3 on their way, each token by itself.
@@ -19,7 +22,7 @@ class Quantization:
     scales for each `tensor`, for each `channel` (output), or for `blocks` of 128 x 128.
     """
 
-    checkpoint: Literal["float", "tensor", "channel", "blocks"] = "float"
+    checkpoint: Kind = "float"
     ignored: tuple[str, ...] = ()  # names of layers that keep the model's dtype; `re:` begins a pattern
     static: bool = False  # activations have the checkpoint's scale, one for each layer, instead of each token its own
 

@@ -7,12 +7,12 @@ The formats: compressed-tensors' float-quantized (llm-compressor's FP8 and FP8-d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from engine.model.quantization import BLOCK, Quantization
+from engine.model.quantization import BLOCK, Kind, Quantization
 from engine.values.errors import ConfigError
 
-_STRATEGIES: dict[str, Literal["tensor", "channel", "blocks"]] = {
+_STRATEGIES: dict[str, Kind] = {
     "tensor": "tensor",
     "channel": "channel",
     "block": "blocks",

@@ -26,7 +26,8 @@ class DummySource(Source):
 
     def __init__(self, shape: ModelShape, seed: int, device: torch.device | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
-        longest = max(linear.other for linear in (embedding(shape), *layer_linears(shape)))
+        layer = [size for linear in layer_linears(shape) for size in (linear.other, *(p.total for p in linear.parts))]
+        longest = max(embedding(shape).other, *layer)  # both ways: who rounds to 8 bits reads whole rows
         noise = torch.randn(_PLACES + longest - 1, generator=generator) * shape.hidden**-0.5
         self._noise = noise.to(getattr(torch, shape.dtype)).to(device or "cpu")
         self._seed = seed

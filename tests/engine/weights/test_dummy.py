@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from engine.model.config_json import read_shape
+from engine.model.quantization import Kind, Quantization
 from engine.model.stage import StageWeights
 from engine.parallel.layout import Layout, Plan
 from engine.parallel.moves import Span
@@ -61,3 +64,23 @@ def test_layouts_agree_and_stay_finite(tmp_path: Path, model: str, dtype: str) -
     error = 1e-4 if dtype == "float32" else 0.15
     for layout in (Layout(tp=4), Layout(pp=2, tp=2)):
         torch.testing.assert_close(logits(layout), one, atol=error, rtol=0)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_any_numbers(tmp_path: Path, kind: Kind) -> None:
+    """As `--quantization fp8`, and as every checkpoint in 8 bits would be read."""
+    folder = write_tiny_checkpoint(tmp_path, hidden=256, head_dim=32, ffn=1024)
+    quantization = Quantization(kind, static=kind in ("tensor", "channel"))
+    shape = replace(read_shape(folder), quantization=quantization)
+    source = DummySource(shape, 5)
+
+    def logits(layout: Layout) -> torch.Tensor:
+        def stage(rank: int) -> StageWeights:
+            return ArenaWeights([rank_arena(shape, Plan(layout, layout), layout, rank)], source, CPU).stage(0)
+
+        changes = {"quantization": quantization}
+        return LocalModel(folder, layout, stage=stage, changes=changes).logits(list(range(20)))
+
+    one = logits(Layout())
+    assert one.isfinite().all() and 0.3 < one.std() < 3
+    torch.testing.assert_close(logits(Layout(pp=2, tp=2)), one, atol=0.6, rtol=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.model.counts import head_params
 from engine.model.linear import Linear
-from engine.model.quantization import BLOCK, Quantization
+from engine.model.quantization import BLOCK, Kind, Quantization
 from engine.model.shapes import ModelShape, check_plan
 from engine.ops.fp8 import E4M3, Fp8Format, dequantized, quantize
 from engine.parallel.layout import Layout, Plan
@@ -24,9 +24,6 @@ from engine.weights.placement import whole_bytes
 from engine.weights.source import Source
 from engine.weights.store import WeightStore
 from tests.tiny import CPU, tiny_shape
-
-Kind = Literal["float", "tensor", "channel", "blocks"]
-KINDS: list[Kind] = ["float", "tensor", "channel", "blocks"]
 
 
 class Checkpoint(Source):
@@ -86,7 +83,7 @@ def cases(draw: st.DrawFn) -> tuple[ModelShape, Plan]:
         ffn=draw(st.sampled_from([256, 512, 352])),
         vocab=24,
     )
-    quantization = Quantization(draw(st.sampled_from(KINDS)))
+    quantization = Quantization(draw(st.sampled_from(get_args(Kind))))
     some = st.sampled_from(_layouts(draw(st.sampled_from([1, 2, 4]))))
     plan = Plan(draw(some), draw(some))
     try:
