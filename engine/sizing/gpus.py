@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from engine.kv.geometry import KVGeometry
-from engine.model.shapes import ModelShape, check_layout
+from engine.model.counts import layer_linears
+from engine.model.shapes import ModelShape, check_layout, num_slices
+from engine.model.spec import Cut
 from engine.parallel.layout import Layout, Plan
 from engine.sizing.pools import device_option, needed_blocks, num_device_blocks, shorter
 from engine.sizing.weights import WeightsWay, device_weight_bytes
@@ -24,6 +26,8 @@ from engine.weights.placement import rank_bytes, whole_bytes
 WORKSPACE_BYTES = 4 * GIB
 # What a pool that takes all the rest leaves when that step was measured: CUDA graphs, fragmentation, what comes later.
 RESERVE_BYTES = 2 * GIB
+FP8_MULTIPLE = 16  # rows and columns of a product in 8 bits
+LEAST_GROUP = 32  # columns that share a scale
 MOST_GPUS = 64  # of a replica; beyond, more GPUs are no advice
 
 
@@ -55,6 +59,8 @@ def check_gpus(
 ) -> None:
     """Raise ConfigError if weights, and beside them the KV pool, certainly do not fit what each rank's GPU, still
     empty, has free. What passes may yet be refused by `gpu_blocks`, which knows the largest step."""
+    for layout in config.plan.layouts:
+        _check_products(geometry, layout)
     asked = num_device_blocks(config, geometry, "cuda")
     reserve = 0 if asked is not None else RESERVE_BYTES
     for rank, weights in enumerate(device_weight_bytes(geometry, way)):
@@ -66,6 +72,24 @@ def check_gpus(
                 f"{as_size(weights)} of it{steps}: {_less_weights(geometry, way, min(free_bytes) - reserve)}"
             )
         _check_pool(config, geometry, max_model_len, rank, room, asked, "beside the weights")
+
+
+def _check_products(geometry: KVGeometry, layout: Layout) -> None:
+    """Raise ConfigError if tensor cores take no product of 8 bits that a rank of this layout would compute."""
+    shape, slices = geometry.shape, num_slices(geometry.plan)
+    if shape.quantization is None:
+        return
+    for linear in layer_linears(shape):
+        group = shape.quantization.group(linear.in_size(slices))
+        count = slices // layout.tp
+        rows = linear.out_size(slices) * (count if linear.cut is Cut.ROWS else 1)
+        columns = linear.in_size(slices) * (count if linear.cut is Cut.COLUMNS else 1)
+        if rows % FP8_MULTIPLE or columns % FP8_MULTIPLE or (group is not None and group < LEAST_GROUP):
+            blocks = f" in blocks of {LEAST_GROUP}" if group is not None else ""
+            raise ConfigError(
+                f"layout {layout} leaves {rows} x {columns} of {linear.parts[0].name} to a GPU, and fp8 needs "
+                f"multiples of {FP8_MULTIPLE}{blocks}: use a smaller T degree, or a model that is not in fp8"
+            )
 
 
 def gpu_blocks(

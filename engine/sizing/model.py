@@ -31,9 +31,9 @@ def known_shape(config: EngineConfig) -> ModelShape | None:
     """The model's sizes if no hub is needed to know them, else None. Raises ConfigError if its folder does not do."""
     source = config.shape_source
     if not source:
-        return _as_asked(DEFAULT_SHAPE, config) if config.executor == "simulated" else None
+        return as_asked(DEFAULT_SHAPE, config) if config.executor == "simulated" else None
     folder = local_folder(source)
-    return _as_asked(read_shape(folder, config.dtype), config) if folder else None
+    return as_asked(read_shape(folder, config.dtype), config) if folder else None
 
 
 def find_shape(config: EngineConfig) -> ModelShape:
@@ -41,11 +41,11 @@ def find_shape(config: EngineConfig) -> ModelShape:
     shape = known_shape(config)
     if shape is not None:
         return shape
-    return _as_asked(read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype), config)
+    return as_asked(read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype), config)
 
 
-def _as_asked(shape: ModelShape, config: EngineConfig) -> ModelShape:
-    """With the numbers that the settings ask for."""
+def as_asked(shape: ModelShape, config: EngineConfig) -> ModelShape:
+    """The shape with its numbers kept as the settings ask for."""
     if config.dtype != "auto":
         shape = replace(shape, dtype=config.dtype)
     if config.quantization == "fp8" and shape.quantization is None:

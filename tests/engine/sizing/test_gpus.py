@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.kv.geometry import KVGeometry
 from engine.model.config_json import read_shape
+from engine.model.quantization import Kind, Quantization
 from engine.sizing.gpus import RESERVE_BYTES, WORKSPACE_BYTES, check_gpus, choose_way, gpu_blocks
+from engine.sizing.model import as_asked
 from engine.sizing.pools import needed_blocks
 from engine.sizing.weights import WeightsWay, device_weight_bytes
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.values.wording import GIB
+from tests.tiny import tiny_shape
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"
 
@@ -62,7 +66,7 @@ def test_the_longest_sequences_must_fit() -> None:
 
 def fit_of(model: str, **options: object) -> tuple[EngineConfig, KVGeometry]:
     config = EngineConfig(**options)  # type: ignore[arg-type]
-    return config, KVGeometry(read_shape(MODELS / model), config.plan, config.block_size)
+    return config, KVGeometry(as_asked(read_shape(MODELS / model), config), config.plan, config.block_size)
 
 
 def refusal(model: str, free_gib: float, way: WeightsWay = "static", context: int = 4096, **options: object) -> str:
@@ -86,6 +90,39 @@ def test_weights_that_do_not_fit_name_layouts_that_do() -> None:
     assert "(T4 or P3 at least)" in refusal("llama3-70b", 50.0, prefill="T2")
     assert "use GPUs that have more memory free" in refusal("llama3-70b", 3.0, prefill="T4")
     assert "use GPUs that have more memory free" in refusal("llama3-70b", 1.0, prefill="T4")
+
+
+def test_8_bits_take_half() -> None:
+    """70B on one GPU of 80 GB; and of the same pool's bytes, twice the blocks."""
+    assert refusal("llama3-70b", 78.0, prefill="T1", quantization="fp8") == ""
+    assert "the weights of plan T1 take 67." in refusal("llama3-70b", 60.0, prefill="T1", quantization="fp8")
+    fits = {"num_device_blocks": 5000, "kv_cache_dtype": "fp8"}
+    assert refusal("llama3-8b", 20.5, **fits) == "" and refusal("llama3-8b", 20.5, num_device_blocks=5000)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "says"),
+    [
+        (
+            {"ffn": 40, "head_dim": 16},
+            "float",
+            "leaves 64 x 40 of mlp.down_proj to a GPU, and fp8 needs",
+        ),
+        ({"ffn": 96, "head_dim": 5}, "channel", "of self_attn.o_proj"),
+        ({"ffn": 48, "head_dim": 16}, "blocks", "multiples of 16 in blocks of 32: use a smaller T"),
+        ({"ffn": 96, "head_dim": 16}, "blocks", ""),
+    ],
+)
+def test_products_that_tensor_cores_do_not_take(sizes: dict[str, int], kind: Kind, says: str) -> None:
+    shape = replace(tiny_shape(**sizes), quantization=Quantization(kind))
+    config = EngineConfig(num_device_blocks=100)
+    geometry = KVGeometry(shape, config.plan, config.block_size)
+    try:
+        check_gpus(config, geometry, 512, "static", [8 * GIB])
+        refused = ""
+    except ConfigError as error:
+        refused = str(error)
+    assert says in refused and bool(says) == bool(refused)
 
 
 def test_all_layouts_at_once_may_be_too_much() -> None:
