@@ -46,7 +46,10 @@ def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | N
 def _fp8(said: Mapping[str, Any]) -> Quantization:
     if said.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
         raise ValueError(f"fmt {said['fmt']}")
-    static = said.get("activation_scheme", "dynamic") == "static"
+    scheme = said.get("activation_scheme") or "dynamic"
+    if scheme not in ("dynamic", "static"):
+        raise ValueError(f"activation_scheme {scheme}")
+    static = scheme == "static"
     ignored = _ignored(said.get("modules_to_not_convert") or said.get("ignored_layers"))
     block = said.get("weight_block_size")
     if block is None:

@@ -78,6 +78,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("gptq", "is no object"),
         (BLOCKS | {"weight_block_size": [64, 64]}, "weight_block_size"),
         (BLOCKS | {"fmt": "e5m2"}, "fmt e5m2"),
+        (BLOCKS | {"activation_scheme": "tensor"}, "activation_scheme tensor"),
         (_changed("format", "pack-quantized"), "format pack-quantized"),
         (_changed("config_groups", {}), "0 groups"),
         (_changed("config_groups", 3), "compressed-tensors"),
