@@ -88,9 +88,9 @@ def _indexed_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [folder / name for name in names]
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        missing = [file.name for file in files if not file.is_file()]
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError):
         raise ConfigError(f"{index} is not a safetensors index: download the checkpoint again") from None
-    missing = [file.name for file in files if not file.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ConfigError(f"{index} names {missing[0]}{more}, not in the folder: download the checkpoint again")
@@ -126,11 +126,13 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         found, promised = file.stat().st_size, max((tensor.stop for tensor in tensors.values()), default=8 + length)
         if found != promised:
             raise ValueError(f"it has {found} bytes instead of {promised}")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"cannot read {file} ({error}): download the checkpoint again") from None
     return tensors
 
 
 def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:
     start, stop = entry["data_offsets"]
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
+        raise ValueError(f"a tensor from byte {start} to {stop}")
     return StoredTensor(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), base + start, base + stop)

@@ -28,7 +28,7 @@ def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
         raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
     raw = _read_object(path)
     generation = folder / "generation_config.json"
-    if generation.exists():
+    if generation.is_file():
         # Chat models name here the end-of-turn token that config.json leaves out.
         also = _read_object(generation).get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)

@@ -23,12 +23,19 @@ class Quantization:
     """
 
     checkpoint: Kind = "float"
-    ignored: tuple[str, ...] = ()  # names of layers that keep the model's dtype; `re:` begins a pattern
+    ignored: tuple[str, ...] = ()  # layers that keep the model's dtype: see `ignores`
     static: bool = False  # activations have the checkpoint's scale, one for each layer, instead of each token its own
+    block_scales: str = "weight_scale_inv"  # what the checkpoint calls the scales of blocks
 
     def ignores(self, name: str) -> bool:
+        """Whether a layer is named, whole, by what contains it or by the end of its name, or matches a `re:` pattern.
+
+        That is transformers' rule for `fp8`. compressed-tensors takes whole names alone, and has no others.
+        """
         return any(
-            re.match(entry[3:], name) is not None if entry.startswith("re:") else entry == name
+            re.match(entry[3:], name) is not None
+            if entry.startswith("re:")
+            else name.startswith(f"{entry}.") or name.endswith(entry)
             for entry in self.ignored
         )
 

@@ -6,6 +6,7 @@ The formats: compressed-tensors' float-quantized (llm-compressor's FP8 and FP8-d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | N
             return _fp8(said)
         if kind == "compressed-tensors":
             return _compressed_tensors(said)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise ConfigError(f"{where} has a quantization_config ({kind}) that we cannot run ({error}): {_OURS}") from None
     raise ConfigError(
         f"{where} says that the weights are quantized ({kind or 'in no known way'}), which is not supported: {_OURS}"
@@ -45,14 +46,26 @@ def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | N
 def _fp8(said: Mapping[str, Any]) -> Quantization:
     if said.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
         raise ValueError(f"fmt {said['fmt']}")
-    static = said.get("activation_scheme", "dynamic") == "static"
-    ignored = tuple(map(str, said.get("modules_to_not_convert") or said.get("ignored_layers") or ()))
+    scheme = said.get("activation_scheme") or "dynamic"
+    if scheme not in ("dynamic", "static"):
+        raise ValueError(f"activation_scheme {scheme}")
+    static = scheme == "static"
+    ignored = _ignored(said.get("modules_to_not_convert") or said.get("ignored_layers"))
     block = said.get("weight_block_size")
     if block is None:
         return Quantization("tensor", ignored, static)
     if list(block) != [BLOCK, BLOCK] or static:
         raise ValueError(f"weight_block_size {block}{' with static activations' if static else ''}")
     return Quantization("blocks", ignored)
+
+
+def _ignored(said: Any) -> tuple[str, ...]:
+    """Raises re.error for a pattern that is none."""
+    entries = tuple(str(entry) for entry in said or () if entry)
+    for entry in entries:
+        if entry.startswith("re:"):
+            re.compile(entry[3:])
+    return entries
 
 
 def _compressed_tensors(said: Mapping[str, Any]) -> Quantization:
@@ -67,10 +80,16 @@ def _compressed_tensors(said: Mapping[str, Any]) -> Quantization:
     for what, numbers in (("weights", weights), ("activations", activations)):
         if numbers is None or numbers["num_bits"] != 8 or numbers["type"] != "float":
             raise ValueError(f"{what} that are not in 8-bit floats")
+    if weights.get("symmetric") is False or group.get("output_activations"):
+        raise ValueError("zero points, or rounded outputs")
+    if (said.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise ValueError("sparse weights")
+    if (said.get("transform_config") or {}).get("config_groups"):
+        raise ValueError("rotated weights, by its transform_config")
     strategy = weights["strategy"]
     if strategy not in _STRATEGIES or (strategy == "block" and list(weights["block_structure"]) != [BLOCK, BLOCK]):
         raise ValueError(f"weights by {strategy}")
     static = not activations.get("dynamic")
     if static and (activations.get("strategy") != "tensor" or strategy == "block"):
         raise ValueError(f"static activations by {activations.get('strategy')}")
-    return Quantization(_STRATEGIES[strategy], tuple(map(str, said.get("ignore") or ())), static)
+    return Quantization(_STRATEGIES[strategy], _ignored(said.get("ignore")), static, "weight_scale")

@@ -14,6 +14,7 @@ from engine.model.shapes import RopeScaling
 from engine.values.errors import ConfigError
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+_FEWEST_TURNS = 1e-9
 _LONGEST = 2**24  # tokens; tables of cosines have a row for each
 
 _Read = tuple[RopeScaling, int]
@@ -96,13 +97,20 @@ def _yarn(fields: ConfigFields, table: ConfigFields, context: int) -> _Read:
         "yarn",
         factor=factor,
         original_max_position=original,
-        # Zero means the default, as in transformers.
-        beta_fast=table.number("beta_fast", 32, least=0) or 32.0,
-        beta_slow=table.number("beta_slow", 1, least=0) or 1.0,
+        beta_fast=_turns(table, "beta_fast", 32.0),
+        beta_slow=_turns(table, "beta_slow", 1.0),
         truncate=table.flag("truncate", True),
         attention_factor=table.number("attention_factor", _attention_factor(table, factor), above=0),
     )
     return rope, int(original * factor) if "factor" in table.raw else context
+
+
+def _turns(table: ConfigFields, key: str, default: float) -> float:
+    """Of yarn, in the original context. Zero means the default, as in transformers."""
+    turns = table.number(key, default, least=0) or default
+    if turns < _FEWEST_TURNS:  # its logarithm is no number
+        raise table.wrong(key, f"0 or at least {_FEWEST_TURNS:g}")
+    return turns
 
 
 def _attention_factor(table: ConfigFields, factor: float) -> float:

@@ -6,11 +6,9 @@ import torch
 
 from engine.model.quantization import FP8
 from engine.model.spec import Cut, LinearSpec, VectorSpec, WeightSpec
-from engine.ops.fp8 import E4M3
 from engine.parallel.moves import Span
-from engine.values.errors import ConfigError
 from engine.weights.arena import Arena
-from engine.weights.fp8 import make_reader
+from engine.weights.fp8 import make_reader, read_floats
 from engine.weights.placement import TensorSpec, name_prefix, weight_specs
 from engine.weights.source import Source
 
@@ -91,7 +89,7 @@ class _Packer:
         if tensor.field == "bias":
             return self._source.read(f"{name}.bias", (rows,), wanted)
         if self._fp8 is None or (tensor.field == "data" and tensor.dtype != FP8):
-            return _floats(self._source.read(f"{name}.weight", (rows, columns), wanted, dim), name)
+            return read_floats(self._source, name, (rows, columns), wanted, dim)
         if tensor.field == "data":
             return self._fp8.data(name, (rows, columns), wanted, dim)
         if len(tensor.shape) == 1:
@@ -99,12 +97,3 @@ class _Packer:
         block = weight.out_size(self._num_slices) // tensor.shape[0]
         group = weight.in_size(self._num_slices) // tensor.shape[1]
         return self._fp8.scales(name, (rows, columns), wanted, group, block)
-
-
-def _floats(read: torch.Tensor, name: str) -> torch.Tensor:
-    if read.dtype == E4M3:
-        raise ConfigError(
-            f"{name}.weight is in 8 bits, and config.json says that it is not: download the checkpoint again, with its "
-            "quantization_config"
-        )
-    return read

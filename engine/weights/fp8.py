@@ -34,7 +34,7 @@ def make_reader(quantization: Quantization, source: Source, device: torch.device
         case "float":
             return FloatReader(source, device)
         case "blocks":
-            return BlockReader(source)
+            return BlockReader(source, quantization.block_scales)
         case kind:
             return ChannelReader(source, per_tensor=kind == "tensor")
 
@@ -74,7 +74,7 @@ class FloatReader(Fp8Reader):
         return self._known[key]
 
     def _read(self, name: str, shape: tuple[int, int], rows: Span) -> torch.Tensor:
-        return self._source.read(f"{name}.weight", shape, rows).to(self._device)
+        return read_floats(self._source, name, shape, rows).to(self._device)
 
 
 class ChannelReader(Fp8Reader):
@@ -96,10 +96,14 @@ class ChannelReader(Fp8Reader):
 
 
 class BlockReader(Fp8Reader):
-    """DeepSeek's and Qwen's `weight` and `weight_scale_inv`, by which each block of 128 x 128 is multiplied."""
+    """`weight`, and by what each block of 128 x 128 of it is multiplied.
 
-    def __init__(self, source: Source) -> None:
+    DeepSeek and Qwen call that `weight_scale_inv`, compressed-tensors calls it `weight_scale`.
+    """
+
+    def __init__(self, source: Source, scales: str) -> None:
         self._source = source
+        self._scales = scales
 
     def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
         return _e4m3(self._source, name, shape, part, dim)
@@ -108,10 +112,23 @@ class BlockReader(Fp8Reader):
         assert group is not None
         blocks = tuple(-(-size // BLOCK) for size in shape)
         some = Span(rows.start // BLOCK, -(-rows.stop // BLOCK))
-        read = self._source.read(f"{name}.weight_scale_inv", blocks, some).float()
+        read = self._source.read(f"{name}.{self._scales}", blocks, some).float()
         if block == 1:
             read = read.repeat_interleave(BLOCK, 0)[rows.within(some.start * BLOCK)]
         return read.repeat_interleave(BLOCK // group, 1)[:, : shape[1] // group]
+
+
+def read_floats(source: Source, name: str, shape: tuple[int, int], part: Span, dim: int = 0) -> torch.Tensor:
+    """A layer that config.json does not call quantized. Raises ConfigError if it is."""
+    read = source.read(f"{name}.weight", shape, part, dim)
+    if read.dtype == E4M3:
+        raise ConfigError(
+            f"{name}.weight is in 8 bits, and config.json says nothing of it: download the checkpoint again, with its "
+            "quantization_config"
+            if name not in ("lm_head", "model.embed_tokens")
+            else f"{name}.weight is in 8 bits, which is not supported: use a checkpoint that keeps it in bfloat16"
+        )
+    return read
 
 
 def _e4m3(source: Source, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:

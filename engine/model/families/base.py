@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.model.config_fields import ConfigFields
 from engine.model.shapes import ModelShape
 from engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
 
@@ -67,7 +68,4 @@ class DenseFamily(Family):
 
 def read_window(config: Mapping[str, Any]) -> int | None:
     """A config's `sliding_window`: tokens that one attends to, itself included. None: all before it."""
-    window = config["sliding_window"]
-    if window is not None and int(window) < 1:
-        raise ValueError(f"a sliding_window of {window}")
-    return None if window is None else int(window)
+    return None if config["sliding_window"] is None else ConfigFields(config, "config.json").count("sliding_window")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.model.config_fields import ConfigFields
 from engine.model.families.base import DenseFamily, read_window
 from engine.values.errors import ConfigError
 
 WINDOW_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # of `layer_types`
 
 
 class Qwen2(DenseFamily):
@@ -25,13 +27,17 @@ def window_of(config: Mapping[str, Any]) -> int | None:
     window = read_window(config) if config.get("use_sliding_window") else None
     if window is None:
         return None
-    layers, full = int(config["num_hidden_layers"]), int(config["max_window_layers"])
+    fields = ConfigFields(config, "config.json")
+    layers = fields.count("num_hidden_layers")
+    full = int(min(max(fields.number("max_window_layers"), 0), layers))
     kinds = config.get("layer_types")
     if kinds is None:
-        kinds = ["full_attention"] * min(full, layers) + ["sliding_attention"] * (layers - full)
+        kinds = [_FULL] * full + [_SLIDING] * (layers - full)
+    elif not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (_FULL, _SLIDING) for kind in kinds):
+        raise fields.wrong("layer_types", f"{_FULL} or {_SLIDING} for each of {layers} layers")
     if len(set(kinds)) > 1:
         raise ConfigError(
-            f"config.json gives a sliding window to {kinds.count('sliding_attention')} of {layers} layers, which is "
+            f"config.json gives a sliding window to {kinds.count(_SLIDING)} of {layers} layers, which is "
             "not supported: set use_sliding_window to false there, and keep --max-model-len within the window"
         )
-    return window if kinds[0] == "sliding_attention" else None
+    return window if kinds[0] == _SLIDING else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.model.checkpoint_files import same_numbers, stored_tensors
+from engine.model.config_json import read_shape
 from engine.parallel.layout import Layout
 from engine.values.errors import ConfigError
 from engine.weights.checkpoint import resolve_checkpoint
@@ -101,11 +104,28 @@ def test_an_index_that_names_missing_files(sharded: Path) -> None:
     assert resolve_checkpoint(str(sharded), "dummy") == sharded
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": []}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "{",
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": []}}',
+        f'{{"weight_map": {{"a": "{"x" * 300}"}}}}',
+    ],
+)
 def test_an_index_that_is_none(sharded: Path, content: str) -> None:
     (sharded / INDEX).write_text(content)
     with pytest.raises(ConfigError, match="is not a safetensors index"):
         stored_tensors(sharded)
+
+
+def _with_entry(content: bytes, entry: dict[str, Any]) -> bytes:
+    """The file with another tensor in its header, called as a head is."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]) | {"lm_head.weight": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +138,10 @@ def test_an_index_that_is_none(sharded: Path, content: str) -> None:
         lambda content: b"<html>not found</html>",
         lambda content: (2).to_bytes(8, "little") + b"[]",
         lambda content: (9).to_bytes(8, "little") + b'{"a": {}}',
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [math.inf], "data_offsets": [0, 4]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [-(10**6), 4]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [2**64, 4]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4]}),
     ],
 )
 def test_a_file_that_is_broken(tmp_path: Path, damage: object) -> None:
@@ -126,6 +150,7 @@ def test_a_file_that_is_broken(tmp_path: Path, damage: object) -> None:
     (folder / WHOLE).write_bytes(damage((folder / WHOLE).read_bytes()))
     with pytest.raises(ConfigError, match=rf"cannot read .*{WHOLE} \(.*\): download the checkpoint again"):
         resolve_checkpoint(str(folder))
+    assert read_shape(folder).num_layers == 1  # from config.json, without its weights
 
 
 @pytest.mark.parametrize(

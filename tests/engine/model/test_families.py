@@ -124,9 +124,29 @@ def test_a_window_of_some_layers_is_refused() -> None:
         family("qwen2").options(raw)
 
 
-def test_a_window_of_nothing_cannot_be() -> None:
-    with pytest.raises(ValueError, match="a sliding_window of 0"):
-        family("mistral").options({"sliding_window": 0})
+@pytest.mark.parametrize("window", [0, 10**30, float("inf"), 8.5, "8"])
+def test_windows_that_cannot_be(window: Any) -> None:
+    with pytest.raises(ConfigError, match="sliding_window must be a whole number from 1"):
+        family("mistral").options({"sliding_window": window})
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"layer_types": []}, "layer_types must be"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types must be"),
+        ({"layer_types": ["chunked_attention"] * 4}, "layer_types must be"),
+        ({"layer_types": [[]] * 4}, "layer_types must be"),
+        ({"max_window_layers": float("inf")}, "max_window_layers must be a finite number"),
+        ({"max_window_layers": 10**30, "layer_types": 5}, "layer_types must be"),
+    ],
+)
+def test_layers_in_a_window_that_cannot_be(config: dict[str, Any], says: str) -> None:
+    raw = {"num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8}
+    with pytest.raises(ConfigError, match=says):
+        family("qwen2").options(raw | config)
+    assert family("qwen2").options(raw | {"max_window_layers": 10**30})["sliding_window"] is None
+    assert family("qwen2").options(raw | {"max_window_layers": -1})["sliding_window"] == 8
 
 
 def greedy(local: LocalModel, cuts: list[int], count: int) -> list[int]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine.model.linear import Linear
 from engine.model.quantization import FP8, Quantization
 from engine.ops.fp8 import E4M3, Fp8Format, quantize
 from engine.parallel.layout import Layout, Plan
+from engine.values.errors import ConfigError
 from tests import tiny
 from tests.quantized import (
     Emulated,
@@ -90,6 +93,37 @@ def test_compressed_tensors(folder: Path, tmp_path: Path, strategy: str, dynamic
     assert error(LocalModel(quantized, Layout()).logits(TOKENS), want) < 2e-3
     floats = tiny.reference_logits(folder, TOKENS)
     assert error(LocalModel(quantized, Layout.parse("T2P2")).logits(TOKENS), want) < error(want, floats)
+
+
+def test_blocks_of_compressed_tensors(folder: Path, tmp_path: Path) -> None:
+    """Their scales have another name."""
+    config = _compressed("block", dynamic=True)
+    config["config_groups"]["group_0"]["weights"]["block_structure"] = [128, 128]
+
+    def tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        data, scales = in_blocks(weight)
+        return {"weight": data, "weight_scale": scales}
+
+    theirs = write_quantized(folder, tmp_path / "theirs", config, tensors)
+    got = LocalModel(theirs, Layout()).logits(TOKENS)
+    assert torch.equal(got, LocalModel(write_blocks(folder, tmp_path / "q"), Layout()).logits(TOKENS))
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantization": Quantization()}])
+def test_8_bits_without_a_word_of_them(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    quantized = write_blocks(folder, tmp_path / "q")
+    shutil.copy(folder / "config.json", quantized)
+    with pytest.raises(ConfigError, match=r"q_proj.weight is in 8 bits, and config.json says nothing of it: download"):
+        LocalModel(quantized, Layout(), changes=changes)
+
+
+def test_a_head_in_8_bits(folder: Path, tmp_path: Path) -> None:
+    quantized = write_blocks(folder, tmp_path / "q")
+    tensors = load_file(quantized / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(E4M3)
+    save_file(tensors, quantized / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lm_head.weight is in 8 bits, which is not supported"):
+        LocalModel(quantized, Layout())
 
 
 @pytest.mark.parametrize("ffn", [512, 384])

@@ -46,11 +46,11 @@ def compressed(strategy: str = "channel", dynamic: bool = True, **changes: Any) 
         ({}, None),
         (BLOCKS, Quantization("blocks", ("lm_head", "model.layers.0.mlp.gate"))),
         (AUTO_FP8, Quantization("tensor", ("lm_head",), static=True)),
-        (compressed(), Quantization("channel", ("lm_head",))),
-        (compressed("tensor"), Quantization("tensor", ("lm_head",))),
-        (compressed("tensor", dynamic=False), Quantization("tensor", ("lm_head",), static=True)),
-        (compressed("channel", dynamic=False), Quantization("channel", ("lm_head",), static=True)),
-        (compressed("block"), Quantization("blocks", ("lm_head",))),
+        (compressed(), Quantization("channel", ("lm_head",), block_scales="weight_scale")),
+        (compressed("tensor"), Quantization("tensor", ("lm_head",), block_scales="weight_scale")),
+        (compressed("tensor", dynamic=False), Quantization("tensor", ("lm_head",), True, "weight_scale")),
+        (compressed("channel", dynamic=False), Quantization("channel", ("lm_head",), True, "weight_scale")),
+        (compressed("block"), Quantization("blocks", ("lm_head",), block_scales="weight_scale")),
     ],
 )
 def test_what_is_read(said: dict[str, Any] | None, expected: Quantization | None) -> None:
@@ -78,6 +78,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("gptq", "is no object"),
         (BLOCKS | {"weight_block_size": [64, 64]}, "weight_block_size"),
         (BLOCKS | {"fmt": "e5m2"}, "fmt e5m2"),
+        (BLOCKS | {"activation_scheme": "tensor"}, "activation_scheme tensor"),
         (_changed("format", "pack-quantized"), "format pack-quantized"),
         (_changed("config_groups", {}), "0 groups"),
         (_changed("config_groups", 3), "compressed-tensors"),
@@ -86,6 +87,12 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         (_changed("config_groups/group_0/weights/strategy", "group"), "weights by group"),
         (_changed("config_groups/group_0/input_activations", None), "activations that are not in 8-bit floats"),
         (_changed("config_groups/group_0/targets", ["re:.*mlp"]), "targets other than Linear"),
+        (_changed("ignore", ["re:("]), "compressed-tensors.*unterminated subpattern"),
+        (_changed("ignore", 5), "compressed-tensors"),
+        (_changed("config_groups/group_0/weights/symmetric", False), "zero points"),
+        (_changed("config_groups/group_0/output_activations", {"num_bits": 8}), "rounded outputs"),
+        (_changed("sparsity_config", {"format": "sparse-24-bitmask"}), "sparse weights"),
+        (_changed("transform_config", {"config_groups": {"u": {"type": "hadamard"}}}), "rotated weights"),
         (_changed("kv_cache_scheme", {"num_bits": 8}), "a KV cache with scales of its own"),
     ],
 )
@@ -98,4 +105,15 @@ def test_others_are_named(said: Any, words: str) -> None:
 def test_ignored_layers_are_names_or_patterns() -> None:
     quantization = Quantization(ignored=("lm_head", r"re:.*\.down_proj$"))
     assert quantization.ignores("model.layers.3.mlp.down_proj")
-    assert not quantization.ignores("model.layers.3.mlp.up_proj") and not quantization.ignores("lm_head.x")
+    assert not quantization.ignores("model.layers.3.mlp.up_proj")
+
+
+@pytest.mark.parametrize(
+    "entry", ["model.layers.1", "model.layers.1.mlp.gate", "mlp", "down_proj", "model.layers.1.mlp"]
+)
+@pytest.mark.parametrize("layer", ["1.mlp.down_proj", "11.mlp.down_proj", "1.mlp.gate_proj", "1.self_attn.q_proj"])
+def test_ignored_layers_are_those_that_transformers_leaves(entry: str, layer: str) -> None:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    name = f"model.layers.{layer}"
+    assert Quantization(ignored=(entry,)).ignores(name) is not should_convert_module(name, [entry])

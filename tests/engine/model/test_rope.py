@@ -156,6 +156,8 @@ def test_one_place_said_twice_is_no_contradiction() -> None:
         ),
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 0}}, "original_max_position_embeddings must be"),
         ({"rope_scaling": YARN | {"truncate": 1}}, "truncate must be true or false"),
+        ({"rope_scaling": YARN | {"beta_fast": 1e-310}}, "beta_fast must be 0 or at least 1e-09, not 1e-310"),
+        ({"rope_scaling": YARN | {"beta_slow": 1e-310}}, "beta_slow must be 0 or at least"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor must be above low_freq_factor"),
         ({"rope_theta": 0}, "rope_theta must be a finite number above 1"),
         ({"rope_theta": float("inf")}, "rope_theta must be a finite number above 1"),
