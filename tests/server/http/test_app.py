@@ -110,6 +110,10 @@ async def test_version_and_errors_of_routes_have_one_shape(site: Site) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
         response = await site.client.request(method, path)
         assert response.status_code == response.json()["error"]["code"] == status
+    assert response.json()["error"]["message"] == "/v1/completions does not take GET: use POST."
+    assert response.headers["allow"] == "POST"
+    missing = (await site.client.get("/tokenizer_info")).json()["error"]["message"]
+    assert missing == "There is no /tokenizer_info here. Start the server with --enable-tokenizer-info-endpoint."
 
 
 async def test_keys_guard_v1_only(make_site: MakeSite) -> None:
