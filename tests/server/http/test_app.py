@@ -51,7 +51,8 @@ async def test_health_and_load_answer_every_method_that_balancers_use(site: Site
 async def test_a_model_of_several_names(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(served_model_name=("one", "two")))
     site.engine.script = answer("x")
-    assert [card["id"] for card in (await site.client.get("/v1/models")).json()["data"]] == ["one", "two"]
+    for path in ("/v1/models", "/v1/models/"):
+        assert [card["id"] for card in (await site.client.get(path)).json()["data"]] == ["one", "two"]
     assert (await site.client.get("/v1/models/two")).json()["id"] == "two"
     for name in ("one", "two", INFO.model):
         response = await site.complete(prompt="p", model=name)
