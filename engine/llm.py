@@ -20,6 +20,7 @@ from engine.executor import make_executor
 from engine.model.shapes import ModelShape
 from engine.sampling.defaults import load_defaults
 from engine.sampling.params import SamplingParams
+from engine.sampling.typed import typed
 from engine.sizing.fit import check_early
 from engine.text.bad_words import with_bad_words
 from engine.text.chat_template import ChatTemplate
@@ -202,7 +203,7 @@ class LLM:
         if self._closed:
             raise EngineDeadError("this LLM is closed: make a new one")
         one = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        each = list(one) if isinstance(one, Sequence) else [one] * len(prompts)
+        each = list(map(typed, one)) if isinstance(one, Sequence) else [typed(one)] * len(prompts)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
         if not self._has_text and any(sampling.stop_strings for sampling in each):

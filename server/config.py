@@ -43,7 +43,9 @@ class ServerConfig:
         (), "model name that clients use; of several, answers have the first (default: the model as given)"
     )
     api_key: tuple[str, ...] = _option(
-        (), "key that clients of /v1 must send; may be given several times (default: $SEESAW_API_KEY, else none)"
+        (),
+        "key that clients of /v1, /tokenize, /detokenize and /tokenizer_info must send; may be given several times "
+        "(default: $SEESAW_API_KEY, else none)",
     )
 
     chat_template: str = _option(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple, NotRequired, TypedDict
 
 from engine.text.tokenizer import Tokenizer
@@ -23,6 +25,8 @@ class TokensPrompt(TypedDict):
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 
+NO_PROMPT = "a prompt must be a text, a list of token ids, or a dict with one of them as prompt or prompt_token_ids"
+
 
 class EncodedPrompt(NamedTuple):
     """A prompt as the engine takes it, and its text if that is known."""
@@ -32,10 +36,13 @@ class EncodedPrompt(NamedTuple):
 
 
 def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """One prompt or many as a list. What begins with a number is one prompt of token ids."""
+    """One prompt or many as a list. What begins with a number is one prompt of token ids. Raises ValueError for what
+    is no prompt and holds none."""
+    if not isinstance(prompts, Iterable):
+        raise ValueError(NO_PROMPT)
     if isinstance(prompts, (str, Mapping)):
         return [prompts]  # type: ignore[list-item]
-    if isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], int):
+    if isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Integral):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
@@ -44,19 +51,27 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Enco
     """Token ids of each prompt; texts are tokenized all at once. Raises ValueError for what is no prompt."""
     encoded = [_unencoded(prompt) for prompt in prompts]
     token_lists = iter(tokenizer.encode([text for text, tokens in encoded if tokens is None and text is not None]))
-    return [EncodedPrompt(text, next(token_lists) if tokens is None else list(tokens)) for text, tokens in encoded]
+    return [EncodedPrompt(text, next(token_lists) if tokens is None else tokens) for text, tokens in encoded]
 
 
-def _unencoded(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
+def _unencoded(prompt: Prompt) -> tuple[str | None, list[int] | None]:
     """Its text and its token ids, as far as it says."""
     match prompt:
         case str():
             return prompt, None
         case {"prompt_token_ids": tokens}:
-            return prompt.get("prompt"), tokens  # type: ignore[union-attr,return-value]
+            return prompt.get("prompt"), _plain(tokens)  # type: ignore[union-attr,arg-type]
         case {"prompt": str(text)}:
             return text, None
         case Mapping():
             raise ValueError("a prompt that is a dict must have a text as its prompt, or prompt_token_ids")
         case _:
-            return None, prompt
+            return None, _plain(prompt)
+
+
+def _plain(tokens: Sequence[int]) -> list[int]:
+    """Token ids, whichever kind of integers they were."""
+    try:
+        return list(map(operator.index, tokens))
+    except TypeError:
+        raise ValueError(NO_PROMPT) from None

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypedDict
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
@@ -28,6 +29,7 @@ ENDPOINTS = (
     "Use POST /v1/chat/completions, /v1/responses, /v1/completions, /tokenize or /detokenize, "
     "or GET /v1/models, /health, /load, /metrics or /version."
 )
+TOKENIZER_INFO = "Start the server with --enable-tokenizer-info-endpoint."
 
 
 class ModelNotFoundError(RequestError):
@@ -90,7 +92,14 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 404:
-            return ErrorInfo(404, _bounded(f"There is no {request.url.path} here. {ENDPOINTS}")).response
+            use = TOKENIZER_INFO if request.url.path.endswith("/tokenizer_info") else ENDPOINTS
+            return ErrorInfo(404, _bounded(f"There is no {request.url.path} here. {use}")).response
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            headers = Headers(error.headers)
+            sentence = (
+                f"{request.url.path} does not take {request.method}: use {headers.get('allow', 'another method')}."
+            )
+            return ErrorInfo(405, _bounded(sentence), headers=dict(headers)).response
         return describe(error).response
 
     # By type, since a handler for Exception runs outside all middleware and logs a traceback.

@@ -52,7 +52,10 @@ class Models:
     async def list(self) -> ModelList:
         return {"object": "list", "data": [*self._cards.values()]}
 
-    async def retrieve(self, model: str) -> ModelCard:
+    async def retrieve(self, model: str) -> ModelCard | ModelList:
+        """Without a name (`/v1/models/`), all."""
+        if not model:
+            return await self.list()
         self.check(model)
         return self._cards.get(model, self._cards[self.name])
 

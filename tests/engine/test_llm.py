@@ -40,6 +40,9 @@ def test_an_invalid_prompt_is_refused_before_anything_runs() -> None:
             llm.generate([[1]], SamplingParams(stop="a"))
         with pytest.raises(RequestError, match="Token ids"):
             llm.generate([[-1]])
+        fractional: Any = 2.5
+        with pytest.raises(RequestError, match="max_tokens"):
+            llm.generate([[1], [2]], [SamplingParams(), SamplingParams(max_tokens=fractional)])
         assert len(llm.generate([5, 6], SamplingParams(max_tokens=4))[0].outputs[0].token_ids) == 4
 
 

@@ -121,13 +121,13 @@ class ChatRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
-        if self.tool_choice not in (None, "auto", "none", "required") and not isinstance(self.tool_choice, dict):
+        if self.tool_choice not in (None, "auto", "none", "required") and self.chosen is None:
             raise RequestError("tool_choice must be auto, none, required, or name a function.", "tool_choice")
         if self.tool_choice in (None, "none"):
             return
         if not self.tools:
             raise RequestError("tool_choice needs tools: give some.", "tool_choice")
-        if isinstance(self.tool_choice, dict) and (self.chosen is None or not self.must_call):
+        if self.chosen is not None and not self.must_call:
             raise RequestError("tool_choice must name a function that is among the tools.", "tool_choice")
         if self.must_call and self.structured is not None:
             raise RequestError(

@@ -103,6 +103,10 @@ class ResponsesRequest(GenerationRequest):
             raise RequestError(f"top_logprobs needs include to have {LOGPROBS}.", "top_logprobs")
         if self.text_format.get("type") not in ("text", "json_object", "json_schema"):
             raise RequestError("text.format.type must be text, json_object or json_schema.", "text.format")
+        if self.text_format.get("type") == "json_schema" and not isinstance(
+            self.text_format.get("schema"), dict | bool
+        ):
+            raise RequestError("text.format of type json_schema needs a schema, as an object.", "text.format.schema")
 
     @property
     def includes_logprobs(self) -> bool:

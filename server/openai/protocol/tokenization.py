@@ -35,14 +35,18 @@ class _Kinds(msgspec.Struct):
 
 
 def read_tokenize(body: bytes) -> TokenizeText | TokenizeChat:
-    """A chat if there are messages. Raises RequestError if there is no prompt either, or pydantic's ValidationError."""
+    """A chat if there are messages. Raises RequestError unless there is one or the other, and pydantic's
+    ValidationError."""
     try:
         kinds = msgspec.json.decode(body, type=_Kinds)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return TokenizeText.model_validate_json(body)  # which says what is wrong
-    if bytes(kinds.messages) not in (b"", b"null"):
+    has_messages, has_prompt = (bytes(kind) not in (b"", b"null") for kind in (kinds.messages, kinds.prompt))
+    if has_messages and has_prompt:
+        raise RequestError("prompt and messages are two things to tokenize: give one of them.", "prompt")
+    if has_messages:
         return TokenizeChat.model_validate_json(body)
-    if bytes(kinds.prompt) in (b"", b"null"):
+    if not has_prompt:
         raise RequestError("There is nothing to tokenize: give a prompt, or the messages of a chat.", "prompt")
     return TokenizeText.model_validate_json(body)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.text.prompt import Prompt, as_list, encode_prompts
@@ -23,10 +24,25 @@ def test_texts_and_token_ids_keep_their_order() -> None:
     assert encode_prompts(BYTES, []) == []
 
 
-@pytest.mark.parametrize("wrong", [{}, {"prompt": [1]}, {"text": "a"}])
-def test_a_dict_that_is_no_prompt(wrong: Any) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{}, {"prompt": [1]}, {"text": "a"}, {"prompt_token_ids": 1}, None, 1.5, [1.5], ["a"], [None]]
+)
+def test_what_is_no_prompt(wrong: Any) -> None:
     with pytest.raises(ValueError, match="prompt_token_ids"):
-        encode_prompts(BYTES, [wrong])
+        encode_prompts(BYTES, as_list([wrong, "a"]))
+
+
+@pytest.mark.parametrize("wrong", [None, 5])
+def test_what_holds_no_prompts(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="prompt_token_ids"):
+        as_list(wrong)
+
+
+def test_token_ids_of_numpy_are_plain_ones() -> None:
+    tokens = np.array([1, 2])
+    for prompts in ([tokens], list(tokens), [{"prompt_token_ids": tokens}]):
+        [(text, plain)] = encode_prompts(BYTES, as_list(prompts))
+        assert (text, plain, [*map(type, plain)]) == (None, [1, 2], [int, int])
 
 
 def test_without_a_tokenizer_only_token_ids_are_prompts() -> None:

@@ -51,7 +51,8 @@ async def test_health_and_load_answer_every_method_that_balancers_use(site: Site
 async def test_a_model_of_several_names(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(served_model_name=("one", "two")))
     site.engine.script = answer("x")
-    assert [card["id"] for card in (await site.client.get("/v1/models")).json()["data"]] == ["one", "two"]
+    for path in ("/v1/models", "/v1/models/"):
+        assert [card["id"] for card in (await site.client.get(path)).json()["data"]] == ["one", "two"]
     assert (await site.client.get("/v1/models/two")).json()["id"] == "two"
     for name in ("one", "two", INFO.model):
         response = await site.complete(prompt="p", model=name)
@@ -110,6 +111,10 @@ async def test_version_and_errors_of_routes_have_one_shape(site: Site) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/completions", 405)):
         response = await site.client.request(method, path)
         assert response.status_code == response.json()["error"]["code"] == status
+    assert response.json()["error"]["message"] == "/v1/completions does not take GET: use POST."
+    assert response.headers["allow"] == "POST"
+    missing = (await site.client.get("/tokenizer_info")).json()["error"]["message"]
+    assert missing == "There is no /tokenizer_info here. Start the server with --enable-tokenizer-info-endpoint."
 
 
 async def test_keys_guard_v1_only(make_site: MakeSite) -> None:

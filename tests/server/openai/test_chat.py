@@ -239,7 +239,8 @@ async def test_what_a_template_raises_is_the_clients_to_mend(make_site: MakeSite
         ("stream_options", {"stream_options": {}}, "needs stream"),
         ("tool_choice", {"tools": [{"function": {"name": "f"}}]}, "--enable-auto-tool-choice"),
         ("tool_choice", {"tool_choice": "auto"}, "needs tools"),
-        ("tool_choice", {"tools": [F], "tool_choice": {"type": "function"}}, "among the tools"),
+        ("tool_choice", {"tools": [F], "tool_choice": {"type": "function"}}, "must be auto"),
+        ("tool_choice", {"tools": [F], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "must be auto"),
         ("tool_choice", {"tools": [F], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "among the"),
         ("tool_choice", {"tools": [F], "tool_choice": "required", "guided_regex": "a"}, "exclude one another"),
         (

@@ -289,6 +289,7 @@ async def test_an_engine_that_gives_up_or_dies_is_an_error(chatty: Site, stream:
         ("top_logprobs", {"top_logprobs": 2}, "needs include to have message.output_text.logprobs"),
         ("top_logprobs", {"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "between 0 and 20"),
         ("text.format", {"text": {"format": {"type": "xml"}}}, "must be text"),
+        ("text.format.schema", {"text": {"format": {"type": "json_schema", "name": "a"}}}, "needs a schema"),
         (
             "response_format",
             {"response_format": {"type": "text"}, "text": {"format": {"type": "json_object"}}},
