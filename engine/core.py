@@ -154,7 +154,7 @@ def describe(config: EngineConfig, executor: Executor) -> EngineInfo:
         prefill=str(plan.prefill),
         decode=str(plan.decode),
         tail=str(plan.tail) if plan.tail else "",
-        dtype=capacity.shape.dtype,
+        dtype=capacity.shape.dtypes,
         device=capacity.device,
         max_model_len=capacity.max_model_len,
         vocab_size=capacity.shape.vocab,

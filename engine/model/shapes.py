@@ -72,6 +72,13 @@ class ModelShape:
         return 1 if self.kv_cache_dtype else self.dtype_bytes
 
     @property
+    def dtypes(self) -> str:
+        """What the numbers are, for people."""
+        weights = " with fp8 weights" if self.quantization else ""
+        kv = (" and fp8 KV" if weights else " with fp8 KV") if self.kv_cache_dtype else ""
+        return f"{self.dtype}{weights}{kv}"
+
+    @property
     def linear_dtype_bytes(self) -> int:
         """Of the weights of decoder layers' products, without scales."""
         return 1 if self.quantization else self.dtype_bytes

@@ -156,7 +156,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     prefill: str
     decode: str
     tail: str
-    dtype: str
+    dtype: str  # as `ModelShape.dtypes`
     device: str
     max_model_len: int
     vocab_size: int

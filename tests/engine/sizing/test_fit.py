@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.sizing.fit import check_early
+from engine.sizing.model import known_shape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 
@@ -38,3 +39,17 @@ def test_pools_that_hold_no_longest_sequence(options: dict[str, int], flag: str)
     check_early(config)
     with pytest.raises(ConfigError, match=flag):
         check_early(replace(config, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "dtypes"),
+    [
+        ({}, "bfloat16"),
+        ({"quantization": "fp8"}, "bfloat16 with fp8 weights"),
+        ({"kv_cache_dtype": "fp8"}, "bfloat16 with fp8 KV"),
+        ({"quantization": "fp8", "kv_cache_dtype": "fp8", "dtype": "float16"}, "float16 with fp8 weights and fp8 KV"),
+    ],
+)
+def test_the_numbers_are_told(options: dict[str, str], dtypes: str) -> None:
+    shape = known_shape(EngineConfig(executor="simulated", **options))  # type: ignore[arg-type]
+    assert shape is not None and shape.dtypes == dtypes
