@@ -1,6 +1,6 @@
 """Bodies for the routes that take one: any of their parameters, mostly with values that clients might send.
 
-`SEESAW_TEST_BODIES` says how many a test sends (default: 300).
+`SEESAW_TEST_BODIES` says how many a test sends (default: 120).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.openai.protocol.completions import CompletionRequest
 from server.openai.protocol.responses import ResponsesRequest
 from server.openai.protocol.tokenization import Detokenize, TokenizeChat, TokenizeText
 
-NUM_BODIES = int(os.environ.get("SEESAW_TEST_BODIES", "300"))
+NUM_BODIES = int(os.environ.get("SEESAW_TEST_BODIES", "120"))
 
 WORDS = ["auto", "none", "required", "user", "assistant", "tool", "text", "function", "{}", "[TOOL_CALLS]", "<think>"]
 NAMES = ["role", "content", "type", "text", "tool_calls", "function", "name", "arguments", "json", "schema", "regex"]
