@@ -63,6 +63,7 @@ def create_app(
             tokenizer,
             config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes",
             config.reasoning_parser,
+            only_calls=True,
         ),
         trusts_templates=config.trust_request_chat_template,
     )

@@ -25,9 +25,12 @@ class AnswerFormat:
     special_tokens: Mapping[str, int] = field(default_factory=dict)
     opening: tuple[int, ...] = ()  # the tokens of the markers of reasoning
     closing: tuple[int, ...] = ()
+    only_calls: bool = False  # a form sees to it: what begins no call is one that was cut by length, and nobody's text
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str) -> AnswerFormat:
+    def of(
+        cls, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str, *, only_calls: bool = False
+    ) -> AnswerFormat:
         """Of parsers by name; `none` and other names stand for none."""
         tools = TOOL_PARSERS.get(tool_parser)
         special = {tokenizer.decode([id]): id for id in tokenizer.special_ids} if tools or reasoning_parser else {}
@@ -41,6 +44,7 @@ class AnswerFormat:
             special_tokens=special,
             opening=opening,
             closing=closing,
+            only_calls=only_calls,
         )
 
     def calls(self, functions: Sequence[Signature], *, several: bool) -> StructuredOutputs:
@@ -73,15 +77,17 @@ class AnswerFormat:
         return AnswerReader(
             self.reasoning_parser(prompt) if self.reasoning_parser else None,
             self.tool_parser() if self.tool_parser and with_tools else None,
+            self.only_calls,
         )
 
 
 class AnswerReader:
     """One growing text as events. Use: `push` all of it in pieces, then `flush` once."""
 
-    def __init__(self, reasoning: ThinkParser | None, tools: ToolParser | None) -> None:
+    def __init__(self, reasoning: ThinkParser | None, tools: ToolParser | None, only_calls: bool = False) -> None:
         self._reasoning = reasoning
         self._tools = tools
+        self._only_calls = only_calls
 
     @property
     def is_thinking(self) -> bool:
@@ -101,7 +107,7 @@ class AnswerReader:
     def flush(self) -> list[Event]:
         """The last events, once no text follows."""
         events = self._find_calls(self._reasoning.flush() if self._reasoning else [])
-        return events + (self._tools.flush() if self._tools else [])
+        return events + (self._of_calls(self._tools.flush()) if self._tools else [])
 
     def make_call_id(self) -> str:
         """For a call of the tool parser."""
@@ -114,5 +120,8 @@ class AnswerReader:
         return [
             found
             for event in events
-            for found in (self._tools.push(event.text) if isinstance(event, Content) else [event])
+            for found in (self._of_calls(self._tools.push(event.text)) if isinstance(event, Content) else [event])
         ]
+
+    def _of_calls(self, events: list[Event]) -> list[Event]:
+        return [event for event in events if not (self._only_calls and isinstance(event, Content))]

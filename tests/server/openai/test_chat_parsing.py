@@ -199,6 +199,19 @@ async def test_a_form_begins_behind_the_reasoning(
         assert message["content"] == "{}"
 
 
+@pytest.mark.parametrize(("cut", "arguments"), [(CALL[: CALL.index("1")], '{"a": '), (f"{CALL}\n<tool", '{"a": 1}')])
+async def test_a_forced_call_that_is_cut_is_no_content(make_site: MakeSite, cut: str, arguments: str) -> None:
+    """Of a call that has begun there is what came of it; its markup is never the answer's text."""
+    site = await make_site(chat_config())
+    message = (await both(site, cut, FinishReason.LENGTH, **FORCED))["message"]
+    assert (message["content"], message["tool_calls"]) == (None, called(arguments))
+    site.engine.script = say("<to", FinishReason.LENGTH)
+    assert not (await site.chat(**FORCED)).json()["choices"][0]["message"]["content"]
+    assert not any(
+        event["choices"][0]["delta"].get("content") for event in events(await site.chat(**FORCED, stream=True))
+    )
+
+
 def test_a_model_with_tokens_for_it_may_begin_to_think_or_not() -> None:
     class Markers(ByteTokenizer):
         def encode(self, texts: Any, add_special_tokens: bool = True) -> list[list[int]]:
