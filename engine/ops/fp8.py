@@ -8,7 +8,6 @@ import torch
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
-BLOCK = 128  # rows, and columns, that share a scale in some checkpoints
 _LEAST_SCALE = 1e-12  # so that rows of zeros divide
 
 
