@@ -83,10 +83,6 @@ class ModelShape:
         """Of the weights of decoder layers' products, without scales."""
         return 1 if self.quantization else self.dtype_bytes
 
-    def padded_vocab(self, slices: int) -> int:
-        """The vocabulary rounded up so that `slices` divides it."""
-        return math.ceil(self.vocab / slices) * slices
-
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers and KV heads."""
         return self.num_layers * self.num_kv_heads * 2 * self.head_dim * self.kv_dtype_bytes

@@ -32,18 +32,19 @@ class DummySource(Source):
         self._noise = noise.to(getattr(torch, shape.dtype)).to(device or "cpu")
         self._seed = seed
         self._quantization = shape.quantization
-        self._scale = float(noise.abs().max()) / LARGEST
-        self._rounded = divided(noise, torch.tensor(self._scale)).view(torch.uint8).to(device or "cpu")
+        if shape.quantization is not None and shape.quantization.checkpoint != "float":
+            self._scale = float(noise.abs().max()) / LARGEST
+            self._rounded = divided(noise, torch.tensor(self._scale)).view(torch.uint8).to(device or "cpu")
 
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
-        if len(shape) == 1 and "scale" not in name:
-            if name.endswith("bias"):
-                return self.read(name, (*shape, 1), part)[:, 0]
-            return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
         if name.endswith(".input_scale"):
             return torch.full((len(part),), 0.05, device=self._noise.device)
         if name.endswith((".weight_scale", ".weight_scale_inv")):
             return torch.full((len(part), *shape[1:]), self._scale, device=self._noise.device)
+        if len(shape) == 1:
+            if name.endswith("bias"):
+                return self.read(name, (*shape, 1), part)[:, 0]
+            return torch.ones(len(part), dtype=self._noise.dtype, device=self._noise.device)
         is_rounded = self._is_rounded(name)
         noise = self._rounded if is_rounded else self._noise
         width = shape[1 - dim]

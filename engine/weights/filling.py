@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.model.quantization import FP8
-from engine.model.spec import Cut, LinearSpec, VectorSpec, WeightSpec
+from engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
 from engine.parallel.moves import Span
 from engine.weights.arena import Arena
 from engine.weights.fp8 import make_reader, read_floats
@@ -55,7 +55,7 @@ class _Packer:
             out.copy_(torch.cat(read).float().amax(0, keepdim=True))
         else:
             [part] = weight.parts
-            out.copy_(self._read(prefix + part.name, weight, tensor, Span(0, weight.other)))
+            out.copy_(self._read(part, prefix, weight, tensor, Span(0, weight.other)))
 
     def _rows(self, out: torch.Tensor, weight: LinearSpec, tensor: TensorSpec, prefix: str) -> None:
         unit = weight.out_size(self._num_slices) // tensor.shape[0]  # rows that have one of `out`
@@ -66,7 +66,7 @@ class _Packer:
                 wanted, stop = span & Span(0, part.total), start + len(span) // unit
                 filled = start + len(wanted) // unit
                 if len(wanted):
-                    rows[start:filled].copy_(self._read(prefix + part.name, weight, tensor, wanted))
+                    rows[start:filled].copy_(self._read(part, prefix, weight, tensor, wanted))
                 rows[filled:stop].zero_()
                 start = stop
 
@@ -76,14 +76,14 @@ class _Packer:
         count, _, each = out.shape
         wanted = Span(self._slices.start * each, self._slices.stop * each)
         if tensor.field == "scales":
-            read = self._read(prefix + part.name, weight, tensor, Span(0, weight.other))[:, wanted.start : wanted.stop]
+            read = self._read(part, prefix, weight, tensor, Span(0, weight.other))[:, wanted.start : wanted.stop]
         else:
-            read = self._read(prefix + part.name, weight, tensor, wanted)
+            read = self._read(part, prefix, weight, tensor, wanted)
         out.copy_(read.unflatten(1, (count, each)).transpose(0, 1))
 
-    def _read(self, name: str, weight: LinearSpec, tensor: TensorSpec, wanted: Span) -> torch.Tensor:
-        """Rows (of scales and biases always) or columns of a layer in the checkpoint."""
-        [part] = [part for part in weight.parts if name.endswith(part.name)]
+    def _read(self, part: Part, prefix: str, weight: LinearSpec, tensor: TensorSpec, wanted: Span) -> torch.Tensor:
+        """Rows (of scales and biases always) or columns of a part's layer in the checkpoint."""
+        name = prefix + part.name
         rows, columns = (part.total, weight.other) if weight.cut is Cut.ROWS else (weight.other, part.total)
         dim = 1 if weight.cut is Cut.COLUMNS else 0
         if tensor.field == "bias":

@@ -14,6 +14,7 @@ from engine.values.errors import ConfigError
 from engine.weights.source import Source
 
 _CHUNK_ELEMENTS = 1 << 24  # that are float32 at once
+_KEPT_SCALES = 64  # tensors'
 
 
 class Fp8Reader(ABC):
@@ -45,7 +46,7 @@ class FloatReader(Fp8Reader):
     def __init__(self, source: Source, device: torch.device) -> None:
         self._source = source
         self._device = device
-        self._known: OrderedDict[tuple[str, Span, int | None], torch.Tensor] = OrderedDict()
+        self._known: OrderedDict[tuple[str, Span], torch.Tensor] = OrderedDict()
 
     def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
         rows = part if dim == 0 else Span(0, shape[0])
@@ -63,13 +64,13 @@ class FloatReader(Fp8Reader):
         """Asked for with the data, and again by itself: the last ones are kept."""
         if group is not None:
             raise ValueError("floats are rounded with a scale for each row")
-        key = (name, rows, group)
+        key = (name, rows)
         if key not in self._known:
             largest = torch.empty(len(rows), dtype=torch.float32, device=self._device)
             for chunk in _chunks(rows, shape[1]):
                 largest[chunk.within(rows.start)] = self._read(name, shape, chunk).abs().amax(1).float()
             self._known[key] = scales_of(largest)
-            while len(self._known) > 64:
+            if len(self._known) > _KEPT_SCALES:
                 self._known.popitem(last=False)
         return self._known[key]
 
@@ -77,15 +78,28 @@ class FloatReader(Fp8Reader):
         return read_floats(self._source, name, shape, rows).to(self._device)
 
 
-class ChannelReader(Fp8Reader):
+class _StoredReader(Fp8Reader):
+    """Of checkpoints that hold e4m3."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
+        read = self._source.read(f"{name}.weight", shape, part, dim)
+        if read.dtype != E4M3:
+            raise ConfigError(
+                f"{name}.weight is {str(read.dtype).removeprefix('torch.')}, and config.json says that it is "
+                "quantized: download the checkpoint again"
+            )
+        return read
+
+
+class ChannelReader(_StoredReader):
     """compressed-tensors' `weight` and `weight_scale`: one scale for each output, or for the tensor."""
 
     def __init__(self, source: Source, per_tensor: bool) -> None:
-        self._source = source
+        super().__init__(source)
         self._per_tensor = per_tensor
-
-    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
-        return _e4m3(self._source, name, shape, part, dim)
 
     def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
         assert group is None
@@ -95,18 +109,15 @@ class ChannelReader(Fp8Reader):
         return self._source.read(f"{name}.weight_scale", (shape[0], 1), rows).float().flatten()
 
 
-class BlockReader(Fp8Reader):
+class BlockReader(_StoredReader):
     """`weight`, and by what each block of 128 x 128 of it is multiplied.
 
     DeepSeek and Qwen call that `weight_scale_inv`, compressed-tensors calls it `weight_scale`.
     """
 
     def __init__(self, source: Source, scales: str) -> None:
-        self._source = source
+        super().__init__(source)
         self._scales = scales
-
-    def data(self, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
-        return _e4m3(self._source, name, shape, part, dim)
 
     def scales(self, name: str, shape: tuple[int, int], rows: Span, group: int | None, block: int = 1) -> torch.Tensor:
         assert group is not None
@@ -127,16 +138,6 @@ def read_floats(source: Source, name: str, shape: tuple[int, int], part: Span, d
             "quantization_config"
             if name not in ("lm_head", "model.embed_tokens")
             else f"{name}.weight is in 8 bits, which is not supported: use a checkpoint that keeps it in bfloat16"
-        )
-    return read
-
-
-def _e4m3(source: Source, name: str, shape: tuple[int, int], part: Span, dim: int) -> torch.Tensor:
-    read = source.read(f"{name}.weight", shape, part, dim)
-    if read.dtype != E4M3:
-        raise ConfigError(
-            f"{name}.weight is {str(read.dtype).removeprefix('torch.')}, and config.json says that it is quantized: "
-            "download the checkpoint again"
         )
     return read
 
