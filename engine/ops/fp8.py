@@ -8,7 +8,7 @@ import torch
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
-_LEAST_SCALE = 1e-12  # so that rows of zeros divide
+LEAST_SCALE = 1e-12  # so that rows of zeros divide
 
 
 class Fp8Format(NamedTuple):
@@ -40,7 +40,7 @@ def quantize(x: torch.Tensor, format: Fp8Format) -> Quantized:
 
 def scales_of(largest: torch.Tensor) -> torch.Tensor:
     """Scales for what is at most so large, float32."""
-    return (largest * (1 / LARGEST)).clamp_(min=_LEAST_SCALE)  # CUDA divides by a number so, too
+    return (largest * (1 / LARGEST)).clamp_(min=LEAST_SCALE)  # CUDA divides by a number so, too
 
 
 def divided(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

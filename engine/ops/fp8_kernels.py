@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.ops.fp8 import E4M3, LARGEST, Fp8Format, Quantized
+from engine.ops.fp8 import E4M3, LARGEST, LEAST_SCALE, Fp8Format, Quantized
 
-_LEAST_SCALE = tl.constexpr(1e-12)
+_LEAST_SCALE = tl.constexpr(LEAST_SCALE)
 _LARGEST = tl.constexpr(LARGEST)
 
 
@@ -176,14 +176,8 @@ def _activated(x, row, columns, place, mask, width, ONE_SLICE: tl.constexpr):  #
 def _silu_and_mul_rows(x, known, data, scales, columns, width, LANES: tl.constexpr, ONE_SLICE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, LANES)
-    mask = place < columns
-    values = _activated(x, row, columns, place, mask, width, ONE_SLICE)
-    if known is not None:
-        scale = tl.load(known)
-    else:
-        scale = _scale_of(tl.max(tl.abs(values), 0))
-    tl.store(scales + row, scale)
-    tl.store(data + row * columns + place, _to_e4m3(values, scale), mask)
+    values = _activated(x, row, columns, place, place < columns, width, ONE_SLICE)
+    _store_row(values, known, data, scales, row, columns, LANES, LANES, True)
 
 
 @triton.jit
