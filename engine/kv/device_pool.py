@@ -27,6 +27,9 @@ class DevicePool:
         stride = geometry.device_block_bytes(rank) // dtype.itemsize
         num_bytes = geometry.device_pool_bytes(rank, num_blocks)
         self._memory = torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)
+        if dtype.itemsize == 1:
+            # Kernels in 8 bits multiply whole blocks and weigh with 0 what nobody has written: it must not be NaN.
+            self._memory.view(torch.uint8).zero_()
         self._views = []
         for layout in geometry.plan.layouts:
             extent = geometry.extents(layout)[rank]
@@ -47,5 +50,6 @@ class DevicePool:
         self._memory[: num_blocks * self._views[0].stride(0)].zero_()
 
     def poison(self) -> None:
-        """Fill with NaN, so that a test sees any read of what was never written."""
-        self._memory.view(torch.uint8).fill_(0xFF)  # NaN in every float type
+        """Fill with NaN, or the largest of 8 bits, so that a test sees any read of what was never written."""
+        is_small = self._memory.dtype.itemsize == 1
+        self._memory.view(torch.uint8).fill_(0x7E if is_small else 0xFF)  # 448 in e4m3; NaN in every float type

@@ -1,8 +1,9 @@
 """Sums over memory that the shards share: reduction, residual stream and norm in one kernel.
 
 A row belongs to one shard. It reads that row's parts from all shards, adds them to its own row of the residual stream
-and writes the norm back to all: a two-shot all-reduce, with sequence-parallel norms in the middle. Against NCCL's
-all-reduce and a norm on every shard it moves as much over the links, norms `1 / size` of the rows, and is one launch.
+and writes the norm back to all, in 8 bits where a product wants those: a two-shot all-reduce, with sequence-parallel
+norms in the middle. Against NCCL's all-reduce and a norm on every shard it moves as much over the links or less, norms
+`1 / size` of the rows, and is one launch.
 
 torch's symmetric-memory operations reduce without norms. FlashInfer's fused ones allocate NVLink multicast memory,
 which we never use.
@@ -18,8 +19,9 @@ import triton.language as tl
 
 from engine.model.linear import Linear
 from engine.model.sums import Sums
-from engine.ops.fp8 import Activation, Fp8Format, Quantized, quantize
-from engine.parallel.peers import PeerBuffer
+from engine.ops.fp8 import E4M3, Activation, Fp8Format, Quantized
+from engine.ops.fp8_kernels import scale_of, to_e4m3
+from engine.parallel.peers import PeerTensor
 from engine.parallel.process_groups import ShardGroup
 
 _MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
@@ -28,8 +30,8 @@ _MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
 class PeerSums(Sums):
     """Of one stage on GPUs that reach each other's memory; works in CUDA graphs.
 
-    The buffer holds one part, and then its norm. No shard overwrites what another still reads: a kernel ends when all
-    shards' programs have read and written, and the next one reads when all have begun, that is behind their products.
+    No shard overwrites what another still reads: a kernel ends when all shards' programs have read and written, and the
+    next one reads and writes when all have begun, that is behind their products.
     """
 
     def __init__(
@@ -39,16 +41,24 @@ class PeerSums(Sums):
         hidden: int,
         dtype: torch.dtype,
         device: torch.device,
-        quantize: Callable[[torch.Tensor, Fp8Format], Quantized] = quantize,
+        rounds: Callable[[torch.Tensor, Fp8Format], Quantized] | None = None,
     ) -> None:
-        """Collective over the group. Raises ConfigError."""
-        self._quantize = quantize
+        """`rounds`: what norms are rounded with where they are wanted in 8 bits, and a row has several scales.
+
+        Collective over the group. Raises ConfigError.
+        """
+        self._round = rounds
         self._shard = group.shard
         self._size = group.size
         # A program waits for its counterparts on the other shards, so all of them must fit on a GPU at once.
         multiprocessors = (torch.cuda.get_device_properties(gpu).multi_processor_count for gpu in group.ranks)
         self._max_programs = min(_MAX_PROGRAMS, *multiprocessors)
-        self._buffer = PeerBuffer(group, max_rows, hidden, dtype, self._max_programs * group.size, device)
+        # For a program of each shard to wait for its counterparts; each kernel leaves them at zero.
+        self._flags = PeerTensor(group, 1, self._max_programs * group.size, torch.int32, device)
+        self._buffer = PeerTensor(group, max_rows, hidden, dtype, device)  # holds one part, and then its norm
+        if rounds is not None:
+            self._data = PeerTensor(group, max_rows, hidden, E4M3, device)
+            self._scales = PeerTensor(group, max_rows, 1, torch.float32, device)
 
     def product(self, x: Activation, linear: Linear) -> torch.Tensor:
         return linear.product(x, out=self._rows(x.data.shape[0]))  # of a tensor, `data` is itself
@@ -61,8 +71,14 @@ class PeerSums(Sums):
         eps: float,
         format: Fp8Format | None = None,
     ) -> tuple[Activation, torch.Tensor]:
+        if format is not None and format.group is None:
+            self._reduce(part, residual, weight, eps, format)
+            return Quantized(self._data.local[: len(part)], self._scales.local[: len(part)]), residual
         self._reduce(part, residual, weight, eps)
-        return part if format is None else self._quantize(part, format), residual
+        if format is None:
+            return part, residual
+        assert self._round is not None
+        return self._round(part, format), residual
 
     def total(self, part: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         rows = self._rows(len(part))
@@ -77,15 +93,23 @@ class PeerSums(Sums):
         return self._buffer.local[:count]
 
     def _reduce(
-        self, part: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, eps: float
+        self,
+        part: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        eps: float,
+        format: Fp8Format | None = None,
     ) -> None:
         rows, hidden = part.shape
         _reduce_rows[(min(self._max_programs, triton.cdiv(rows, self._size)),)](
             part,
             self._buffer.addresses,
-            self._buffer.flag_addresses,
+            self._flags.addresses,
             residual,
             weight,
+            None if format is None else format.scale,
+            None if format is None else self._data.addresses,
+            None if format is None else self._scales.addresses,
             rows,
             hidden,
             eps,
@@ -103,6 +127,9 @@ def _reduce_rows(  # type: ignore[no-untyped-def]
     flag_addresses,
     residual,
     weight,
+    known,
+    data_addresses,
+    scale_addresses,
     rows,
     hidden,
     eps,
@@ -130,9 +157,21 @@ def _reduce_rows(  # type: ignore[no-untyped-def]
             tl.store(residual + offsets, total.to(element), mask)
         if weight is not None:
             total *= tl.rsqrt(tl.sum(total * total, 0) / hidden + eps) * scale
-        for peer in tl.static_range(SIZE):
-            target = tl.load(addresses + (shard + peer) % SIZE).to(tl.pointer_type(element))
-            tl.store(tl.multiple_of(target, 16) + offsets, total.to(element), mask)
+        if data_addresses is not None:
+            values = total.to(element).to(tl.float32)
+            if known is not None:
+                row_scale = tl.load(known)
+            else:
+                row_scale = scale_of(tl.max(tl.abs(values), 0))
+            rounded = to_e4m3(values, row_scale)
+            for peer in tl.static_range(SIZE):
+                data = tl.load(data_addresses + (shard + peer) % SIZE).to(tl.pointer_type(tl.float8e4nv))
+                tl.store(tl.multiple_of(data, 16) + offsets, rounded, mask)
+                tl.store(tl.load(scale_addresses + peer).to(tl.pointer_type(tl.float32)) + row, row_scale)
+        else:
+            for peer in tl.static_range(SIZE):
+                target = tl.load(addresses + (shard + peer) % SIZE).to(tl.pointer_type(element))
+                tl.store(tl.multiple_of(target, 16) + offsets, total.to(element), mask)
     _raise_flags(flag_addresses, shard, SIZE)
     _await_flags(flag_addresses, shard, SIZE)  # all shards' rows are here, and nobody reads ours any more
 

@@ -92,5 +92,6 @@ def make_sums(
         if isinstance(group, ShardGroup) and can_share(group, device, custom_all_reduce):
             from engine.model.peer_sums import PeerSums
 
-            return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device, ops.quantize)
+            rounds = ops.quantize if shape.quantization else None
+            return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device, rounds)
     return ReducedSums(ops, group)

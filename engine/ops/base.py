@@ -136,16 +136,16 @@ class GraphOps(Ops):
     """Operators that CUDA graphs can be made of: they plan decode steps in buffers whose addresses stay."""
 
     @abstractmethod
-    def graph_plan(self, rows: int, num_heads: int, num_kv_heads: int, indices: torch.Tensor) -> Any:
-        """A plan for `rows` chunks of one token each, to capture with. `replan` it before the capture.
+    def graph_plan(self, num_heads: int, num_kv_heads: int, tables: torch.Tensor) -> Any:
+        """A plan for chunks of one token each, to capture with. `replan` it before the capture.
 
-        `indices` int32 `[most blocks of a batch]`, on the device, is where it keeps its blocks; the plans of graphs
-        that never run at once can share it.
+        `tables` int32 `[chunks, most blocks of a chunk]`, on the device, is where it keeps their blocks; the plans of
+        graphs that never run at once can share it.
         """
 
     @abstractmethod
-    def replan(self, plan: Any, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
-        """Describe the next replay's step, of just the plan's rows, in the plan's buffers."""
+    def replan(self, plan: Any, batch: BatchInputs) -> None:
+        """Describe the next replay's step, of just the plan's chunks, in the plan's buffers."""
 
 
 def make_ops(

@@ -28,7 +28,8 @@ def attention_backends(
 ) -> tuple[str, ...]:
     """FlashInfer's backends for a prefill's attention, `fa2` or `fa3` or both: then a batch's shape decides.
 
-    Decode is `fa2` everywhere. Raises ConfigError for a GPU that is too old, and for a setting that it cannot follow.
+    Decode is `fa2`, or XQA's (`has_xqa`). Raises ConfigError for a GPU that is too old, and for a setting that it
+    cannot follow.
     """
     if capability < OLDEST:
         raise ConfigError(
@@ -55,6 +56,11 @@ def attention_backends(
     if setting != "auto":
         return (setting,)
     return ("fa2", "fa3") if has_fa3 else ("fa2",)
+
+
+def has_xqa(capability: Capability, setting: AttentionBackend = "auto") -> bool:
+    """Whether XQA's kernels attend for decode over a KV cache in 8 bits: those made for Hopper are the fast ones."""
+    return capability[0] == 9 and setting == "auto"
 
 
 def check_fp8(capability: Capability, dtype: str) -> None:

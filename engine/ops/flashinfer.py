@@ -11,8 +11,9 @@ import torch
 from engine.device.upload import upload
 from engine.model.rope import inverse_frequencies
 from engine.model.shapes import ModelShape
+from engine.ops.attention_plans import AttentionFormat, indptr
 from engine.ops.base import BatchInputs, GraphOps, HeadNorms
-from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, check_fp8, has_dependent_launch
+from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, check_fp8, has_dependent_launch, has_xqa
 from engine.ops.fp8 import Activation, Fp8Format, Quantized
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import noise_keys
@@ -24,6 +25,7 @@ try:
     import flashinfer.sampling
 
     from engine.ops import fp8_kernels, kernels
+    from engine.ops.decode_attention import DecodeAttention, DecodeAttentions
 except ImportError as error:
     raise ConfigError(
         f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"
@@ -32,26 +34,6 @@ except ImportError as error:
 _MIN_WORKSPACE_BYTES = 256 << 20
 _LARGEST_TILE = 128  # rows of queries in a tile of FlashInfer's
 _FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one, where it exists
-_TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
-
-
-@dataclass(frozen=True)
-class Pages:
-    """A batch's block tables as FlashInfer wants them: pinned host tensors, except `indices`, on the device."""
-
-    indptr: torch.Tensor  # int32 [chunks + 1]
-    indices: torch.Tensor  # int32 [blocks of all chunks]
-    last_lens: torch.Tensor  # int32 [chunks]
-
-    @classmethod
-    def of(cls, batch: BatchInputs, block_size: int, device: torch.device) -> Pages:
-        counts = (batch.context_lens + block_size - 1) // block_size
-        used = torch.arange(batch.tables.shape[1]) < counts[:, None]
-        return cls(
-            indptr=_indptr(counts).pin_memory(),
-            indices=upload(batch.tables[used], device),
-            last_lens=((batch.context_lens - 1) % block_size + 1).pin_memory(),
-        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class FlashInferPlan:
 
     places: torch.Tensor  # int32 [3, tokens]: position, block, slot in the block
     decodes: int
-    decode: Any | None  # a planned wrapper, for the first `decodes` rows
+    decode: DecodeAttention | None  # planned, for the first `decodes` rows
     prefill: Any | None  # a planned wrapper, for the rows behind them
 
 
@@ -91,11 +73,10 @@ class FlashInferOps(GraphOps):
         self._dependent_launch = None if has_dependent_launch(capability) else False
         self._block_size = block_size
         self._device = device
-        self._dtype: torch.dtype = getattr(torch, shape.dtype)
-        self._kv_dtype: torch.dtype = getattr(torch, shape.kv_dtype)
-        self._head_dim = shape.head_dim
         # FlashInfer counts the tokens before a token, the window itself, too. Without one, -1.
-        self._window_left = -1 if shape.sliding_window is None else shape.sliding_window - 1
+        window_left = -1 if shape.sliding_window is None else shape.sliding_window - 1
+        dtype, kv_dtype = (getattr(torch, name) for name in (shape.dtype, shape.kv_dtype))
+        self._format = AttentionFormat(shape.head_dim, dtype, kv_dtype, block_size, window_left, device)
         angles = torch.arange(shape.max_position).float()[:, None] * inverse_frequencies(shape)
         self._cos, self._sin = ((t * shape.rope.attention_factor).to(device) for t in (angles.cos(), angles.sin()))
         # FlashInfer splits sequences into at most so many programs' work. What they found waits to be merged, in
@@ -105,19 +86,15 @@ class FlashInferOps(GraphOps):
         partial_bytes = self._programs * group * _LARGEST_TILE * (shape.head_dim + 1) * 4
         workspace_bytes = max(_MIN_WORKSPACE_BYTES, partial_bytes)
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
-        self._decodes = {cores: self._decode_wrapper(cores) for cores in (False, True)}
+        xqa = has_xqa(capability, attention_backend) and shape.kv_cache_dtype is not None
+        self._decodes = DecodeAttentions(self._format, self._workspace, self._programs, xqa, self._dependent_launch)
+        self._decode_of: dict[tuple[int, int], DecodeAttention] = {}  # heads and KV heads of a layout
         self._prefills = {
             backend: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "HND", backend=backend)
             for backend in backends
         }
         # FlashInfer copies each plan out of one pinned buffer; it must not be overwritten before.
         self._planned = torch.cuda.Event(blocking=True)
-
-    def _decode_wrapper(self, tensor_cores: bool, **graph: Any) -> Any:
-        # Its plan is what `_launch_only_planned` knows, so FlashInfer may choose no other.
-        return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-            self._workspace, "HND", use_tensor_cores=tensor_cores, backend="fa2", **graph
-        )
 
     def plan(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> FlashInferPlan:
         """Waits until the device has taken over the plan before."""
@@ -126,68 +103,33 @@ class FlashInferOps(GraphOps):
         decodes = int(single.cumprod(0).sum())
         decode = prefill = None
         if decodes:
-            decode = self._decodes[num_heads // num_kv_heads >= _TENSOR_CORE_GROUP]
-            self._plan_wrapper(decode, _part(batch, slice(0, decodes)), num_heads, num_kv_heads)
+            if (num_heads, num_kv_heads) not in self._decode_of:
+                self._decode_of[num_heads, num_kv_heads] = self._decodes.make(num_heads, num_kv_heads)
+            decode = self._decode_of[num_heads, num_kv_heads]
+            decode.plan(_part(batch, slice(0, decodes)))
         if decodes < len(single):
             prefill = self._plan_prefill(_part(batch, slice(decodes, None)), num_heads, num_kv_heads)
         plan = FlashInferPlan(upload(self._places(batch), self._device), decodes, decode, prefill)
         self._planned.record()
         return plan
 
-    def graph_plan(self, rows: int, num_heads: int, num_kv_heads: int, indices: torch.Tensor) -> FlashInferPlan:
-        decode = self._decode_wrapper(
-            num_heads // num_kv_heads >= _TENSOR_CORE_GROUP,
-            use_cuda_graph=True,
-            paged_kv_indptr_buffer=torch.zeros(rows + 1, dtype=torch.int32, device=self._device),
-            paged_kv_indices_buffer=indices,
-            paged_kv_last_page_len_buffer=torch.zeros(rows, dtype=torch.int32, device=self._device),
-        )
-        return FlashInferPlan(torch.zeros(3, rows, dtype=torch.int32, device=self._device), rows, decode, None)
+    def graph_plan(self, num_heads: int, num_kv_heads: int, tables: torch.Tensor) -> FlashInferPlan:
+        places = torch.zeros(3, len(tables), dtype=torch.int32, device=self._device)
+        return FlashInferPlan(places, len(tables), self._decodes.make(num_heads, num_kv_heads, tables), None)
 
-    def replan(self, plan: FlashInferPlan, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> None:
+    def replan(self, plan: FlashInferPlan, batch: BatchInputs) -> None:
         self._planned.synchronize()
-        decode, rows = plan.decode, len(batch.query_lens)
-        assert decode is not None
-        # Whole sequences are enough for all programs: to split them would only cost a merge.
-        whole = decode.use_tensor_cores and rows >= self._programs // num_kv_heads
-        self._plan_wrapper(decode, batch, num_heads, num_kv_heads, disable_split_kv=whole)
-        if whole:
-            _launch_only_planned(decode, rows, num_heads // num_kv_heads)
+        assert plan.decode is not None
+        plan.decode.plan(batch)
         plan.places.copy_(self._places(batch).pin_memory(), non_blocking=True)
         self._planned.record()
 
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
         better = "fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"
         wrapper = self._prefills[better if better in self._prefills else next(iter(self._prefills))]
-        queries = _indptr(batch.query_lens).pin_memory()
-        self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, queries, causal=True)
+        queries = indptr(batch.query_lens).pin_memory()
+        self._format.plan(wrapper, batch, num_heads, num_kv_heads, queries, causal=True)
         return wrapper
-
-    def _plan_wrapper(
-        self,
-        wrapper: Any,
-        batch: BatchInputs,
-        num_heads: int,
-        num_kv_heads: int,
-        *queries: torch.Tensor,
-        **options: Any,
-    ) -> None:
-        """`queries` is what a prefill's plan wants before its pages."""
-        pages = Pages.of(batch, self._block_size, self._device)
-        wrapper.plan(
-            *queries,
-            pages.indptr,
-            pages.indices,
-            pages.last_lens,
-            num_heads,
-            num_kv_heads,
-            self._head_dim,
-            self._block_size,
-            q_data_type=self._dtype,
-            kv_data_type=self._kv_dtype,
-            window_left=self._window_left,
-            **options,
-        )
 
     def _places(self, batch: BatchInputs) -> torch.Tensor:
         chunks, positions = batch.chunks_and_positions()
@@ -219,10 +161,11 @@ class FlashInferOps(GraphOps):
     def attention(self, plan: FlashInferPlan, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)
         cache = (kv[:, :, 0], kv[:, :, 1])
-        parts = (plan.decode, slice(0, plan.decodes)), (plan.prefill, slice(plan.decodes, None))
-        for wrapper, rows in parts:
-            if wrapper is not None:
-                wrapper.run(q[rows], cache, out=out[rows], enable_pdl=self._dependent_launch)
+        if plan.decode is not None:
+            plan.decode.run(q[: plan.decodes], cache, out[: plan.decodes])
+        if plan.prefill is not None:
+            rows = slice(plan.decodes, None)
+            plan.prefill.run(q[rows], cache, out=out[rows], enable_pdl=self._dependent_launch)
         return out.flatten(1)
 
     def silu_and_mul(self, x: torch.Tensor, format: Fp8Format | None = None) -> Activation:
@@ -289,16 +232,6 @@ class FlashInferOps(GraphOps):
         return upload(torch.tensor(values, dtype=torch.float32), self._device)
 
 
-def _launch_only_planned(decode: Any, rows: int, group: int) -> None:
-    """Have a graph's attention launch no more programs than its plan describes. The plan was made not to split.
-
-    FlashInfer launches some for which it then has neither work nor a mask (its issue 4002). Of a plan's numbers, the
-    first is how many tiles the grid has for a KV head, and the fourth how many query heads of a row fit into one.
-    """
-    _, *others = decode._plan_info
-    decode._plan_info = [rows * -(-group // others[2]), *others]
-
-
 def _temperatures(rows: Sequence[RowSampling]) -> list[float]:
     return [0.0 if row.is_greedy else row.temperature for row in rows]
 
@@ -310,7 +243,3 @@ def _part(batch: BatchInputs, chunks: slice) -> BatchInputs:
         context_lens=batch.context_lens[chunks],
         tables=batch.tables[chunks],
     )
-
-
-def _indptr(counts: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()

@@ -107,13 +107,13 @@ def _tile(columns: int, format: Fp8Format) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _to_e4m3(values, scale):  # type: ignore[no-untyped-def]
+def to_e4m3(values, scale):  # type: ignore[no-untyped-def]
     scaled = tl.div_rn(values, scale)
     return tl.minimum(tl.maximum(scaled, -_LARGEST), _LARGEST).to(tl.float8e4nv)
 
 
 @triton.jit
-def _scale_of(largest):  # type: ignore[no-untyped-def]
+def scale_of(largest):  # type: ignore[no-untyped-def]
     return tl.maximum(largest * (1 / _LARGEST), _LEAST_SCALE)
 
 
@@ -126,16 +126,16 @@ def _store_row(values, known, data, scales, row, columns, GROUP: tl.constexpr, L
         if known is not None:
             scale = tl.load(known)
         else:
-            scale = _scale_of(tl.max(tl.abs(values), 0))
+            scale = scale_of(tl.max(tl.abs(values), 0))
         tl.store(scales + row, scale)
-        tl.store(data + row * columns + lane, _to_e4m3(values, scale), mask)
+        tl.store(data + row * columns + lane, to_e4m3(values, scale), mask)
     else:
         groups = tl.reshape(values, (LANES // GROUP, GROUP))
-        scale = _scale_of(tl.max(tl.abs(groups), 1))
+        scale = scale_of(tl.max(tl.abs(groups), 1))
         group = tl.arange(0, LANES // GROUP)
         tl.store(scales + row + group * tl.num_programs(0), scale, group < columns // GROUP)
         place = group[:, None] * GROUP + tl.arange(0, GROUP)[None]
-        tl.store(data + row * columns + place, _to_e4m3(groups, scale[:, None]), place < columns)
+        tl.store(data + row * columns + place, to_e4m3(groups, scale[:, None]), place < columns)
 
 
 @triton.jit
@@ -188,6 +188,6 @@ def _silu_and_mul_groups(x, data, scales, groups, width, GROUP: tl.constexpr, LA
     mask = (group < groups) & (lane < GROUP)
     place = group * GROUP + lane
     values = _activated(x, row, groups * GROUP, place, mask, width, False)
-    scale = _scale_of(tl.max(tl.abs(values), 1, keep_dims=True))
+    scale = scale_of(tl.max(tl.abs(values), 1, keep_dims=True))
     tl.store(scales + row + group * tl.num_programs(0), scale, group < groups)
-    tl.store(data + row * groups * GROUP + place, _to_e4m3(values, scale), mask)
+    tl.store(data + row * groups * GROUP + place, to_e4m3(values, scale), mask)

@@ -74,33 +74,27 @@ def short_socket_paths() -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-class PeerBuffer:
+class PeerTensor:
     """A `[rows, columns]` tensor of each shard, and its address on every shard.
 
-    `addresses` and `flag_addresses` are int64 `[size]`, on the device, in shard order. The flags are `num_flags` zeroed
-    int32 of each shard, for kernels to wait for each other; each kernel leaves them zero.
+    `addresses` is int64 `[size]`, on the device, in shard order.
     """
 
-    def __init__(
-        self, group: ShardGroup, rows: int, columns: int, dtype: torch.dtype, num_flags: int, device: torch.device
-    ) -> None:
-        """Collective: all shards call it with the same sizes. Raises ConfigError."""
+    def __init__(self, group: ShardGroup, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Collective: all shards call it with the same sizes. Zeros. Raises ConfigError."""
         try:
-            self.local: torch.Tensor = symmetric_memory.empty(rows, columns, dtype=dtype, device=device)
-            self._flags: torch.Tensor = symmetric_memory.empty(num_flags, dtype=torch.int32, device=device)
-            # The handles keep the mappings alive.
+            memory = symmetric_memory.empty(rows, columns * dtype.itemsize, dtype=torch.uint8, device=device)
+            # The handle keeps the mappings alive.
             with short_socket_paths():
-                self._handles = [symmetric_memory.rendezvous(x, group.process_group) for x in (self.local, self._flags)]
+                self._handle = symmetric_memory.rendezvous(memory, group.process_group)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
                 f"the GPUs of a tensor-parallel stage cannot map each other's memory ({reason}): "
                 "use --custom-all-reduce off to do without"
             ) from None
-        self._flags.zero_()
-        self.addresses, self.flag_addresses = (
-            torch.tensor(list(handle.buffer_ptrs), dtype=torch.int64, device=device) for handle in self._handles
-        )
-        # No shard may raise a flag that its owner has yet to zero.
+        self.local: torch.Tensor = memory.zero_().view(dtype)
+        self.addresses = torch.tensor(list(self._handle.buffer_ptrs), dtype=torch.int64, device=device)
+        # No shard may write what its owner has yet to zero.
         torch.cuda.synchronize(device)
         dist.barrier(group.process_group)

@@ -46,7 +46,7 @@ class DecodeGraphs:
         self._buckets = buckets(max_rows)
         self._is_first = is_first
         largest, device = self._buckets[-1], kv[0].device
-        self._indices = torch.zeros(largest * max_blocks, dtype=torch.int32, device=device)
+        self._tables = torch.zeros(largest, max_blocks, dtype=torch.int32, device=device)
         if is_first:
             self._inputs = torch.zeros(largest, dtype=torch.int64, device=device)
         else:
@@ -65,8 +65,8 @@ class DecodeGraphs:
         nobody = BatchInputs(none, none, none[:, None])
         pool = torch.cuda.graph_pool_handle()
         for rows in reversed(self._buckets):
-            plan = self._plans[rows] = self._ops.graph_plan(rows, heads, kv_heads, self._indices)
-            self._ops.replan(plan, self._padded(nobody, rows), heads, kv_heads)
+            plan = self._plans[rows] = self._ops.graph_plan(heads, kv_heads, self._tables[:rows])
+            self._ops.replan(plan, self._padded(nobody, rows))
             with faster_library([layer.linears for layer in self._model.decoder_layers], rows):
                 self._compute(rows)  # once outside: libraries choose and load their kernels
                 torch.cuda.current_stream().synchronize()
@@ -90,7 +90,7 @@ class DecodeGraphs:
         self._rows = len(batch.query_lens)
         self._planned = self._buckets[bisect_left(self._buckets, self._rows)]
         padded = self._padded(batch, self._planned)
-        self._ops.replan(self._plans[self._planned], padded, self._model.num_heads, self._model.num_kv_heads)
+        self._ops.replan(self._plans[self._planned], padded)
 
     def replay(self, inputs: torch.Tensor) -> torch.Tensor:
         """Run the planned step over token ids `[rows]` or hidden states `[rows, hidden]`.

@@ -12,6 +12,7 @@ from engine.model.rope import inverse_frequencies, rotate
 from engine.model.shapes import RopeScaling
 from engine.ops.base import BatchInputs, GraphOps, make_ops
 from engine.ops.capability import attention_backends, capability_of
+from engine.ops.torch import TorchOps
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import sample
 from engine.values.config import AttentionBackend
@@ -177,18 +178,54 @@ def test_a_graph_attends_as_its_latest_plan_says(rows: int, kv_heads: int, windo
     batches = [BatchInputs(ones, context_lens, tables) for context_lens in (ones, 1 + 2 * growing, rows - growing)]
     kv = torch.randn(rows * blocks, kv_heads, 2, BLOCK_SIZE, 64, device=CUDA).bfloat16()
     q = torch.randn(rows, heads, 64, device=CUDA).bfloat16()
-    plan = ops.graph_plan(rows, heads, kv_heads, torch.zeros(rows * blocks, dtype=torch.int32, device=CUDA))
+    plan = ops.graph_plan(heads, kv_heads, torch.zeros(rows, blocks, dtype=torch.int32, device=CUDA))
     graph = torch.cuda.CUDAGraph()
     for batch in batches:
         torch.cuda.synchronize()
-        plan.decode._pin_memory_int_workspace_buffer.fill_(0xFF)
-        ops.replan(plan, batch, heads, kv_heads)
+        plan.decode._wrapper._pin_memory_int_workspace_buffer.fill_(0xFF)
+        ops.replan(plan, batch)
         if batch is batches[0]:
             ops.attention(plan, q, kv)
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 got = ops.attention(plan, q, kv)
         graph.replay()
         assert _relative_error(got, ops.attention(ops.plan(batch, heads, kv_heads), q, kv)) < 1e-2
+
+
+@pytest.mark.parametrize("backend", ["auto", "fa2"])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 8, 128), (9, 3, 64), (16, 16, 64), (8, 1, 128)])
+def test_decode_over_a_cache_in_8_bits(heads: int, kv_heads: int, dim: int, backend: AttentionBackend) -> None:
+    """Eager and from a graph, over tables that are narrower than the graph's, too."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU of compute capability 8.9")
+    rows, blocks = 37, 9
+    shape = tiny_shape(heads=heads, kv_heads=kv_heads, head_dim=dim, dtype="bfloat16", max_position=2048)
+    ops = make_ops(CUDA, replace(shape, kv_cache_dtype="float8_e4m3fn"), BLOCK_SIZE, backend)
+    assert isinstance(ops, GraphOps)
+    pool = torch.randn(rows * blocks, 2, kv_heads, 2, BLOCK_SIZE, dim, device=CUDA).to(torch.float8_e4m3fn)
+    kv = pool[:, 1]
+    q = torch.randn(rows, heads, dim, device=CUDA).bfloat16()
+    ones = torch.ones(rows, dtype=torch.int32)
+    tables = torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks)
+    plan = ops.graph_plan(heads, kv_heads, torch.zeros(rows, blocks, dtype=torch.int32, device=CUDA))
+    graph = torch.cuda.CUDAGraph()
+    exact = TorchOps(replace(shape, dtype="float32"), BLOCK_SIZE, CUDA)
+    most = blocks * BLOCK_SIZE
+    for lens in (ones, torch.randint(1, most + 1, (rows,)).int(), torch.full((rows,), most - BLOCK_SIZE - 3).int()):
+        width = -(-int(lens.max()) // BLOCK_SIZE)
+        batch = BatchInputs(ones, lens, tables[:, :width])
+        ops.replan(plan, batch)
+        if lens is ones:
+            ops.attention(plan, q, kv)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                replayed = ops.attention(plan, q, kv)
+        graph.replay()
+        eager = ops.attention(ops.plan(batch, heads, kv_heads), q, kv)
+        wanted = exact.attention(exact.plan(batch, heads, kv_heads), q.float(), kv.float())
+        # Made for Hopper are kernels that round queries and probabilities to 8 bits, too.
+        bound = 6e-2 if backend == "auto" and capability_of(CUDA)[0] == 9 else 1e-2
+        assert _relative_error(eager, wanted) < bound
+        assert _relative_error(replayed, wanted) < bound
 
 
 @pytest.mark.parametrize("dtype", HALVES)

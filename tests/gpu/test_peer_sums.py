@@ -11,6 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from engine.model.linear import Linear
+from engine.ops.fp8 import Fp8Format, Quantized
+from engine.parallel.process_groups import ShardGroup
+
 pytestmark = pytest.mark.gpu
 
 MAX_ROWS = 2049
@@ -32,11 +36,9 @@ def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> N
 
 
 def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
-    from engine.model.linear import Linear
     from engine.model.peer_sums import PeerSums
     from engine.parallel.groups import join_world
     from engine.parallel.peers import can_share
-    from engine.parallel.process_groups import ShardGroup
 
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
@@ -82,7 +84,30 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
         expected, eager = sums.add_norm(sums.product(x[start : start + 40], linear), eager, weight, EPS)
         expected = sums.total(sums.product(expected[:, :64].clone(), linear), eager)
         assert torch.equal(outputs, expected)
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability() >= (8, 9):
+        _check_rounding(group, x, linear, stream, weight)
     dist.destroy_process_group()
+
+
+def _check_rounding(
+    group: ShardGroup, x: torch.Tensor, linear: Linear, stream: torch.Tensor, weight: torch.Tensor
+) -> None:
+    """A norm in 8 bits is, bit for bit, the norm rounded to 8 bits: a row has a scale, is given one, or has several."""
+    from engine.model.peer_sums import PeerSums
+    from engine.ops import fp8_kernels
+
+    sums = PeerSums(group, MAX_ROWS, stream.shape[1], stream.dtype, x.device, fp8_kernels.quantize)
+    for rows in (1, 7, 300, MAX_ROWS):
+        for format in (Fp8Format(), Fp8Format(scale=torch.full((1,), 0.02, device=x.device)), Fp8Format(64)):
+            normed, after = sums.add_norm(sums.product(x[:rows], linear), stream[:rows].clone(), weight, EPS)
+            assert isinstance(normed, torch.Tensor)
+            wanted = fp8_kernels.quantize(normed.clone(), format)
+            part = sums.product(x[:rows], linear)
+            got, rounded_after = sums.add_norm(part, stream[:rows].clone(), weight, EPS, format)
+            assert isinstance(got, Quantized)
+            assert torch.equal(got.data.view(torch.uint8), wanted.data.view(torch.uint8))
+            assert torch.equal(got.scales, wanted.scales)
+            assert torch.equal(after, rounded_after)
 
 
 def _close(got: torch.Tensor, exact: torch.Tensor) -> None:
