@@ -57,12 +57,20 @@ class CheckpointSource(Source):
             if any(other.startswith(name.removesuffix("weight") + "q") for other in self._tensors):  # qweight, qzeros
                 raise ConfigError(f"{self._folder} has {name} quantized, which is not supported: use it in bfloat16")
             raise ConfigError(f"the checkpoint {self._folder} has no tensor {name}: is it a complete checkpoint?")
-        if shape == (1,) and stored.shape == ():  # one number, written either way
-            return self._open(stored.file).get_tensor(name).reshape(1)
-        if stored.shape != shape:
+        if _without_last_ones(stored.shape) != _without_last_ones(shape):
             raise ConfigError(f"{name} in {stored.file} has shape {stored.shape} but config.json implies {shape}")
         if stored.dtype not in _FLOATS:
             raise ConfigError(f"{name} in {stored.file} is {stored.dtype}: quantised checkpoints are not supported")
+        if stored.shape != shape:  # scales, which are small: [out] or [out, 1], [1], [1, 1] or a number alone
+            tensor: torch.Tensor = self._open(stored.file).get_tensor(name)
+            return tensor.reshape(shape).narrow(dim, part.start, len(part))
         whole = self._open(stored.file).get_slice(name)
         view: torch.Tensor = whole[part.start : part.stop] if dim == 0 else whole[:, part.start : part.stop]
         return view
+
+
+def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shapes that are equal so hold the same numbers in the same order."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
