@@ -87,6 +87,7 @@ def test_ceilings_come_from_what_limits_saves() -> None:
     assert HostProfile.from_json(saved) == HostProfile(7e14, 3e12, {"send": {1024: 1e-5}})
     with pytest.raises(KeyError):
         HostProfile.from_json({"memory_bytes_per_s": 1.0})
+    assert HostProfile.from_json(saved | {"compute_capability": "8.6"}).capability == (8, 6)
     nan, inf = float("nan"), float("inf")
     for wrong in ({"step_s": nan}, {"step_s": inf}, {"step_s": -1.0}, {"memory_bytes_per_s": nan}):
         with pytest.raises(ValueError, match="must"):
@@ -99,7 +100,8 @@ def test_ceilings_come_from_what_limits_saves() -> None:
 def test_a_file_that_is_no_profile_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "host.json"
     huge = '{"matmul_flops_per_s": 1' + "0" * 400 + ', "memory_bytes_per_s": 1}'
-    for text in ("[" * 100_000, huge, "", "[]", "{}"):
+    capability = '{"matmul_flops_per_s": 1, "memory_bytes_per_s": 1, "compute_capability": "sm_86"}'
+    for text in ("[" * 100_000, huge, "", "[]", "{}", capability):
         path.write_text(text)
         with pytest.raises(ConfigError, match="does not come from"):
             read_profile(path)
