@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from engine.model.quantization import Quantization
@@ -70,6 +71,11 @@ class ModelShape:
     @property
     def kv_dtype_bytes(self) -> int:
         return 1 if self.kv_cache_dtype else self.dtype_bytes
+
+    @property
+    def attention_span(self) -> int:
+        """Positions that a token attends to at most, its own included."""
+        return self.sliding_window or sys.maxsize
 
     @property
     def dtypes(self) -> str:
