@@ -1,22 +1,24 @@
 """Reading a checkpoint from safetensors, part by part: never a whole tensor more than is needed.
 
-The executor finds the checkpoint once (`engine.weights.checkpoint`); every worker then opens its own `Source` and
-reads its share.
+The executor finds the checkpoint, and reads what it holds, once (`engine.weights.checkpoint`); every worker then opens
+its own `Source` and reads its share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.model.checkpoint_files import stored_tensors
+from engine.model.checkpoint_files import StoredTensor, stored_tensors
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Span
 from engine.values.config import LoadFormat
 from engine.values.errors import ConfigError
+from engine.weights.checkpoint import Checkpoint
 from engine.weights.dummy import DummySource
 from engine.weights.source import Source
 
@@ -24,23 +26,24 @@ _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")
 
 
 def open_source(
-    folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int, device: torch.device | None = None
+    checkpoint: Checkpoint, shape: ModelShape, load_format: LoadFormat, seed: int, device: torch.device | None = None
 ) -> Source:
-    """The weights of a resolved checkpoint, or random ones of its shapes that depend on `seed` only.
+    """The weights of a checkpoint, or random ones of its shapes that depend on `seed` only.
 
     `device` is where random weights are made (default: the CPU).
     """
     if load_format == "dummy":
         return DummySource(shape, seed, device)
-    return CheckpointSource(folder)
+    return CheckpointSource(checkpoint.folder, checkpoint.tensors)
 
 
 class CheckpointSource(Source):
     """The safetensors files of a folder. Files are mapped, so a part costs only its own bytes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tensors: Mapping[str, StoredTensor] | None = None) -> None:
+        """`tensors` are those of the files, if they are known."""
         self._folder = folder
-        self._tensors = stored_tensors(folder)
+        self._tensors = stored_tensors(folder) if tensors is None else tensors
         self._handles: dict[Path, Any] = {}
 
     def _open(self, file: Path) -> Any:
