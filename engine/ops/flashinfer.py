@@ -14,6 +14,7 @@ from engine.model.shapes import ModelShape
 from engine.ops.base import BatchInputs, GraphOps, HeadNorms
 from engine.ops.capability import HEAD_DIMS, Capability, check_gpu, has_dependent_launch
 from engine.ops.fp8 import Activation, Fp8Format, Quantized
+from engine.ops.pages import Pages, indptr_of
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import noise_keys
 from engine.values.config import AttentionBackend
@@ -33,25 +34,6 @@ _MIN_WORKSPACE_BYTES = 256 << 20
 _LARGEST_TILE = 128  # rows of queries in a tile of FlashInfer's
 _FA3_TOKENS = 512  # with so many query tokens a chunk on average, FlashAttention 3 is the faster one, where it exists
 _TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
-
-
-@dataclass(frozen=True)
-class Pages:
-    """A batch's block tables as FlashInfer wants them: pinned host tensors, except `indices`, on the device."""
-
-    indptr: torch.Tensor  # int32 [chunks + 1]
-    indices: torch.Tensor  # int32 [blocks of all chunks]
-    last_lens: torch.Tensor  # int32 [chunks]
-
-    @classmethod
-    def of(cls, batch: BatchInputs, block_size: int, device: torch.device) -> Pages:
-        counts = (batch.context_lens + block_size - 1) // block_size
-        used = torch.arange(batch.tables.shape[1]) < counts[:, None]
-        return cls(
-            indptr=_indptr(counts).pin_memory(),
-            indices=upload(batch.tables[used], device),
-            last_lens=((batch.context_lens - 1) % block_size + 1).pin_memory(),
-        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +139,7 @@ class FlashInferOps(GraphOps):
     def _plan_prefill(self, batch: BatchInputs, num_heads: int, num_kv_heads: int) -> Any:
         better = "fa3" if batch.num_tokens >= _FA3_TOKENS * len(batch.query_lens) else "fa2"
         wrapper = self._prefills[better if better in self._prefills else next(iter(self._prefills))]
-        queries = _indptr(batch.query_lens).pin_memory()
+        queries = indptr_of(batch.query_lens).pin_memory()
         self._plan_wrapper(wrapper, batch, num_heads, num_kv_heads, queries, causal=True)
         return wrapper
 
@@ -308,7 +290,3 @@ def _part(batch: BatchInputs, chunks: slice) -> BatchInputs:
         context_lens=batch.context_lens[chunks],
         tables=batch.tables[chunks],
     )
-
-
-def _indptr(counts: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
