@@ -125,6 +125,7 @@ def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
 def decode_floor_s(host: Host, layout: Layout, sequences: int, mean_context: float) -> float:
     """The least time of one token for each of `sequences`, spread over the replicas: work and exchanges."""
     rows = sequences / layout.dp
+    # Exact where all contexts are on one side of a sliding window.
     contexts = rows * min(mean_context, host.shape.attention_span)
     return _decode(host, layout, rows, contexts, rounds=1, beside=NOTHING).total_s
 
