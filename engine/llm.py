@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import FrameType
 from typing import Any
 
@@ -31,6 +31,7 @@ from engine.text.template_source import read_template
 from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
+from engine.values.foreign_options import check_keywords
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, EngineInfo, Output, Stats
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 COMPILE_LIMIT_S = 60.0  # of the grammars of a call; the first one has the tokenizer read, too
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
 UNBOUNDED = 1 << 31
+OPTIONS = [option.name for option in fields(EngineConfig)]
 
 
 @dataclass
@@ -100,6 +102,7 @@ class LLM:
     ) -> None:
         """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out.
         `generation_config`: where default sampling comes from, as `--generation-config` says it to a server."""
+        check_keywords(options, OPTIONS)
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
         self.config = EngineConfig(model=model, **{"max_queued_requests": UNBOUNDED, **options})
         check_early(self.config)

@@ -14,7 +14,7 @@ from typing import Any
 from engine.bench.figures import FullDecode
 from engine.bench.workload import Job
 from engine.cost.profile import HostProfile
-from engine.cost.work import StepWork, Work, count_work, decode_work, exchange_s, step_work
+from engine.cost.work import StepWork, Work, attended_pairs, count_work, decode_work, exchange_s, step_work
 from engine.model.shapes import ModelShape
 from engine.parallel.layout import Layout, Plan
 
@@ -125,13 +125,15 @@ def bound(host: Host, plan: Plan, jobs: Sequence[Job]) -> Bound:
 def decode_floor_s(host: Host, layout: Layout, sequences: int, mean_context: float) -> float:
     """The least time of one token for each of `sequences`, spread over the replicas: work and exchanges."""
     rows = sequences / layout.dp
-    return _decode(host, layout, rows, rows * mean_context, rounds=1, beside=NOTHING).total_s
+    # Exact where all contexts are on one side of a sliding window.
+    contexts = rows * min(mean_context, host.shape.attention_span)
+    return _decode(host, layout, rows, contexts, rounds=1, beside=NOTHING).total_s
 
 
 def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> Share:
     """A replica's share of all prefills: as one step, whose exchanges come in full steps."""
     tokens = sum(job.prompt_tokens for job in jobs) / layout.dp
-    pairs = sum(job.prompt_tokens * (job.prompt_tokens + 1) / 2 for job in jobs) / layout.dp
+    pairs = sum(attended_pairs(host.shape, 0, job.prompt_tokens) for job in jobs) / layout.dp
     work = count_work(
         host.shape, layout, tokens=tokens, pairs=pairs, contexts=tokens, sampled=len(jobs) / layout.dp, steps=1
     )
@@ -145,13 +147,13 @@ def _outputs(host: Host, layout: Layout, jobs: Sequence[Job], beside: Share) -> 
     for job in jobs:
         decodes = job.output_tokens - 1
         rows += decodes / layout.dp
-        contexts += decodes * (job.prompt_tokens + (decodes + 1) / 2) / layout.dp
+        contexts += attended_pairs(host.shape, job.prompt_tokens, job.prompt_tokens + decodes) / layout.dp
     at_once = min(host.max_num_seqs, sum(job.output_tokens > 1 for job in jobs) / layout.dp)
     return _decode(host, layout, rows, contexts, rows / at_once if at_once else 0.0, beside)
 
 
 def _decode(host: Host, layout: Layout, rows: float, contexts: float, rounds: float, beside: Share) -> Least:
-    """Of decoding `rows` tokens over contexts of `contexts` in sum. In each round every sequence decodes once.
+    """Of decoding `rows` tokens that attend to `contexts` in sum. In each round every sequence decodes once.
 
     A round has as many micro-batches as is soonest, at most one a stage. Each costs the last stage a reading of its
     weights and of the head; but the fewer they are, the longer one takes through all stages, which is waited for.

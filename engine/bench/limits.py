@@ -26,6 +26,7 @@ from engine.cost.work import Chunks, exchange_s, step_work
 from engine.device.choice import why_no_gpu
 from engine.device.out_of_memory import memory_errors
 from engine.model.shapes import ModelShape, check_layout
+from engine.ops.capability import written
 from engine.parallel.layout import Layout, Plan
 from engine.sizing.model import find_shape, known_shape
 from engine.values.config import CustomAllReduce, EngineConfig
@@ -59,7 +60,12 @@ def main(argv: Sequence[str], prog: str) -> int:
     layouts = layouts or list(dict.fromkeys((Layout(tp=gpus), Layout(pp=gpus))))
     _check_layouts(layouts, shape)
 
-    limits: dict[str, Any] = {"device": torch.cuda.get_device_name(), "gpus": gpus, "torch": torch.__version__}
+    limits: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "compute_capability": written(torch.cuda.get_device_capability()),
+        "gpus": gpus,
+        "torch": torch.__version__,
+    }
     device = torch.device("cuda", torch.cuda.current_device())
     with memory_errors("what is measured", device, "free some of what other processes hold, or give a smaller model"):
         limits |= measure_device(shape, arguments.sustain_s)

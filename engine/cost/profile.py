@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.ops.capability import Capability, parse_architecture
 from engine.values.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ from engine.values.errors import ConfigError
 class HostProfile:
     """What one device can do at most, and what an exchange with the others costs.
 
-    The last three only matter where times are estimated instead of measured (`engine.cost.estimate`).
+    The last four only matter where there is no such host (`engine.cost.estimate`, `engine.sizing.fit`).
     """
 
     matmul_flops_per_s: float
@@ -30,6 +31,7 @@ class HostProfile:
     host_to_device_bytes_per_s: float = math.inf  # of each device, with all of them at it
     device_to_host_bytes_per_s: float = math.inf
     step_s: float = 0.0  # of launching a step, whatever it holds
+    capability: Capability | None = None  # None: unknown, as in older files, and nothing is refused for it
 
     @classmethod
     def from_json(cls, limits: Mapping[str, Any]) -> HostProfile:
@@ -46,6 +48,7 @@ class HostProfile:
                 for kind, by_bytes in limits.get("links", {}).items()
             },
             step_s=float(limits.get("step_s", 0.0)),
+            capability=parse_architecture(limits["compute_capability"]) if "compute_capability" in limits else None,
             **{name: float(limits[name]) for name in copies if name in limits},
         )
         # What is divided by, what is interpolated between, and what is added; NaN is nothing of these.

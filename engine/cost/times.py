@@ -13,15 +13,21 @@ from typing import NamedTuple
 
 import msgspec
 
+from engine.model.shapes import NO_WINDOW
+
 # A step's weight in the running correction: some fifty steps forget an old one.
 _CORRECTION = 0.04
 _NEARLY = 0.02  # as soon
 _LEAST_FACTOR, _MOST_FACTOR = 0.1, 10.0
 
 
-def pairs_of(start: float, tokens: float) -> float:
-    """Of a query and a position that it attends to, in a prompt's `tokens` from position `start` on."""
-    return tokens * (start + tokens / 2)
+def pairs_of(start: float, tokens: float, span: int = NO_WINDOW) -> float:
+    """Of a query and a position that it attends to, in a prompt's `tokens` from position `start` on.
+
+    `span` is the model's `attention_span`.
+    """
+    whole = min(tokens, max(0, span - start))  # those that attend to all before them
+    return whole * (start + whole / 2) + (tokens - whole) * span
 
 
 class StepLoad(NamedTuple):
@@ -33,9 +39,9 @@ class StepLoad(NamedTuple):
     context: float = 0.0  # tokens of theirs whose K and V are read
 
     @classmethod
-    def chunk(cls, start: float, tokens: float) -> StepLoad:
+    def chunk(cls, start: float, tokens: float, span: int = NO_WINDOW) -> StepLoad:
         """Of a prompt's `tokens` from position `start` on."""
-        return cls(tokens, pairs_of(start, tokens))
+        return cls(tokens, pairs_of(start, tokens, span))
 
     def __add__(self, other: StepLoad) -> StepLoad:  # type: ignore[override]
         return StepLoad(*(a + b for a, b in zip(self, other, strict=True)))

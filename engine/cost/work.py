@@ -41,7 +41,7 @@ class StepWork:
     """
 
     linear: Work  # the layers' matrix products; a step reads each weight once
-    attention: Work  # the context's K and V are read once, the step's written
+    attention: Work  # the K and V that are attended to are read once, the step's written
     head: Work  # of the sampled rows
 
     def __add__(self, other: StepWork) -> StepWork:
@@ -55,14 +55,25 @@ class StepWork:
 
 def step_work(shape: ModelShape, layout: Layout, chunks: Chunks) -> StepWork:
     """Count one forward step of these chunks, whose last positions are all sampled, in one replica of a layout."""
-    # Query i of a chunk attends to all positions up to its own.
-    pairs = sum(query * (context - (query - 1) / 2) for query, context in chunks)
-    tokens, contexts = (sum(column) for column in zip(*chunks, strict=True))
+    pairs = sum(attended_pairs(shape, context - query, context) for query, context in chunks)
+    # The first query of a chunk attends to the earliest position that any of them does.
+    contexts = sum(min(context, shape.attention_span + query - 1) for query, context in chunks)
+    tokens = sum(query for query, _ in chunks)
     return count_work(shape, layout, tokens=tokens, pairs=pairs, contexts=contexts, sampled=len(chunks), steps=1)
 
 
+def attended_pairs(shape: ModelShape, start: float, stop: float) -> float:
+    """Of the queries from position `start` to before `stop`, each with every position that it attends to."""
+
+    def up_to(position: float) -> float:
+        whole = min(position, shape.attention_span)  # queries that attend to all positions up to their own
+        return whole * (whole + 1) / 2 + (position - whole) * whole
+
+    return up_to(stop) - up_to(start)
+
+
 def decode_work(shape: ModelShape, layout: Layout, rows: float, contexts: float, steps: float) -> StepWork:
-    """Count `steps` steps of one replica that decode `rows` tokens in sum, over contexts of `contexts` in sum."""
+    """Count `steps` steps of one replica that decode `rows` tokens in sum, which attend to `contexts` in sum."""
     return count_work(shape, layout, tokens=rows, pairs=contexts, contexts=contexts, sampled=rows, steps=steps)
 
 

@@ -22,7 +22,7 @@ from engine.kv.segment import Segment
 from engine.parallel.shared_memory import shared_bytes
 from engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
 from engine.sizing.host_memory import message_bytes
-from engine.sizing.model import find_shape
+from engine.sizing.model import find_shape, shape_of
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.values.wording import count
@@ -96,7 +96,7 @@ class ProcessExecutor(Executor):
         config, plan = self._config, self._plan
         device, fit, host = size_up(config, self._say)
         checkpoint = resolve_checkpoint(config.shape_source, config.load_format)
-        if find_shape(config) != fit.geometry.shape:  # of a hub's model, only now there are files that say more
+        if shape_of(checkpoint, config) != fit.geometry.shape:  # a hub's model has only now the files that say more
             device, fit, host = size_up(config, self._say)
         geometry = fit.geometry
         segments = _make_segments(host.store_bytes, fit.host_pool_bytes)

@@ -167,7 +167,7 @@ class SimulatedExecutor(Executor):
 
     def _run_stages(self, forward: Forward) -> tuple[float, list[float]]:
         """When the forward ends, and how long it keeps each stage busy."""
-        load = load_of(forward)
+        load = load_of(forward, self.capacity.shape.attention_span)
         busy_s = [self._seconds(stage.step_s(load)) for stage in self._times.layouts[forward.layout]]
         sampled_s = self._sampled_s[forward.replica]
         slots, _, tokens = forward.decodes.columns()
@@ -224,16 +224,16 @@ class SimulatedExecutor(Executor):
         return total_bytes // self._layout(swap).ranks_per_replica
 
 
-def load_of(forward: Forward) -> StepLoad:
+def load_of(forward: Forward, span: int) -> StepLoad:
     """What a step holds. A single token behind the first counts as decoding, whatever it is."""
-    decodes, context = len(forward.decodes), int(forward.decodes.columns()[1].sum())
+    decodes, context = len(forward.decodes), int(forward.decodes.columns()[1].clip(max=span).sum())
     tokens, pairs = 0, 0.0
     for chunk in forward.chunks:
         count = len(chunk.tokens)
         if count == 1 and chunk.start:
             decodes += 1
-            context += chunk.start
+            context += min(chunk.start, span)
         else:
             tokens += count
-            pairs += pairs_of(chunk.start, count)
+            pairs += pairs_of(chunk.start, count, span)
     return StepLoad(tokens, pairs, decodes, context)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.model.checkpoint_files import same_numbers, stored_tensors
+from engine.model.checkpoint_files import StoredTensor, same_numbers, stored_tensors
 from engine.model.config_fields import ConfigFields
 from engine.model.families import find_family
 from engine.model.quantization_config import read_quantization
@@ -21,8 +21,11 @@ _MOST_LAYERS = 10_000  # each is some objects
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
-def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
-    """Read `config.json` of a checkpoint folder. Raises ConfigError for what Seesaw cannot run."""
+def read_shape(folder: Path, dtype: str = "auto", tensors: Mapping[str, StoredTensor] | None = None) -> ModelShape:
+    """Read `config.json` of a checkpoint folder. `tensors` are those of its files, if they are known.
+
+    Raises ConfigError for what Seesaw cannot run.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
@@ -32,7 +35,9 @@ def read_shape(folder: Path, dtype: str = "auto") -> ModelShape:
         # Chat models name here the end-of-turn token that config.json leaves out.
         also = _read_object(generation).get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
-    return shape_from_config(raw | _what_files_say(raw, folder), str(path), dtype)
+    if tensors is None:
+        tensors = _tensors_of(folder)
+    return shape_from_config(raw | _what_files_say(raw, tensors), str(path), dtype)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -54,15 +59,19 @@ def _merged_ids(*ids: Any) -> list[Any]:
     return merged
 
 
-def _what_files_say(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What transformers takes from the weights' files instead of config.json, where they are there and sound.
+def _tensors_of(folder: Path) -> Mapping[str, StoredTensor]:
+    """Nothing, unless the weights' files are there and sound.
 
     Whether they must be is the loader's question: sizes are read before weights are fetched, or without any.
     """
     try:
-        tensors = stored_tensors(folder)
+        return stored_tensors(folder)
     except ConfigError:
         return {}
+
+
+def _what_files_say(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """What transformers takes from the weights' files instead of config.json."""
     says: dict[str, Any] = {}
     if not _dtype(config):
         floats = (_DTYPES[each.dtype] for each in tensors.values() if each.dtype in _DTYPES)

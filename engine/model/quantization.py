@@ -23,21 +23,12 @@ class Quantization:
     """
 
     checkpoint: Kind = "float"
-    ignored: tuple[str, ...] = ()  # layers that keep the model's dtype: see `ignores`
+    ignored: tuple[str, ...] = ()  # patterns: layers keep the model's dtype whose names begin with what one matches
     static: bool = False  # activations have the checkpoint's scale, one for each layer, instead of each token its own
     block_scales: str = "weight_scale_inv"  # what the checkpoint calls the scales of blocks
 
     def ignores(self, name: str) -> bool:
-        """Whether a layer is named, whole, by what contains it or by the end of its name, or matches a `re:` pattern.
-
-        That is transformers' rule for `fp8`. compressed-tensors takes whole names alone, and has no others.
-        """
-        return any(
-            re.match(entry[3:], name) is not None
-            if entry.startswith("re:")
-            else name.startswith(f"{entry}.") or name.endswith(entry)
-            for entry in self.ignored
-        )
+        return any(re.match(pattern, name) for pattern in self.ignored)
 
     def group(self, columns: int) -> int | None:
         """So many columns share a scale, where not all do: a block's, or what the borders of slices leave of it."""

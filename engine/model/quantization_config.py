@@ -7,7 +7,7 @@ The formats: compressed-tensors' float-quantized (llm-compressor's FP8 and FP8-d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.model.quantization import BLOCK, Kind, Quantization
@@ -50,7 +50,7 @@ def _fp8(said: Mapping[str, Any]) -> Quantization:
     if scheme not in ("dynamic", "static"):
         raise ValueError(f"activation_scheme {scheme}")
     static = scheme == "static"
-    ignored = _ignored(said.get("modules_to_not_convert") or said.get("ignored_layers"))
+    ignored = _ignored(said.get("modules_to_not_convert") or said.get("ignored_layers"), _as_transformers)
     block = said.get("weight_block_size")
     if block is None:
         return Quantization("tensor", ignored, static)
@@ -59,13 +59,26 @@ def _fp8(said: Mapping[str, Any]) -> Quantization:
     return Quantization("blocks", ignored)
 
 
-def _ignored(said: Any) -> tuple[str, ...]:
-    """Raises re.error for a pattern that is none."""
-    entries = tuple(str(entry) for entry in said or () if entry)
-    for entry in entries:
-        if entry.startswith("re:"):
-            re.compile(entry[3:])
-    return entries
+def _ignored(said: Any, pattern: Callable[[str], str]) -> tuple[str, ...]:
+    """What is listed, each as a pattern for the beginning of a layer's name. Raises re.error for one that is none."""
+    if not isinstance(said or [], list) or not all(isinstance(entry, str) for entry in said or ()):
+        raise ValueError(f"layers to leave out that are no list of names: {str(said)[:40]}")
+    patterns = tuple(pattern(entry) for entry in said or ())
+    for each in patterns:
+        re.compile(each)
+    return patterns
+
+
+def _as_transformers(entry: str) -> str:
+    """Of `fp8`, as its `should_convert_module`: a pattern up to a dot or the end of a name, or the end itself."""
+    return rf"(?:{entry})(?:(?<=\.)|(?=\.|$))|.*{re.escape(entry)}$"
+
+
+def _as_compressed_tensors(entry: str) -> str:
+    """As its `match_name` and `_match_class`: a pattern behind `re:`, else a whole name or the class of the layers."""
+    if entry.startswith("re:"):
+        return entry.removeprefix("re:")
+    return "" if entry in ("Linear", "Module") else rf"{re.escape(entry)}$"
 
 
 def _compressed_tensors(said: Mapping[str, Any]) -> Quantization:
@@ -92,4 +105,5 @@ def _compressed_tensors(said: Mapping[str, Any]) -> Quantization:
     static = not activations.get("dynamic")
     if static and (activations.get("strategy") != "tensor" or strategy == "block"):
         raise ValueError(f"static activations by {activations.get('strategy')}")
-    return Quantization(_STRATEGIES[strategy], _ignored(said.get("ignore")), static, "weight_scale")
+    ignored = _ignored(said.get("ignore"), _as_compressed_tensors)
+    return Quantization(_STRATEGIES[strategy], ignored, static, "weight_scale")

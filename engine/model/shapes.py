@@ -13,6 +13,7 @@ from engine.parallel.layout import Layout, Plan
 from engine.values.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # that a model may compute in
+NO_WINDOW = 2**31 - 1  # positions: more than any context has
 FP8_SPEEDUP = 2  # of products in 8 bits over those in 16
 
 
@@ -70,6 +71,11 @@ class ModelShape:
     @property
     def kv_dtype_bytes(self) -> int:
         return 1 if self.kv_cache_dtype else self.dtype_bytes
+
+    @property
+    def attention_span(self) -> int:
+        """Positions that a token attends to at most, its own included."""
+        return self.sliding_window or NO_WINDOW
 
     @property
     def dtypes(self) -> str:

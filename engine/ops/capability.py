@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from engine.model.shapes import ModelShape
 from engine.values.config import AttentionBackend
 from engine.values.errors import ConfigError
 
@@ -21,6 +22,14 @@ HEAD_DIMS = (64, 128, 256)
 FP8_OLDEST: Capability = (8, 9)  # the first with tensor cores for 8 bits
 OLDEST: Capability = (8, 0)  # the first with bfloat16 and asynchronous copies into shared memory
 PORTABLE_VARIABLE = "SEESAW_PORTABLE"
+
+
+def check_gpu(capability: Capability, shape: ModelShape, setting: AttentionBackend = "auto") -> tuple[str, ...]:
+    """Raise ConfigError if a GPU cannot run a model in half precision; returns its `attention_backends`."""
+    backends = attention_backends(capability, setting, shape.kv_cache_dtype is not None)
+    if shape.quantization:
+        check_fp8(capability, shape.dtype)
+    return backends
 
 
 def attention_backends(

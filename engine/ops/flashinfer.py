@@ -13,7 +13,7 @@ from engine.model.rope import inverse_frequencies
 from engine.model.shapes import ModelShape
 from engine.ops.attention_plans import AttentionFormat, indptr
 from engine.ops.base import BatchInputs, GraphOps, HeadNorms
-from engine.ops.capability import HEAD_DIMS, Capability, attention_backends, check_fp8, has_dependent_launch, has_xqa
+from engine.ops.capability import HEAD_DIMS, Capability, check_gpu, has_dependent_launch, has_xqa
 from engine.ops.fp8 import Activation, Fp8Format, Quantized
 from engine.sampling.params import RowSampling
 from engine.sampling.sampler import noise_keys
@@ -66,9 +66,7 @@ class FlashInferOps(GraphOps):
                 f"the CUDA operators support head_dim {', '.join(map(str, HEAD_DIMS))}, and this model has "
                 f"{shape.head_dim}: use another model, or --device cpu"
             )
-        backends = attention_backends(capability, attention_backend, shape.kv_cache_dtype is not None)
-        if shape.quantization:
-            check_fp8(capability, shape.dtype)
+        backends = check_gpu(capability, shape, attention_backend)
         # What FlashInfer's `enable_pdl` takes; None leaves it to FlashInfer, which goes by the device.
         self._dependent_launch = None if has_dependent_launch(capability) else False
         self._block_size = block_size

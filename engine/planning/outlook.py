@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from engine.cost.balance import MIN_CHUNK_TOKENS, StepCost
 from engine.cost.engine_times import EngineTimes
-from engine.cost.times import StepLoad
+from engine.cost.times import StepLoad, pairs_of
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode, Situation
 
@@ -52,6 +52,10 @@ class Outlook:
             self._context = self._resident_context / situation.running
         else:
             self._context = self._mean_prompt + expected / 2
+        # What a token attends to on average, of those that decode and of prompts.
+        span = situation.attention_span
+        self._decode_span = min(self._context, span)
+        self._prompt_span = pairs_of(0, self._mean_prompt, span) / self._mean_prompt if self._mean_prompt else 0.0
 
     def decode_s(self, layout: Layout) -> float:
         """Seconds until all that decode have ended. Ends come at random: every half of those left takes
@@ -99,7 +103,7 @@ class Outlook:
             return 0.0, 0.0
         times, dp, pp = self._times.of(layout), layout.dp, layout.pp
         rows = sequences / dp / pp
-        decode = StepLoad(decodes=rows, context=rows * self._context)
+        decode = StepLoad(decodes=rows, context=rows * self._decode_span)
         tokens = self.most_riding(layout, sequences) / dp / pp
         steps = prompt_tokens / dp / tokens
         return (steps + pp - 1) * times.busiest_s(decode + self._prompts(tokens)), steps * rows * dp
@@ -160,7 +164,7 @@ class Outlook:
         A prompt comes whole once there is room for it, if a step holds it: most rounds bring none, and others many.
         """
         times, dp = self._times.of(layout), layout.dp
-        decode = StepLoad(decodes=rows / dp, context=rows / dp * self._context)
+        decode = StepLoad(decodes=rows / dp, context=rows / dp * self._decode_span)
         alone_s = times.round_s(decode)
         if not riding_tokens:
             return alone_s
@@ -168,7 +172,7 @@ class Outlook:
         return alone_s + riding_tokens / chunk * (times.round_s(decode + self._prompts(chunk / dp)) - alone_s)
 
     def _prompts(self, tokens: float) -> StepLoad:
-        return StepLoad(tokens, tokens * self._mean_prompt / 2)
+        return StepLoad(tokens, tokens * self._prompt_span)
 
     def _batch(self, layout: Layout) -> float:
         """Of those that are here, how many can decode at once."""

@@ -50,6 +50,7 @@ class Situation(ABC):
     """
 
     mode: Mode
+    attention_span: int  # the model's
 
     @property
     @abstractmethod

@@ -17,16 +17,17 @@ _MOST_EXCESS = 1 / 8
 class Batch:
     """The Forward under construction for one replica.
 
-    `turn` is when it runs (see `Batcher`), `cost` what it takes each stage, in tokens. `prefills` have a chunk in it,
-    `sampled` are those of them whose chunk ends in a token.
+    `turn` is when it runs (see `Batcher`), `cost` what it takes each stage, in tokens; `span` is the model's
+    `attention_span`. `prefills` have a chunk in it, `sampled` are those of them whose chunk ends in a token.
     """
 
-    def __init__(self, layout: int, replica: Replica, turn: int, costs: StepCost) -> None:
+    def __init__(self, layout: int, replica: Replica, turn: int, costs: StepCost, span: int) -> None:
         self._layout = layout
         self._replica = replica
         self._dispatched: Dispatched | None = None  # who decodes
         self.costs = costs
         self.turn = turn
+        self._span = span
         self._chunks: list[Chunk] = []
         self._tables: list[TableUpdate] = []
         self._inits: list[SlotInit] = []
@@ -35,7 +36,7 @@ class Batch:
         self.is_cut = False  # with such a chunk, it takes no more
         self.cost = 0.0
         self.decodes = 0
-        self._context = 0  # of those that decode
+        self._context = 0  # that those attend to that decode
         self._pairs = 0.0  # of prompts' tokens and what they attend to
         self.prefills: list[Sequence] = []
         self.sampled: list[Sequence] = []
@@ -70,8 +71,8 @@ class Batch:
             self._replica.remove(seq)
         self.decodes = len(slots)
         self.num_tokens += len(slots)
-        self._context = int(dispatched.positions.sum())
-        self.cost += self.costs.decode(self.decodes, self._context)
+        self._context = int(dispatched.positions.clip(max=self._span).sum())
+        self.cost += self.costs.decode(self.decodes, int(dispatched.positions.sum()))
 
     def add_chunk(self, seq: Sequence, most: int, wanted: int) -> None:
         """Dispatch the next tokens of a prompt, for which it has device blocks: `most`, or about `wanted` of them."""
@@ -81,7 +82,7 @@ class Batch:
             excess = (self.num_tokens + count) % self.multiple
             if excess < count and excess <= _MOST_EXCESS * (self.num_tokens + count):
                 count -= excess
-        self._pairs += pairs_of(seq.dispatched, count)
+        self._pairs += pairs_of(seq.dispatched, count, self._span)
         self.cost += self.costs.chunk(seq.dispatched, count)
         self._announce(seq)
         chunk = seq.dispatch(count, self.turn)

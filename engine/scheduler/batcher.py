@@ -44,6 +44,7 @@ class Batcher:
         self._times = {layout: lifecycle.times.of(layout) for layout in lifecycle.plan.layouts}
         # Without a pipeline there is nothing to balance.
         self._costs = {x: StepCost.of(times) if x.pp > 1 else TOKENS_ONLY for x, times in self._times.items()}
+        self._span = lifecycle.capacity.shape.attention_span
         self._chunk_of: tuple[Layout, int] | None = None  # what was asked last
         self._chunk = 0
 
@@ -74,7 +75,7 @@ class Batcher:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
         layout = mode.layout
         costs = self._costs[layout]
-        batch = Batch(self._lifecycle.plan.index(layout), replica, replica.turn + 1, costs)
+        batch = Batch(self._lifecycle.plan.index(layout), replica, replica.turn + 1, costs, self._span)
         leavers: dict[Sequence, None] = {}
         share = None if mode.is_surge else self._share(replica, layout)
         if share is not None:

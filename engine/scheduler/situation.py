@@ -24,6 +24,7 @@ class SchedulerSituation(Situation):
         self._lifecycle = lifecycle
         self._block_size = lifecycle.config.block_size
         self._token_bytes = lifecycle.capacity.shape.kv_bytes_per_token()
+        self.attention_span = lifecycle.capacity.shape.attention_span
         self._prefilled_at_entry = 0
         self._fruitless: int | None = None  # how many had ended when a surge had to stop before it computed anything
         self.mode = mode

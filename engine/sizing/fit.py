@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from engine.cost.profile import read_profile
 from engine.kv.geometry import KVGeometry
 from engine.model.shapes import ModelShape, check_plan
+from engine.ops.capability import check_gpu
 from engine.sizing.gpus import check_gpus, choose_way
 from engine.sizing.host_memory import check_host_memory
 from engine.sizing.model import known_shape, max_model_len
@@ -56,14 +59,23 @@ def likely_device(config: EngineConfig) -> str:
 
 
 def fit_model(config: EngineConfig, shape: ModelShape, device: str) -> ModelFit:
-    """`device` is "cpu", "cuda" or "simulated". Raises ConfigError if layouts do not divide the model, or if sequences
-    of the longest kind do not fit the model's context or one of the pools."""
+    """`device` is "cpu", "cuda" or "simulated". Raises ConfigError if layouts do not divide the model, if sequences of
+    the longest kind do not fit the model's context or one of the pools, or if the simulated GPUs cannot run it."""
     check_plan(config.plan, shape)
+    if device == "simulated" and config.host_profile:
+        _check_simulated_gpus(config, shape)
     context = max_model_len(config, shape)
     geometry = KVGeometry(shape, config.plan, config.block_size)
     device_blocks, host_blocks = num_device_blocks(config, geometry, device), num_host_blocks(config, geometry)
     check_pools(config, geometry, context, device_blocks, host_blocks)
     return ModelFit(geometry, context, device_blocks, host_blocks)
+
+
+def _check_simulated_gpus(config: EngineConfig, shape: ModelShape) -> None:
+    """Real GPUs are asked by the operators of each worker."""
+    capability = read_profile(Path(config.host_profile)).capability
+    if capability is not None and shape.dtype != "float32":
+        check_gpu(capability, shape, config.attention_backend)
 
 
 def fit_host(

@@ -10,7 +10,7 @@ from engine.model.quantization import FP8, Quantization
 from engine.model.shapes import ModelShape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
-from engine.weights.checkpoint import resolve_checkpoint
+from engine.weights.checkpoint import Checkpoint, resolve_checkpoint
 
 # What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
 DEFAULT_SHAPE = ModelShape(
@@ -41,7 +41,12 @@ def find_shape(config: EngineConfig) -> ModelShape:
     shape = known_shape(config)
     if shape is not None:
         return shape
-    return as_asked(read_shape(resolve_checkpoint(config.shape_source, "dummy"), config.dtype), config)
+    return shape_of(resolve_checkpoint(config.shape_source, "dummy"), config)
+
+
+def shape_of(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
+    """The sizes of a model that was found. Raises ConfigError if its config.json does not do."""
+    return as_asked(read_shape(checkpoint.folder, config.dtype, checkpoint.tensors), config)
 
 
 def as_asked(shape: ModelShape, config: EngineConfig) -> ModelShape:

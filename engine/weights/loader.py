@@ -1,22 +1,24 @@
 """Reading a checkpoint from safetensors, part by part: never a whole tensor more than is needed.
 
-The executor finds the checkpoint once (`engine.weights.checkpoint`); every worker then opens its own `Source` and
-reads its share.
+The executor finds the checkpoint, and reads what it holds, once (`engine.weights.checkpoint`); every worker then opens
+its own `Source` and reads its share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.model.checkpoint_files import stored_tensors
+from engine.model.checkpoint_files import StoredTensor, stored_tensors
 from engine.model.shapes import ModelShape
 from engine.parallel.moves import Span
 from engine.values.config import LoadFormat
 from engine.values.errors import ConfigError
+from engine.weights.checkpoint import Checkpoint
 from engine.weights.dummy import DummySource
 from engine.weights.source import Source
 
@@ -24,23 +26,24 @@ _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")
 
 
 def open_source(
-    folder: Path, shape: ModelShape, load_format: LoadFormat, seed: int, device: torch.device | None = None
+    checkpoint: Checkpoint, shape: ModelShape, load_format: LoadFormat, seed: int, device: torch.device | None = None
 ) -> Source:
-    """The weights of a resolved checkpoint, or random ones of its shapes that depend on `seed` only.
+    """The weights of a checkpoint, or random ones of its shapes that depend on `seed` only.
 
     `device` is where random weights are made (default: the CPU).
     """
     if load_format == "dummy":
         return DummySource(shape, seed, device)
-    return CheckpointSource(folder)
+    return CheckpointSource(checkpoint.folder, checkpoint.tensors)
 
 
 class CheckpointSource(Source):
     """The safetensors files of a folder. Files are mapped, so a part costs only its own bytes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tensors: Mapping[str, StoredTensor] | None = None) -> None:
+        """`tensors` are those of the files, if they are known."""
         self._folder = folder
-        self._tensors = stored_tensors(folder)
+        self._tensors = stored_tensors(folder) if tensors is None else tensors
         self._handles: dict[Path, Any] = {}
 
     def _open(self, file: Path) -> Any:
@@ -57,12 +60,20 @@ class CheckpointSource(Source):
             if any(other.startswith(name.removesuffix("weight") + "q") for other in self._tensors):  # qweight, qzeros
                 raise ConfigError(f"{self._folder} has {name} quantized, which is not supported: use it in bfloat16")
             raise ConfigError(f"the checkpoint {self._folder} has no tensor {name}: is it a complete checkpoint?")
-        if shape == (1,) and stored.shape == ():  # one number, written either way
-            return self._open(stored.file).get_tensor(name).reshape(1)
-        if stored.shape != shape:
+        if _without_last_ones(stored.shape) != _without_last_ones(shape):
             raise ConfigError(f"{name} in {stored.file} has shape {stored.shape} but config.json implies {shape}")
         if stored.dtype not in _FLOATS:
             raise ConfigError(f"{name} in {stored.file} is {stored.dtype}: quantised checkpoints are not supported")
+        if stored.shape != shape:  # scales, which are small: [out] or [out, 1], [1], [1, 1] or a number alone
+            tensor: torch.Tensor = self._open(stored.file).get_tensor(name)
+            return tensor.reshape(shape).narrow(dim, part.start, len(part))
         whole = self._open(stored.file).get_slice(name)
         view: torch.Tensor = whole[part.start : part.stop] if dim == 0 else whole[:, part.start : part.stop]
         return view
+
+
+def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shapes that are equal so hold the same numbers in the same order."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -14,7 +14,8 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str, shape: tuple[int, ...], part: Span, dim: int = 0) -> torch.Tensor:
-        """Entries `part` of dimension `dim` of the named tensor, whose whole shape is `shape`; any float type.
+        """Entries `part` of dimension `dim` of the named tensor, whose whole shape is `shape`, but for ones at its end
+        that it may have more or fewer of in the checkpoint; any float type.
 
         The result may be a view that is valid until the next call. Raises ConfigError, naming tensor and file,
         if it is missing or has another shape.

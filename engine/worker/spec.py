@@ -11,6 +11,7 @@ from engine.kv.segment import Segment
 from engine.model.shapes import ModelShape
 from engine.sizing.weights import WeightsWay
 from engine.values.config import EngineConfig
+from engine.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class WorkerSpec:
     rank: int
     config: EngineConfig
     shape: ModelShape
-    checkpoint: Path
+    checkpoint: Checkpoint
     max_model_len: int
     num_device_blocks: int | None  # None: as many as fit
     num_host_blocks: int

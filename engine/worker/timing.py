@@ -12,9 +12,10 @@ from itertools import accumulate
 
 import torch
 
-from engine.cost.times import Curve, StageTimes, StepLoad
+from engine.cost.times import Curve, StageTimes, pairs_of
 from engine.kv.geometry import KVGeometry
 from engine.model.counts import layer_params
+from engine.model.shapes import NO_WINDOW
 from engine.ops.base import BatchInputs
 from engine.values.config import EngineConfig
 
@@ -43,6 +44,7 @@ class Limits:
     num_blocks: int  # of the device pool
     context_tokens: int  # that a decode step may read
     even_pairs: float  # a prompt's token attends to so many others with as much arithmetic as its products take
+    attention_span: int = NO_WINDOW  # the model's
 
     @classmethod
     def of(cls, config: EngineConfig, geometry: KVGeometry, max_model_len: int, num_blocks: int, device: str) -> Limits:
@@ -57,6 +59,7 @@ class Limits:
             num_blocks=num_blocks,
             context_tokens=blocks * config.block_size,
             even_pairs=layer_params(shape) / (2 * shape.num_heads * shape.head_dim),
+            attention_span=shape.attention_span,
         )
 
 
@@ -116,19 +119,21 @@ class StageTimer:
             if 2 * tokens > limits.max_model_len or tokens == 1:
                 continue
             context = min(limits.max_model_len, max(2 * tokens, int(limits.even_pairs) + tokens // 2))
-            pairs = StepLoad.chunk(context - tokens, tokens).pairs
+            pairs = pairs_of(context - tokens, tokens, limits.attention_span)
             expected_s = 2 * prefill[tokens] * (1 + pairs / (tokens * limits.even_pairs))
             if expected_s <= (self._budget_s if tokens == smallest else self._left_s):
                 long_s = self._seconds(self._batch([tokens], [context]), _sampled(tokens))
-                few = sum(StepLoad.chunk(0, n).pairs for n in _short_prompts(tokens, limits.max_model_len))
+                short = _short_prompts(tokens, limits.max_model_len)
+                few = sum(pairs_of(0, n, limits.attention_span) for n in short)
                 return max(0.0, (long_s - prefill[tokens]) / (pairs - few))
         return 0.0
 
     def _context_s(self, decode: dict[int, float]) -> float:
         """What sequences with much context take more than as many with little."""
         limits, short, smallest = self._limits, self._short_context, min(decode)
+        most = min(limits.max_model_len, limits.attention_span)  # beyond, a step reads no more
         for rows in sorted(decode, reverse=True):
-            context = min(limits.max_model_len, limits.context_tokens // rows)
+            context = min(most, limits.context_tokens // rows)
             if context >= 2 * short and 4 * decode[rows] <= (self._budget_s if rows == smallest else self._left_s):
                 long_s = self._decode_s(rows, context)
                 return max(0.0, (long_s - decode[rows]) / (rows * (context - short)))

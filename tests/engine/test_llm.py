@@ -184,3 +184,21 @@ def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
         LLM("", prefill="P2", decode="T2", executor="simulated", num_host_blocks=10, skip_tokenizer=True)
     with pytest.raises(ConfigError, match="policy must be one of cost, paper"):
         LLM("", policy="greedy", executor="simulated", skip_tokenizer=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tensor_parallel_size": 4}, 'no option tensor_parallel_size: write it as a layout, as in `prefill="T4"`'),
+        ({"pipeline_parallel_size": 2}, '`prefill="P2"`'),
+        ({"gpu_memory_utilization": 0.9}, "as in `kv_cache_memory_bytes=21474836480`"),
+        ({"num_gpu_blocks_override": 9}, "no option num_gpu_blocks_override: use num_device_blocks"),
+        ({"enforce_eager": True}, "no option enforce_eager: there is nothing like it yet, so leave it out"),
+        ({"max_num_sequences": 5}, "no option max_num_sequences: did you mean max_num_seqs?"),
+        ({"xyz": 5}, "there is no option xyz"),
+    ],
+)
+def test_an_option_of_others_is_told_what_it_is_called_here(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        LLM("", executor="simulated", skip_tokenizer=True, **options)
+    assert str(raised.value).endswith(sentence)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from engine.values import foreign_options
 from engine.values.config import EngineConfig
 from engine.values.wording import GIB
-from server import cli, entry, foreign_flags, settings
+from server import cli, entry, settings
 from server.config import ReasoningParser, ServerConfig, ToolCallParser
 from server.render.reasoning import REASONING_PARSERS
 from server.render.tools import TOOL_PARSERS
@@ -65,7 +65,9 @@ def test_sizes(text: str, size: int) -> None:
         (["m", "--data-parallel-size"], "as in `--prefill D2`"),
         (["--model", "m"], "there is no flag --model: name the model without a flag, as in `seesaw serve MODEL`"),
         (["--model=m"], "name the model without a flag"),
-        (["m", "--gpu-memory-utilization", "0.9"], "with --kv-cache-memory-bytes"),
+        (["m", "--gpu-memory-utilization", "0.9"], "KV pool its size, as in `--kv-cache-memory-bytes 20GiB`"),
+        (["m", "--max-running-requests", "9"], "there is no flag --max-running-requests: use --max-num-seqs"),
+        (["m", "--disable-custom-all-reduce"], "as in `--custom-all-reduce off`"),
         (["m", "--trust-remote-code"], "never done"),
         (["m", "--enable-lora=1"], "nothing like it yet"),
         (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
@@ -106,7 +108,7 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(
         ({"prefil": "P4"}, "unknown key 'prefil' in the config file"),
         ({"prefil": "P4"}, "did you mean 'prefill'?"),
         ({"tensor_parallel_size": 4}, "write it as a layout, as in `--prefill T4`"),
-        ({"gpu_memory_utilization": 0.9}, "with --kv-cache-memory-bytes"),
+        ({"gpu_memory_utilization": 0.9}, "as in `--kv-cache-memory-bytes 20GiB`"),
         ({"port": "x"}, "port in "),
         ({"port": True}, "must be a whole number"),
         ({"api_key": [1]}, "text or a list of texts"),
@@ -143,11 +145,10 @@ def test_bad_config_files(tmp_path: Path, values: object, part: str, capsys: pyt
     assert line.startswith("seesaw: error: ") and part in line
 
 
-def test_advice_on_foreign_flags_names_flags_of_ours() -> None:
-    ours = {f"--{name.replace('_', '-')}" for name in settings.HINTS if name != "model"}
-    assert not ours & {*foreign_flags.ADVICE, *foreign_flags.LAYOUTS}
-    for text in foreign_flags.ADVICE.values():
-        assert set(re.findall(r"--[a-z-]+", text)) <= ours
+def test_advice_on_foreign_options_names_options_of_ours() -> None:
+    foreign = {*foreign_options.INSTEAD, *foreign_options.LAYOUTS, *foreign_options.NOTHING, *settings.MODEL_FLAGS}
+    assert foreign & settings.HINTS.keys() == {"model"}
+    assert {option for _, option, _ in foreign_options.INSTEAD.values()} <= settings.HINTS.keys()
 
 
 def test_every_parser_has_a_flag() -> None:

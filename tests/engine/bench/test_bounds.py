@@ -54,6 +54,22 @@ def test_decodes_of_one_length_are_steps_of_all() -> None:
     assert decode_floor_s(HOST, P4, 512, 33) > 4 * 34.2e9 / 3.0e12
 
 
+def test_a_sliding_window_bounds_what_attention_costs() -> None:
+    """By hand for a window of 128: prompts of 1,024 tokens, and 64 outputs behind them; alone, and all at once."""
+    host = replace(HOST, shape=replace(SHAPE, sliding_window=128), profile=HostProfile(1e30, 1.0))  # only bytes count
+    token_bytes = 80 * 2 * 2 * 128 * 2  # of K and V, in each of four shards: two KV heads
+    jobs = [Job(1024, 65)] * 64
+    whole, part = (bound(each, static(T4), jobs).work_s for each in (replace(host, shape=SHAPE), host))
+    decoded = sum(1024 + step for step in range(1, 65))
+    assert whole - part == pytest.approx(64 * (decoded - 64 * 128) * token_bytes)
+    floors = [decode_floor_s(each, T4, 8, 1024) for each in (replace(host, shape=SHAPE), host)]
+    assert floors[0] - floors[1] == pytest.approx(8 * (1024 - 128) * token_bytes)
+    flops = replace(host, profile=HostProfile(1.0, 1e30))
+    whole, part = (bound(each, static(T4), [Job(1024, 1)]).work_s for each in (replace(flops, shape=SHAPE), flops))
+    unseen = sum(range(1, 1024 - 128 + 1))  # pairs
+    assert whole - part == pytest.approx(4 * 80 * 16 * 128 * unseen)
+
+
 def test_small_batches_read_the_weights_more_often() -> None:
     jobs = [Job(32, 101)] * 64
     large, small = (bound(replace(HOST, max_num_seqs=n), static(T4), jobs).work_s for n in (64, 16))

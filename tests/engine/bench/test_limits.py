@@ -112,6 +112,7 @@ def test_a_gpu_without_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         "is_available": True,
         "device_count": 1,
         "get_device_name": "a GPU",
+        "get_device_capability": (9, 0),
         "current_device": 0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)

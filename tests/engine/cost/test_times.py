@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.cost.engine_times import EngineTimes
-from engine.cost.times import Curve, LayoutTimes, Measured, StageTimes, StepLoad
+from engine.cost.times import Curve, LayoutTimes, Measured, StageTimes, StepLoad, pairs_of
 from engine.parallel.layout import Layout, Plan
 
 
@@ -26,6 +26,13 @@ def test_a_step_has_rows_pairs_and_context() -> None:
     assert stage.step_s(StepLoad.chunk(100, 20)) == pytest.approx(2.9 + 20 * 110 * 0.01)
     mixed = StepLoad.chunk(0, 10) + StepLoad(decodes=10, context=100)  # all rows go through the same products
     assert stage.step_s(mixed) == pytest.approx(2.9 + 10 * 5 * 0.01 + 0.1)
+
+
+def test_pairs_end_where_a_token_attends_to_no_more() -> None:
+    assert pairs_of(100, 20) == 20 * 110
+    assert pairs_of(100, 20, span=120) == 20 * 110
+    assert pairs_of(100, 20, span=110) == 10 * 105 + 10 * 110
+    assert pairs_of(100, 20, span=50) == StepLoad.chunk(100, 20, span=50).pairs == 20 * 50
 
 
 def layout_times(*seconds: float) -> LayoutTimes:

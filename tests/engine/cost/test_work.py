@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_decode_reads_every_weight_and_the_whole_context() -> None:
 def test_prefill_attends_to_half_of_a_square() -> None:
     assert step_work(SHAPE, Layout(), [(3, 3)]).attention.flops == 4 * 4 * 8 * 8 * (1 + 2 + 3)
     assert step_work(SHAPE, Layout(), [(2, 5)]).attention.flops == 4 * 4 * 8 * 8 * (4 + 5)
+
+
+def test_attention_reads_no_more_than_its_window() -> None:
+    """Five tokens with themselves. A chunk reads what its first token sees, and all behind that."""
+    shape = replace(SHAPE, sliding_window=5)
+    pair_flops, token_bytes = 4 * 4 * 8 * 8, 4 * 4 * 2 * 8 * 2
+    decode = step_work(shape, Layout(), [(1, 3), (1, 5), (1, 20)]).attention
+    assert decode == Work(pair_flops * (3 + 5 + 5), token_bytes * (3 + 5 + 5 + 3))
+    assert step_work(shape, Layout(), [(7, 7)]).attention == Work(pair_flops * (15 + 5 + 5), token_bytes * (7 + 7))
+    assert step_work(shape, Layout(), [(2, 20)]).attention == Work(pair_flops * (5 + 5), token_bytes * (6 + 2))
+    assert step_work(shape, Layout(), [(3, 6)]).attention.flops == pair_flops * (4 + 5 + 5)
+    assert step_work(shape, Layout(), [(3, 5)]) == step_work(SHAPE, Layout(), [(3, 5)])
 
 
 def test_every_layout_shares_the_layers_work() -> None:
@@ -87,6 +100,7 @@ def test_ceilings_come_from_what_limits_saves() -> None:
     assert HostProfile.from_json(saved) == HostProfile(7e14, 3e12, {"send": {1024: 1e-5}})
     with pytest.raises(KeyError):
         HostProfile.from_json({"memory_bytes_per_s": 1.0})
+    assert HostProfile.from_json(saved | {"compute_capability": "8.6"}).capability == (8, 6)
     nan, inf = float("nan"), float("inf")
     for wrong in ({"step_s": nan}, {"step_s": inf}, {"step_s": -1.0}, {"memory_bytes_per_s": nan}):
         with pytest.raises(ValueError, match="must"):
@@ -99,7 +113,8 @@ def test_ceilings_come_from_what_limits_saves() -> None:
 def test_a_file_that_is_no_profile_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "host.json"
     huge = '{"matmul_flops_per_s": 1' + "0" * 400 + ', "memory_bytes_per_s": 1}'
-    for text in ("[" * 100_000, huge, "", "[]", "{}"):
+    capability = '{"matmul_flops_per_s": 1, "memory_bytes_per_s": 1, "compute_capability": "sm_86"}'
+    for text in ("[" * 100_000, huge, "", "[]", "{}", capability):
         path.write_text(text)
         with pytest.raises(ConfigError, match="does not come from"):
             read_profile(path)

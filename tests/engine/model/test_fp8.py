@@ -70,6 +70,30 @@ def _compressed(strategy: str, dynamic: bool) -> dict[str, Any]:
     }
 
 
+AUTO_FP8 = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+
+
+def test_scales_with_a_dimension_more_or_fewer(folder: Path, tmp_path: Path) -> None:
+    """Whoever writes them: `[out]` for `[out, 1]`, and one number as such, `[1]` or `[1, 1]`."""
+
+    def logits(config: dict[str, Any], scale: tuple[int, ...], input_scale: tuple[int, ...] | None) -> torch.Tensor:
+        def tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+            largest = weight.abs().amax(1) if -1 in scale else weight.abs().max()
+            each = largest[:, None] if -1 in scale else largest
+            made = {"weight": (weight / each * 448).to(E4M3), "weight_scale": (largest / 448).reshape(scale)}
+            return made if input_scale is None else made | {"input_scale": torch.full(input_scale, 0.02)}
+
+        quantized = write_quantized(folder, tmp_path / f"{scale}-{input_scale}", config, tensors)
+        one = LocalModel(quantized, Layout()).logits(TOKENS)
+        assert error(LocalModel(quantized, Layout.parse("T2P2")).logits(TOKENS), one) < 0.3
+        return one
+
+    channel = _compressed("channel", dynamic=True)
+    assert torch.equal(logits(channel, (-1,), None), logits(channel, (-1, 1), None))
+    want, *others = (logits(AUTO_FP8, shape, shape) for shape in ((1,), (1, 1), ()))
+    assert all(torch.equal(got, want) for got in others)
+
+
 @pytest.mark.parametrize("dynamic", [True, False])
 @pytest.mark.parametrize("strategy", ["channel", "tensor"])
 def test_compressed_tensors(folder: Path, tmp_path: Path, strategy: str, dynamic: bool) -> None:

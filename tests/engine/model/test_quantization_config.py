@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,18 +45,19 @@ def compressed(strategy: str = "channel", dynamic: bool = True, **changes: Any) 
     [
         (None, None),
         ({}, None),
-        (BLOCKS, Quantization("blocks", ("lm_head", "model.layers.0.mlp.gate"))),
-        (AUTO_FP8, Quantization("tensor", ("lm_head",), static=True)),
-        (compressed(), Quantization("channel", ("lm_head",), block_scales="weight_scale")),
-        (compressed("tensor"), Quantization("tensor", ("lm_head",), block_scales="weight_scale")),
-        (compressed("tensor", dynamic=False), Quantization("tensor", ("lm_head",), True, "weight_scale")),
-        (compressed("channel", dynamic=False), Quantization("channel", ("lm_head",), True, "weight_scale")),
-        (compressed("block"), Quantization("blocks", ("lm_head",), block_scales="weight_scale")),
+        (BLOCKS, Quantization("blocks")),
+        (AUTO_FP8, Quantization("tensor", static=True)),
+        (compressed(), Quantization("channel", block_scales="weight_scale")),
+        (compressed("tensor"), Quantization("tensor", block_scales="weight_scale")),
+        (compressed("tensor", dynamic=False), Quantization("tensor", static=True, block_scales="weight_scale")),
+        (compressed("channel", dynamic=False), Quantization("channel", static=True, block_scales="weight_scale")),
+        (compressed("block"), Quantization("blocks", block_scales="weight_scale")),
     ],
 )
 def test_what_is_read(said: dict[str, Any] | None, expected: Quantization | None) -> None:
-    assert read_quantization({"quantization_config": said}, "config.json") == expected
-    assert read_quantization({"compression_config": said}, "config.json") == expected
+    for key in ("quantization_config", "compression_config"):
+        read = read_quantization({key: said}, "config.json")
+        assert read == expected or (expected and read == replace(expected, ignored=read.ignored))
 
 
 def _changed(path: str, value: Any) -> dict[str, Any]:
@@ -88,7 +90,9 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         (_changed("config_groups/group_0/input_activations", None), "activations that are not in 8-bit floats"),
         (_changed("config_groups/group_0/targets", ["re:.*mlp"]), "targets other than Linear"),
         (_changed("ignore", ["re:("]), "compressed-tensors.*unterminated subpattern"),
-        (_changed("ignore", 5), "compressed-tensors"),
+        (_changed("ignore", 5), "leave out that are no list of names: 5"),
+        (_changed("ignore", "lm_head"), "leave out that are no list of names: lm_head"),
+        (BLOCKS | {"modules_to_not_convert": ["*mlp"]}, "nothing to repeat"),
         (_changed("config_groups/group_0/weights/symmetric", False), "zero points"),
         (_changed("config_groups/group_0/output_activations", {"num_bits": 8}), "rounded outputs"),
         (_changed("sparsity_config", {"format": "sparse-24-bitmask"}), "sparse weights"),
@@ -102,18 +106,60 @@ def test_others_are_named(said: Any, words: str) -> None:
     assert "config.json" in str(raised.value)
 
 
-def test_ignored_layers_are_names_or_patterns() -> None:
-    quantization = Quantization(ignored=("lm_head", r"re:.*\.down_proj$"))
-    assert quantization.ignores("model.layers.3.mlp.down_proj")
-    assert not quantization.ignores("model.layers.3.mlp.up_proj")
+LAYERS = [
+    f"model.layers.{layer}"
+    for layer in ("1.mlp.down_proj", "11.mlp.down_proj", "1.mlp.gate_proj", "1.self_attn.q_proj", "0.mlp.up_proj")
+]
+ENTRIES = [
+    "lm_head",
+    "mlp",
+    "down_proj",
+    "model.layers.1",
+    "model.layers.1.",
+    "model.layers.1.mlp",
+    "model.layers.1.mlp.gate",
+    "model.layers.1.mlp.gate_proj",
+    "model.layers.*",
+    r"model\.layers\.\d\.mlp",
+    "model.layers.0|model.layers.11",
+    r"re:.*\.down_proj$",
+    "q_pro",
+    "",
+]
 
 
-@pytest.mark.parametrize(
-    "entry", ["model.layers.1", "model.layers.1.mlp.gate", "mlp", "down_proj", "model.layers.1.mlp"]
-)
-@pytest.mark.parametrize("layer", ["1.mlp.down_proj", "11.mlp.down_proj", "1.mlp.gate_proj", "1.self_attn.q_proj"])
-def test_ignored_layers_are_those_that_transformers_leaves(entry: str, layer: str) -> None:
+def _ignored(said: dict[str, Any]) -> list[str]:
+    quantization = read_quantization({"quantization_config": said}, "config.json")
+    assert quantization is not None
+    return [name for name in LAYERS if quantization.ignores(name)]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("said", [BLOCKS | {"modules_to_not_convert": []}, AUTO_FP8])
+def test_fp8_leaves_the_layers_that_transformers_leaves(said: dict[str, Any], entry: str) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    name = f"model.layers.{layer}"
-    assert Quantization(ignored=(entry,)).ignores(name) is not should_convert_module(name, [entry])
+    key = "ignored_layers" if "ignored_layers" in said else "modules_to_not_convert"
+    assert _ignored(said | {key: [entry]}) == [name for name in LAYERS if not should_convert_module(name, [entry])]
+
+
+COMPRESSED_TENSORS: dict[str, list[str]] = {
+    "lm_head": [],
+    "down_proj": [],
+    "model.layers.1": [],
+    "model.layers.1.mlp": [],
+    "model.layers.1.mlp.gate_proj": [LAYERS[2]],
+    r"model.layers.1.mlp.gate.proj": [],
+    r"re:.*\.down_proj$": LAYERS[:2],
+    "re:model.layers.1": LAYERS[:4],
+    "re:mlp": [],
+    "Linear": LAYERS,
+    "": [],
+}
+"""What its `is_match` (0.20, which the tests do not install) leaves of `LAYERS`."""
+
+
+@pytest.mark.parametrize("entry", COMPRESSED_TENSORS)
+def test_compressed_tensors_leaves_whole_names_patterns_and_classes(entry: str) -> None:
+    assert _ignored(compressed(ignore=[entry])) == COMPRESSED_TENSORS[entry]
+    assert _ignored(compressed(ignore=["lm_head", entry])) == COMPRESSED_TENSORS[entry]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from engine.cost.engine_times import EngineTimes
 from engine.cost.times import Curve, Measured, StageTimes
+from engine.model.shapes import NO_WINDOW
 from engine.parallel.layout import Layout, Plan
 from engine.planning.policy import Mode, Situation
 
@@ -37,6 +38,7 @@ class Fake(Situation):
     since_s: float = 0.0
     held_s: float = 0.0
     ended: int = 0
+    attention_span: int = NO_WINDOW
 
     @property
     def arrived(self) -> int:

@@ -77,6 +77,17 @@ def test_attention_grows_with_the_length_of_the_prompts() -> None:
     assert outlook(replace(BACKLOG, waiting=25), measured).surge_s(T2, 10_000) == pytest.approx(3.0)
 
 
+def test_attention_grows_up_to_its_window() -> None:
+    heavy = msgspec.structs.replace(stage(1e-4, 0.01), pair_s=1e-6, context_s=1e-5)
+    measured = EngineTimes(PLAN, Measured(((heavy,) * 2, (heavy,))))
+    narrow = replace(FIFTY, attention_span=50)
+    assert outlook(narrow, measured).surge_s(T2, 10_000) == pytest.approx(1.0 + 10_000 * (50 * 25 + 150 * 50) / 200e6)
+    assert outlook(FIFTY, measured).round_s(T2, 50, 0) == pytest.approx(0.01 + 50 * 300e-5)
+    assert outlook(narrow, measured).round_s(T2, 50, 0) == pytest.approx(0.01 + 50 * 50e-5)
+    tight = replace(narrow, device_tokens=3000)
+    assert outlook(tight).most_at_once(T2) == 10  # their KV is kept, as if all of it were seen
+
+
 def test_prompts_beside_nobody_take_their_full_time() -> None:
     assert outlook(BACKLOG).beside_s(T2, 10_000, 0) == pytest.approx(1.0)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -68,28 +69,61 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+def told_at(door: str, given: dict[str, object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence by which a door refuses these settings."""
+    options: dict[str, Any] = {"model": "m", **given}
+    match door:
+        case "serve":
+            return printed(capsys, "serve", options.pop("model"), *flags(options))
+        case "bench":
+            constant = {"dataset": "constant", "input_len": 9, "output_len": 9}
+            return printed(capsys, "bench", "offline", *flags(options | constant))
+        case "llm":
+            return raised(lambda: LLM(**options, skip_tokenizer=True))
+        case "executor":
+            return raised(lambda: make_executor(EngineConfig(**options)))
+        case "check":
+            return raised(lambda: check_executor(EngineConfig(**options)))
+        case _:
+            return raised(lambda: list(run_workloads(EngineConfig(**options), [[Job(9, 9)]])))
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("door", ["serve", "bench", "llm", "executor", "check", "workloads"])
 def test_faults_at_doors(door: str, fault: str, executor: str, capsys: pytest.CaptureFixture[str]) -> None:
     given, sentence = FAULTS[fault]
-    options = {"model": "m", "shape": str(MODELS / "llama3-8b"), **EXECUTORS[executor], **given}
-    match door:
-        case "serve":
-            told = printed(capsys, "serve", str(options.pop("model")), *flags(options))
-        case "bench":
-            constant = {"dataset": "constant", "input_len": 9, "output_len": 9}
-            told = printed(capsys, "bench", "offline", *flags(options | constant))
-        case "llm":
-            told = raised(lambda: LLM(**options, skip_tokenizer=True))  # type: ignore[arg-type]
-        case "executor":
-            told = raised(lambda: make_executor(EngineConfig(**options)))  # type: ignore[arg-type]
-        case "check":
-            told = raised(lambda: check_executor(EngineConfig(**options)))  # type: ignore[arg-type]
-        case "workloads":
-            config = EngineConfig(**options)  # type: ignore[arg-type]
-            told = raised(lambda: list(run_workloads(config, [[Job(9, 9)]])))
+    told = told_at(door, {"shape": str(MODELS / "llama3-8b"), **EXECUTORS[executor], **given}, capsys)
     assert sentence in told and "\n" not in told
+
+
+HOSTS = MODELS.parent / "hosts"
+FP8_FAULTS: dict[str, tuple[str, dict[str, object], str]] = {
+    "weights on A10": ("8xa10", {"quantization": "fp8"}, "this GPU has 8.6: use a checkpoint that is not quantized"),
+    "weights on A100": ("8xa100-pcie", {"quantization": "fp8"}, "fp8 weights need compute capability 8.9 or newer"),
+    "KV on A100": ("8xa100-nvlink", {"kv_cache_dtype": "fp8"}, "this GPU has 8.0: use --kv-cache-dtype auto"),
+    "float16": ("8xl4", {"quantization": "fp8", "dtype": "float16"}, "the dtype is float16: use --dtype bfloat16"),
+}
+
+
+@pytest.mark.parametrize("fault", FP8_FAULTS)
+@pytest.mark.parametrize("door", ["serve", "bench", "llm", "executor", "check", "workloads"])
+def test_a_simulated_host_refuses_what_its_gpus_would(
+    door: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, given, sentence = FP8_FAULTS[fault]
+    options = {"executor": "simulated", "host_profile": str(HOSTS / f"{host}.json"), **given}
+    assert sentence in told_at(door, {"shape": str(MODELS / "llama3-8b"), **options}, capsys)
+
+
+@pytest.mark.parametrize("host", [None, *sorted(path.stem for path in HOSTS.glob("*.json"))])
+def test_simulated_hosts_run_what_their_gpus_can(host: str | None) -> None:
+    profile = str(HOSTS / f"{host}.json") if host else ""
+    newer = host is None or "l4" in host or "h100" in host
+    half = {"quantization": "fp8", "kv_cache_dtype": "fp8"} if newer else {}
+    for given in (half, {"quantization": "fp8", "dtype": "float32"}):  # in float32 our plain operators run
+        options = {"shape": str(MODELS / "llama3-8b"), "executor": "simulated", "host_profile": profile, **given}
+        check_executor(EngineConfig(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fault", ["context", "heads", "device blocks", "host bytes"])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from engine.executor.processes import ProcessExecutor
+from engine.executor.ranks import Ranks
+from engine.model import checkpoint_files
+from engine.parallel.moves import Span
+from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.weights.checkpoint import resolve_checkpoint
+from engine.weights.loader import open_source
+from engine.worker.spec import WorkerSpec
 from tests.tiny import write_tiny_checkpoint
 
 FILE = "model.safetensors"
@@ -21,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_resolve_folder(folder: Path, tmp_path: Path) -> None:
-    assert resolve_checkpoint(str(folder)) == folder
+    assert resolve_checkpoint(str(folder)).folder == folder
     (folder / FILE).unlink()
-    assert resolve_checkpoint(str(folder), "dummy") == folder
+    assert resolve_checkpoint(str(folder), "dummy").folder == folder
     with pytest.raises(ConfigError, match="--load-format dummy"):
         resolve_checkpoint(str(folder))
     with pytest.raises(ConfigError, match=r"no config\.json"):
@@ -43,8 +51,8 @@ def test_resolve_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve_checkpoint("some/llama") == folder
-    assert resolve_checkpoint("some/llama", "dummy") == folder
+    assert resolve_checkpoint("some/llama").folder == folder
+    assert resolve_checkpoint("some/llama", "dummy").folder == folder
     assert [("*.safetensors" in patterns) for _, patterns in asked] == [True, False]
     assert all(name == "some/llama" and "*.json" in patterns for name, patterns in asked)
 
@@ -59,3 +67,21 @@ def test_resolve_hub_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) 
         ConfigError, match=r"'some/llama' is no folder and its weights could not be fetched .*local folder"
     ):
         resolve_checkpoint("some/llama")
+
+
+def test_files_are_looked_at_for_the_sizes_and_for_all_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many workers there are."""
+    read: list[Path] = []
+    read_header = checkpoint_files._read_header
+
+    def start(_: Ranks, specs: list[WorkerSpec]) -> None:
+        for spec in pickle.loads(pickle.dumps(specs)):
+            source = open_source(spec.checkpoint, spec.shape, "safetensors", 0)
+            assert len(source.read("model.norm.weight", (spec.shape.hidden,), Span(3, 5))) == 2
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(checkpoint_files, "_read_header", lambda file: read.append(file) or read_header(file))
+    monkeypatch.setattr(Ranks, "start", start)
+    with pytest.raises(ConfigError, match="enough"):
+        ProcessExecutor(EngineConfig(model=str(folder), device="cpu", prefill="D4"))
+    assert read == [folder / FILE] * 2

@@ -143,7 +143,7 @@ def _values(linear: Linear) -> torch.Tensor:
 
 
 def test_layers_that_are_named_keep_their_dtype() -> None:
-    quantization = Quantization("channel", ("model.layers.0.mlp.down_proj", r"re:.*\.1\.self_attn\.[qkv]_proj"))
+    quantization = Quantization("channel", ("model.layers.0.mlp.down_proj", r".*\.1\.self_attn\.[qkv]_proj"))
     shape = replace(tiny_shape(layers=2, head_dim=16), quantization=quantization)
     plan = Plan(Layout(), Layout())
     stage = ArenaWeights([rank_arena(shape, plan, plan.first, 0)], Checkpoint("channel", quantization), CPU)

@@ -127,6 +127,16 @@ def test_wrong_shape(folder: Path) -> None:
         _load(folder)
 
 
+def test_ones_at_the_end_of_a_shape_do_not_matter(folder: Path) -> None:
+    """Scales have them, or have none. In front they would: `[1, 64]` may be the scales of columns."""
+    _rewrite(folder, {"model.norm.weight": torch.arange(64.0)[:, None]})
+    assert CheckpointSource(folder).read("model.norm.weight", (64,), Span(3, 5)).tolist() == [3, 4]
+    _rewrite(folder, {"model.norm.weight": torch.ones(1, 64)})
+    for shape in ((64,), (64, 1), (1,)):
+        with pytest.raises(ConfigError, match=r"has shape \(1, 64\) but"):
+            CheckpointSource(folder).read("model.norm.weight", shape, Span(0, 1))
+
+
 def test_quantised_tensor_of_another_name(folder: Path) -> None:
     """As AutoGPTQ's, which config.json need not mention."""
     name = "model.layers.0.mlp.up_proj."

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.cost.times import StageTimes
+from engine.cost.times import StageTimes, pairs_of
 from engine.ops.base import BatchInputs
 from engine.worker.rank_timing import slowest
 from engine.worker.timing import DECODES, PREFILLS, Limits, StageTimer, spread
@@ -44,8 +44,9 @@ class Stage:
         assert 1 <= sampled <= batch.num_tokens
         step_s, token_s, pair_s, context_s = self._costs
         decodes = bool((batch.query_lens == 1).all())
-        pairs = float((batch.query_lens * (batch.context_lens - batch.query_lens / 2)).sum())
-        context = float(batch.context_lens.sum())
+        lens = zip(batch.query_lens.tolist(), batch.context_lens.tolist(), strict=True)
+        pairs = sum(pairs_of(context - query, query, limits.attention_span) for query, context in lens)
+        context = float(batch.context_lens.clamp(max=limits.attention_span).sum())
         seconds = step_s + token_s * batch.num_tokens + (context_s * context if decodes else pair_s * pairs)
         self.runs += times
         self.spent_s += times * seconds
@@ -60,7 +61,7 @@ def measure(stage: Stage, limits: Limits, budget_s: float = 1000.0, repeats: int
     return times
 
 
-@pytest.mark.parametrize("limits", [LIMITS, SMALL])
+@pytest.mark.parametrize("limits", [LIMITS, SMALL, replace(LIMITS, attention_span=300)])
 def test_a_stages_formula_is_found(limits: Limits) -> None:
     stage = Stage(limits, step_s=1e-2, token_s=1e-4, pair_s=1e-6, context_s=1e-5)
     times = measure(stage, limits)
