@@ -24,6 +24,7 @@ from engine.ops.capability import (  # noqa: E402
     Capability,
     attention_backends,
     capability_of,
+    has_xqa,
     written,
 )
 
@@ -33,13 +34,13 @@ PREFILLS = ("64x220:1", "32x2048:1", "8x8000:1")
 DECODE = "256x384:256"
 
 
-def variants(capability: Capability) -> dict[str, tuple[list[str], dict[str, str]]]:
+def variants(capability: Capability, fp8_kv: bool = False) -> dict[str, tuple[list[str], dict[str, str]]]:
     """By name, the flags and the environment of each way to run on such a GPU."""
-    backends = attention_backends(capability)
+    backends = attention_backends(capability, fp8_kv=fp8_kv)
     ways: dict[str, tuple[list[str], dict[str, str]]] = {"auto": ([], {})}
-    if len(backends) > 1:
+    if len(backends) > 1 or (fp8_kv and has_xqa(capability)):
         ways |= {name: (["--attention-backend", name], {}) for name in backends}
-    return ways | {"portable": ([], {PORTABLE_VARIABLE: "1"})}
+    return ways if fp8_kv else ways | {"portable": ([], {PORTABLE_VARIABLE: "1"})}  # which has no 8 bits
 
 
 def measure(config: str, flags: Sequence[str], environment: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -71,7 +72,9 @@ def row(name: str, systems: Sequence[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None, allow_abbrev=False)
     parser.add_argument("config", nargs="?", default=str(CONFIG), help=f"default: {CONFIG.name}")
-    args, flags = parser.parse_known_args()  # the others are the engine's
+    parser.add_argument("--kv-cache-dtype", default="auto", help="as the engine's, whose other options may follow, too")
+    args, flags = parser.parse_known_args()
+    flags += ["--kv-cache-dtype", args.kv_cache_dtype]
 
     import torch
 
@@ -81,7 +84,7 @@ def main() -> None:
     capability = capability_of(torch.device("cuda", 0))
     print(f"{torch.cuda.get_device_name(0)}, compute capability {written(capability)}; {Path(args.config).name}")
     rows = [["attention", *(f"{name} in tok/s" for name in PREFILLS), f"{DECODE} step ms", "out tok/s"]]
-    for name, (more, environment) in variants(capability).items():
+    for name, (more, environment) in variants(capability, args.kv_cache_dtype == "fp8").items():
         print(f"measuring {name}", file=sys.stderr)
         rows.append(row(name, measure(args.config, [*more, *flags], environment)))
     print("\n".join(aligned(rows)))

@@ -25,3 +25,8 @@ def test_a_benchmark_that_fails_ends_it(capfd: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         attention_speed.measure("/no/such/config.json", [], {})
     assert ended.value.code == 2 and "cannot read the config file" in capfd.readouterr().err
+
+
+def test_a_cache_in_8_bits_has_its_own() -> None:
+    hopper, ada = (attention_speed.variants(capability, fp8_kv=True) for capability in ((9, 0), (8, 9)))
+    assert list(hopper) == ["auto", "fa2"] and list(ada) == ["auto"]

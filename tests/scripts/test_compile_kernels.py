@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import compile_kernels
 import pytest
+from compile_kernels import Wanted
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int], list[bool]]]:
-    """Backends, head dims and windows that the script asks for, with a stand-in for FlashInfer."""
-    asked: list[tuple[list[str], list[int], list[bool]]] = []
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Wanted]:
+    """What the script asks for, with a stand-in for FlashInfer."""
+    asked: list[Wanted] = []
     monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "flashinfer.jit", SimpleNamespace(build_jit_specs=lambda modules, verbose: None))
 
-    def specs(backends: list[str], head_dims: Sequence[int], windows: Sequence[bool]) -> list[object]:
-        asked.append((backends, list(head_dims), list(windows)))
+    def specs(wanted: Wanted) -> list[object]:
+        asked.append(wanted)
         return []
 
     monkeypatch.setattr(compile_kernels, "specs", specs)
@@ -31,18 +31,22 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     compile_kernels.main()
 
 
-def test_what_is_compiled(
-    compiled: list[tuple[list[str], list[int], list[bool]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_compiled(compiled: list[Wanted], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the rule that the operators choose by."""
     run(monkeypatch)
-    run(monkeypatch, "--head-dims", "256", "--sliding-window")
+    run(monkeypatch, "--head-dims", "256", "--sliding-window", "--fp8-kv-groups", "4", "8", "--block-size", "32")
     for architectures in ("8.9", "10.0a", "12.0f", "8.0 9.0"):
         monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", architectures)
         run(monkeypatch)
+    hopper = ("9.0a",)
+    assert compiled[:2] == [
+        Wanted(hopper, (64, 128), (False,), (), 16),
+        Wanted(hopper, (256,), (False, True), (4, 8), 32),
+    ]
     both, fa2 = ["fa2", "fa3"], ["fa2"]
-    assert compiled[:2] == [(both, [64, 128], [False]), (both, [256], [False, True])]
-    assert [backends for backends, *_ in compiled[2:]] == [fa2, fa2, fa2, both]
+    assert [wanted.backends() for wanted in compiled[1:]] == [both, fa2, fa2, fa2, both]
+    assert compiled[1].backends(fp8_kv=True) == fa2
+    assert [wanted.xqa for wanted in compiled[1:]] == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -52,23 +56,24 @@ def test_what_is_compiled(
         ("flashinfer", "needs FlashInfer"),
         ("head dim", "80"),
         ("7.5", "has compute capability 7.5, and half precision needs 8.0"),
+        ("8.0", "a KV cache in fp8 needs compute capability 8.9"),
         ("sm_90", "must be as in 8.9 or 9.0a, not sm_90"),
     ],
 )
 def test_what_is_missing_is_one_sentence(
     missing: str,
     says: str,
-    compiled: list[tuple[list[str], list[int], list[bool]]],
+    compiled: list[Wanted],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if missing == "architecture":
         monkeypatch.delenv("FLASHINFER_CUDA_ARCH_LIST")
-    if missing in ("7.5", "sm_90"):
+    if missing in ("7.5", "8.0", "sm_90"):
         monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", missing)
     if missing == "flashinfer":
         monkeypatch.setitem(sys.modules, "flashinfer.jit", None)
     with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, *(["--head-dims", "80"] if missing == "head dim" else []))
+        run(monkeypatch, *{"head dim": ["--head-dims", "80"], "8.0": ["--fp8-kv-groups", "4"]}.get(missing, []))
     assert ended.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
     assert not compiled
