@@ -175,12 +175,15 @@ def test_the_engine_on_one_gpu(folder: Path, reference: Reference, monkeypatch: 
     assert tokens["s0"][0][:4] == tokens["s1"][0][:4] == again["s"][0][:4]
 
 
-def _check_plan(reference: Reference, plan: str, weights: str, **settings: Any) -> None:
-    """Prompts in several chunks, swaps and changes of layout; every pool and reloaded arena starts as NaN."""
+def _check_plan(reference: Reference, plan: str, weights: str, error: float | None = None, **settings: Any) -> None:
+    """Prompts in several chunks, swaps and changes of layout; every pool and reloaded arena starts as NaN.
+
+    `error`: of the logits, if it is not that of the reference's dtype.
+    """
     prefill, _, decode = plan.partition("->")
     prompts = random_prompts(seed=4, count=40, longest=300, vocab=VOCAB)
     requests = {f"g{i}": (prompt, greedy(24)) for i, prompt in enumerate(prompts)}
-    error = reference.error(prompts[1])
+    error = reference.error(prompts[1]) if error is None else error
     plain = {"weights": weights, "num_host_blocks": 200, "policy": "paper", "surge_min_tokens": 0}
     config = _engine_config(reference.folder, prefill=prefill, decode=decode, **plain, **settings)
     with running(config) as engine:
@@ -235,6 +238,24 @@ def test_sums_by_nccl_on_two_gpus(reference: Reference, poison: None) -> None:
 @pytest.mark.parametrize(("plan", "weights"), PLANS)
 def test_plans_on_two_gpus(reference: Reference, plan: str, weights: str, poison: None) -> None:
     _check_plan(reference, plan, weights)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize(("plan", "weights"), [("T2", "auto"), ("P2->T2", "reload"), ("D2->T2", "resident")])
+def test_plans_in_8_bits(
+    reference: Reference, plan: str, weights: str, gpus: int, poison: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and KV, with the error that they have in plain torch."""
+    if torch.cuda.get_device_capability() < (8, 9) or torch.cuda.device_count() < gpus:
+        pytest.skip(f"needs {gpus} GPUs of compute capability 8.9")
+    if gpus == 1:
+        one_gpu.use(monkeypatch)
+    changes = {"kv_cache_dtype": FP8, "quantization": Quantization()}
+    tokens = random_prompts(seed=4, count=2, longest=300, vocab=VOCAB)[1]
+    with torch.inference_mode():
+        plain = LocalModel(reference.folder, Layout(), block_size=16, device=torch.device("cpu"), changes=changes)
+        error = float((plain.logits(tokens).to(CUDA) - reference.logits(tokens)).abs().max())
+    _check_plan(reference, plan, weights, error, quantization="fp8", kv_cache_dtype="fp8")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four CUDA devices")
