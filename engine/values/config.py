@@ -94,6 +94,10 @@ class EngineConfig:
     host_kv_bytes: int = _option(4 * GIB, "shared host KV pool, used when layouts differ")
     num_host_blocks: int = _option(0, "KV blocks of the host pool; overrides host_kv_bytes")
 
+    enable_prefix_caching: bool = _option(
+        True,
+        "keep the KV of what was computed, on devices and host, until its blocks are needed, for prompts that begin so",
+    )
     max_num_seqs: int = _option(256, "most sequences decoding at once in a replica", least=1, most=16384)
     max_num_batched_tokens: int = _option(
         2048, "most tokens in one forward step; longer prompts are chunked", least=1, most=1 << 20

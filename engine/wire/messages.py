@@ -31,6 +31,7 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
     prompt: list[int]
     sampling: SamplingParams
     priority: int = 0  # lower goes first, if the engine schedules by priority
+    cache_salt: str = ""  # requests share cached prefixes with those of the same salt alone
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -47,11 +48,15 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     nonce: int
 
 
+class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
+    """No prompt finds what was computed before this is processed."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """The engine ends its workers and exits with 0."""
 
 
-ToEngine = Add | Abort | Ping | Stop
+ToEngine = Add | Abort | Ping | ResetPrefixCache | Stop
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +111,10 @@ class Stats(msgspec.Struct, frozen=True):
     idle_seconds: dict[str, float] = {}  # in which a device computed nothing while there was work, by cause
     steps: dict[str, int] = {}  # forward steps by kind: "prefill", "decode", "mixed"
     decodes: int = 0  # sequences that decoded in a step, summed over all steps
+    prefix_cache_queries: int = 0  # tokens of prompts that were looked up
+    prefix_cache_hits: dict[str, int] = {}  # tokens of those that were found, by tier: "device", "host"
+    device_blocks_cached: int = 0  # free for whoever needs one, and found until then; of the replica that has most
+    host_blocks_cached: int = 0
     speeds: Speeds | None = None
 
 
@@ -126,12 +135,20 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
 
 
+class CachedPrompt(msgspec.Struct, frozen=True, array_like=True):
+    """Of a request's prompt so many tokens were found, and need not be computed. Told before its first token."""
+
+    id: str
+    tokens: int
+
+
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """What is new of all sequences: the tokens of `steps`, in their order, and then `outputs`, which say more."""
+    """What is new of all sequences: `cached`, the tokens of `steps`, in their order, then `outputs`, which say more."""
 
     outputs: list[Output] = []
     stats: Stats | None = None
     steps: list[StepTokens] = []
+    cached: list[CachedPrompt] = []
 
     def __iter__(self) -> Iterator[Output]:
         """One by one."""
@@ -141,7 +158,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
         yield from self.outputs
 
     def __bool__(self) -> bool:
-        return bool(self.outputs or self.steps)
+        return bool(self.outputs or self.steps or self.cached)
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
