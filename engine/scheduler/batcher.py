@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from engine.cost.balance import MIN_CHUNK_TOKENS, TOKENS_ONLY, StepCost
+from engine.cost.times import StepLoad
+from engine.kv.prefixes import Prefix
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode
 from engine.scheduler.batch import Batch
@@ -18,6 +21,9 @@ from engine.scheduler.rows import Ints
 from engine.scheduler.seq_state import ON_DEVICE, SeqState
 from engine.scheduler.sequence import Sequence
 
+_MOST_PASSED = 16  # waiting sequences that others may overtake, since what they wait for is about to be there
+# A replica that has some of a prompt takes it, unless it has so many times the sequences of another, and a few more.
+_MUCH_BUSIER, _A_FEW = 1.5, 4
 TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
 
 
@@ -56,7 +62,7 @@ class Batcher:
         while progress:
             progress = False
             # Whoever has most room takes the next prompt. In a fixed order, the first would take all that come singly.
-            for replica in sorted(self._blocks.replicas, key=lambda r: -r.pool.free):
+            for replica in sorted(self._blocks.replicas, key=lambda r: -r.pool.available):
                 if replica.forwards_in_flight < layout.max_in_flight:
                     progress |= self._step(replica, mode, chunk, admits)
 
@@ -128,9 +134,9 @@ class Batcher:
     def _grow(self, replica: Replica, slots: Ints, leavers: dict[Sequence, None]) -> Ints:
         """Those of these slots that have a block for their next token, and stay."""
         full = [seq for seq in replica.rotation.of(replica.rotation.full(slots)) if seq not in leavers]
-        free = replica.pool.free
-        self._blocks.grow(replica, full[:free])
-        stuck = full[free:]
+        available = replica.pool.available
+        self._blocks.grow(replica, full[:available])
+        stuck = full[available:]
         if stuck:
             self._make_one_leave(replica, leavers)
         absent = [seq.slot for seq in (*stuck, *leavers)]
@@ -191,24 +197,52 @@ class Batcher:
             leavers[seq] = None
 
     def _admit(self, replica: Replica, mode: Mode) -> Sequence | None:
-        """Start the first waiting sequence on a replica, if there is one and room for it."""
+        """Start the first waiting sequence that should start now on a replica, if there is one and room for it."""
         surge = mode.is_surge
-        if not surge and replica.residents >= self._config.max_num_seqs:
-            return None
-        for seq in self._queues.walk(SeqState.WAITING):
-            leader = seq.leader
-            if leader is not None and leader.state is SeqState.PREFILL and leader.in_prefill:
-                continue  # it will share the leader's blocks once they are dispatched
-            layout = self._lifecycle.plan.index(mode.layout)
-            if not self._blocks.admit(seq, replica, layout, surge):
+        passed = 0
+        while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
+            for seq in islice(self._queues.walk(SeqState.WAITING), passed, passed + _MOST_PASSED):
+                layout = self._lifecycle.plan.index(mode.layout)
+                prefix = self._blocks.find(seq, replica, layout)
+                # Others wait for a block that somebody is about to have, and for the replica that has more of theirs.
+                if not (self._blocks.is_coming(seq, replica, prefix) or self._belongs_elsewhere(seq, replica, layout)):
+                    break
+                passed += 1
+            else:
+                return None
+            bring = prefix.beyond_device > 0 and self._pays_to_bring(seq, mode.layout, prefix)
+            admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring)
+            if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
                     needed = self._blocks.blocks_for(len(seq.tokens))
                     make_room(self._lifecycle, replica, needed, keep_host_blocks=needed)
                 return None
-            self._lifecycle.start_prefilling(seq)
-            self._lifecycle.admitted_s = self._lifecycle.now
-            return seq
+            self._lifecycle.start(seq, admission)
+            if admission.swap is None:
+                return seq
         return None
+
+    def _belongs_elsewhere(self, seq: Sequence, replica: Replica, layout: int) -> bool:
+        """Whether another replica has more of a prompt, or is about to, and room for it without being much busier."""
+        if len(self._blocks.replicas) == 1:
+            return False
+        here = self._blocks.nearness(seq, replica, layout)
+        for other in self._blocks.replicas:
+            if other is not replica and self._blocks.nearness(seq, other, layout) > here:
+                is_busy = other.residents > _MUCH_BUSIER * replica.residents + _A_FEW
+                if not is_busy and other.residents < self._config.max_num_seqs and other.free_slots:
+                    return self._blocks.blocks_for(len(seq.tokens)) <= other.pool.available
+        return False
+
+    def _pays_to_bring(self, seq: Sequence, layout: Layout, prefix: Prefix) -> bool:
+        """Whether copying what only the host has of a prompt takes less time than computing it would add to a step."""
+        block_size, times = self._config.block_size, self._times[layout]
+        start, end = (len(blocks) * block_size for blocks in prefix)
+        span = self._lifecycle.capacity.shape.attention_span
+        rest = StepLoad.chunk(end, len(seq.tokens) - end, span)
+        computed_s = times.busiest_s(StepLoad.chunk(start, len(seq.tokens) - start, span)) - times.busiest_s(rest)
+        num_bytes = (end - start) * self._lifecycle.capacity.shape.kv_bytes_per_token()
+        return self._lifecycle.times.swap_s(num_bytes, to_host=False) < computed_s
 
     # --- swap-ins
 
@@ -236,7 +270,7 @@ class Batcher:
     def _takes_more(self) -> bool:
         """Whether a surge is going to begin with one more prompt."""
         first = self._queues.first(SeqState.WAITING)
-        return first is not None and self._blocks.blocks_for(len(first.tokens)) <= self._blocks.host.free
+        return first is not None and self._blocks.host_blocks_to_leave(first) <= self._blocks.host.available
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]
@@ -246,7 +280,5 @@ class Batcher:
         swap = self._blocks.swap_in(seq, replica, self._lifecycle.plan.index(layout), surge)
         if swap is None:
             return False
-        replica.incoming[seq] = None
-        self._queues.move(seq, SeqState.SWAPPING_IN)
-        self._lifecycle.send_swap(seq, swap)
+        self._lifecycle.start_swapping_in(seq, swap)
         return True

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import NamedTuple
 
-from engine.kv.blocks import BlockPool
+from engine.kv.blocks import BlockPool, block_keys
 from engine.kv.geometry import KVGeometry
+from engine.kv.prefixes import LivePrefixes, Prefix, longest
 from engine.parallel.layout import Layout
 from engine.scheduler.rotation import Rotation
 from engine.scheduler.sequence import Sequence
@@ -37,6 +40,8 @@ class Replica:
     completed_step: int = 0  # the id of the last forward that ran: they complete in order
     unsettled: dict[Sequence, None] = field(default_factory=dict)  # who waits for steps that name it to complete
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
+    # Keys of blocks that somebody here is about to compute, or to bring from the host: others wait to share them.
+    coming: dict[bytes, Sequence] = field(default_factory=dict)
     turn: int = 0  # of its last step
     decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))  # of those that decode
 
@@ -57,6 +62,14 @@ class Replica:
         self.incoming.pop(seq, None)
 
 
+class Admission(NamedTuple):
+    """What a sequence found when it started."""
+
+    device_tokens: int
+    host_tokens: int
+    swap: Swap | None  # brings what only the host had
+
+
 class BlockManager:
     """Device pools of the current replicas, and the host pool."""
 
@@ -67,13 +80,18 @@ class BlockManager:
         num_host_blocks: int,
         num_slots: int,
         next_id: Callable[[], int],
+        caches: bool,
     ) -> None:
+        """`caches`: blocks are found by their content, as prefixes of other prompts, when nobody holds them, too."""
         self._block_size = geometry.block_size
         self.blocks_for = geometry.blocks_for
+        self._layouts = range(len(geometry.plan.layouts))
         self._num_device_blocks = num_device_blocks
         self._num_slots = num_slots
         self._next_id = next_id
-        self.host = BlockPool(num_host_blocks, "host")
+        self._caches = caches
+        self._live = LivePrefixes()
+        self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
 
     def enter(self, layout: Layout) -> None:
@@ -86,7 +104,7 @@ class BlockManager:
         self.replicas = [
             Replica(
                 i,
-                BlockPool(self._num_device_blocks, "device"),
+                BlockPool(self._num_device_blocks, "device", self._caches),
                 list(range(self._num_slots - 1, -1, -1)),
                 Rotation(self._num_slots, self._block_size),
             )
@@ -99,8 +117,8 @@ class BlockManager:
         return len(self.replicas) * self._num_device_blocks
 
     @property
-    def free_device_blocks(self) -> int:
-        return sum(replica.pool.free for replica in self.replicas)
+    def available_device_blocks(self) -> int:
+        return sum(replica.pool.available for replica in self.replicas)
 
     def room(self, replica: Replica, surge: bool) -> int:
         """Blocks that a new sequence may take.
@@ -108,34 +126,92 @@ class BlockManager:
         Beside those that decode some stay free, for them to grow: where the youngest would have to be computed again,
         one for each of them, and where there is a host pool, a few.
         """
-        free = replica.pool.free
+        available = replica.pool.available
         if surge or not replica.rotation:
-            return free
+            return available
         growth = len(replica.rotation)
         if self.host.total:
             growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
-        return free - growth
+        return available - growth
+
+    # --- prefixes
+
+    def expect(self, seq: Sequence) -> int:
+        """Tokens of a prompt that comes now which it will probably not have to compute."""
+        return self._live.expected_blocks(self._findable(seq), self._is_there) * self._block_size
+
+    def _findable(self, seq: Sequence) -> list[bytes]:
+        """Keys of the blocks that it need not compute, if they are there: at least its last token it must."""
+        return seq.keys[: (len(seq.tokens) - 1) // self._block_size] if seq.finds else []
+
+    def _is_there(self, key: bytes) -> bool:
+        return self.host.find(key) is not None or any(
+            replica.pool.find((layout, key)) is not None for replica in self.replicas for layout in self._layouts
+        )
+
+    def came(self, seq: Sequence) -> None:
+        """From now on others may expect to find its prompt."""
+        self._live.add(seq.keys)
+
+    def find(self, seq: Sequence, replica: Replica, layout: int) -> Prefix:
+        """What there is of a waiting sequence."""
+        keys = self._findable(seq)
+        device = longest(replica.pool, ((layout, key) for key in keys))
+        return Prefix(device, longest(self.host, keys) if self._caches else [])
+
+    def is_coming(self, seq: Sequence, replica: Replica, prefix: Prefix) -> bool:
+        """Whether somebody else on a replica is about to have the next block of a prompt that starts so."""
+        keys, found = self._findable(seq), len(prefix.device)
+        return found < len(keys) and keys[found] in replica.coming
+
+    def nearness(self, seq: Sequence, replica: Replica, layout: int) -> int:
+        """Blocks of a waiting sequence that a replica has, or somebody there is about to have."""
+        keys = self._findable(seq)
+        found = len(longest(replica.pool, ((layout, key) for key in keys)))
+        return found + sum(1 for _ in takewhile(replica.coming.__contains__, islice(keys, found, None)))
+
+    def reset_cache(self) -> None:
+        """Nothing that was computed until now is found any more."""
+        self.host.reset()
+        for replica in self.replicas:
+            replica.pool.reset()
+            replica.coming.clear()
+
+    def host_blocks_to_leave(self, seq: Sequence) -> int:
+        """Blocks that the host must have for a waiting sequence to get there behind its prompt."""
+        return self.blocks_for(len(seq.tokens)) - len(longest(self.host, self._findable(seq) if self._caches else []))
 
     # --- device
 
-    def admit(self, seq: Sequence, replica: Replica, layout: int, surge: bool) -> bool:
-        """Give a waiting sequence all blocks its known tokens need, sharing live ones of equal content.
+    def admit(
+        self, seq: Sequence, replica: Replica, layout: int, surge: bool, prefix: Prefix, bring: bool
+    ) -> Admission | None:
+        """Give a waiting sequence all blocks its known tokens need, sharing those of its `prefix`, which are there.
 
-        In a surge its way out is reserved too, enough host blocks for all of them: a prompt that is interrupted half
-        done must not lose what was computed. Returns False, changing nothing, if there is no room.
+        `bring`: what only the host has of it is copied, not computed. In a surge its way out is reserved too, enough
+        host blocks for all of them, of which it keeps those that the host has: a prompt that is interrupted half done
+        must not lose what was computed. Returns None, changing nothing, if there is no room.
         """
-        tokens = len(seq.tokens)
-        total = self.blocks_for(tokens)
-        if not replica.free_slots or (surge and total > self.host.free):
-            return False
-        shared = self._shared_on_device(seq, replica, layout, (tokens - 1) // self._block_size)
-        if total - len(shared) > self.room(replica, surge):
-            return False
-        self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
+        device, host = prefix
+        total, found = self.blocks_for(len(seq.tokens)), len(device)
+        if not replica.free_slots or total - found > self.room(replica, surge) - replica.pool.num_cached(device):
+            return None
+        if surge and total - len(host) > self.host.available - self.host.num_cached(host):
+            return None
+        copied = prefix.beyond_device if bring else 0
+        if surge or copied:
+            seq.host_blocks = [self.host.share(block) for block in host]
         if surge:
-            seq.reserve_host(self.host.allocate(total))
-        seq.begin_prefill(len(shared) * self._block_size)
-        return True
+            seq.reserve_host(self.host.allocate(total - len(host)))
+        self._occupy(seq, replica, layout, [replica.pool.share(block) for block in device], total - found)
+        seq.begin_prefill((found + copied) * self._block_size)
+        for key in seq.keys[found:]:
+            replica.coming.setdefault(key, seq)
+        swap = None
+        if copied:
+            part = slice(found, found + copied)
+            swap = Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[part], seq.host_blocks[part])
+        return Admission(found * self._block_size, copied * self._block_size, swap)
 
     def grow(self, replica: Replica, sequences: list[Sequence]) -> None:
         """Give decoding sequences another block each, of which there are enough."""
@@ -146,9 +222,23 @@ class BlockManager:
     def publish(self, seq: Sequence, first_token: int) -> None:
         """Full prompt blocks that a dispatched step fills from `first_token` on may be shared from now on:
         whoever shares them runs later on the same ranks."""
-        pool = self.replicas[seq.replica].pool
+        replica = self.replicas[seq.replica]
         for i in range(first_token // self._block_size, min(seq.dispatched // self._block_size, len(seq.keys))):
-            pool.publish(seq.device_blocks[i], (seq.layout, seq.keys[i]))
+            replica.pool.publish(seq.device_blocks[i], (seq.layout, seq.keys[i]))
+            replica.coming.pop(seq.keys[i], None)
+
+    def finish(self, seq: Sequence) -> None:
+        """It is over, and nothing in flight names it: what it computed may be found by whoever goes on from there."""
+        self._live.remove(seq.keys)
+        if self._caches and seq.slot >= 0:
+            known = min(seq.dispatched, len(seq.tokens)) // self._block_size
+            if known > len(seq.keys):
+                start = len(seq.keys) * self._block_size
+                before = seq.keys[-1] if seq.keys else seq.salt
+                more = block_keys(seq.tokens[start : known * self._block_size], self._block_size, before)
+                seq.know_keys(seq.keys + more)
+                self.publish(seq, start)
+        self.drop(seq)
 
     def drop(self, seq: Sequence) -> None:
         """Give back everything; the sequence starts over from its known tokens."""
@@ -164,25 +254,28 @@ class BlockManager:
         Blocks whose content already is on the host are shared instead, so the copy may be empty.
         """
         count = self.blocks_for(seq.dispatched)
+        held = seq.host_blocks
         full = min(seq.dispatched // self._block_size, len(seq.keys))
-        found = [self.host.find(seq.keys[i]) if i < full else None for i in range(count)]
+        found = [self.host.find(seq.keys[i]) if i < full else None for i in range(len(held), count)]
         missing = found.count(None) - len(seq.reserved_blocks)
-        if missing > self.host.free:
+        shared = [block for block in found if block is not None]
+        if missing > self.host.available - self.host.num_cached(shared):
             return None
+        for block in shared:  # before any of them is taken for something else
+            self.host.share(block)
         spare = list(seq.reserved_blocks) + (self.host.allocate(missing) if missing > 0 else [])
-        device_blocks: list[int] = []
-        written: list[int] = []
-        blocks: list[int] = []
-        for device_block, host_block in zip(seq.device_blocks, found, strict=False):
-            if host_block is None:
-                blocks.append(spare.pop())
-                device_blocks.append(device_block)
-                written.append(blocks[-1])
-            else:
-                blocks.append(self.host.share(host_block))
+        blocks = held + [spare.pop() if block is None else block for block in found]
+        copied = [i for i, block in enumerate(found, len(held)) if block is None]
         seq.settle_on_host(blocks)
         self.host.release(spare)
-        return Swap(self._next_id(), seq.layout, seq.replica, True, device_blocks, written)
+        return Swap(
+            self._next_id(),
+            seq.layout,
+            seq.replica,
+            True,
+            [seq.device_blocks[i] for i in copied],
+            [blocks[i] for i in copied],
+        )
 
     def swapped_out(self, seq: Sequence) -> None:
         """The copy has completed on all ranks and no step names the device blocks any more."""
@@ -195,33 +288,29 @@ class BlockManager:
         filled = self.blocks_for(seq.dispatched)
         total = self.blocks_for(max(seq.prefill_end, seq.dispatched + 1))
         full = min(seq.dispatched // self._block_size, len(seq.keys))
-        shared = self._shared_on_device(seq, replica, layout, full)
-        if not replica.free_slots or total - len(shared) > self.room(replica, surge):
+        shared = longest(replica.pool, ((layout, key) for key in seq.keys[:full]))
+        room = self.room(replica, surge) - replica.pool.num_cached(shared)
+        if not replica.free_slots or total - len(shared) > room:
             return None
-        if surge:  # it will have to leave again at the end of its prompt
-            out = self.blocks_for(seq.prefill_end)
-            if out > self.host.free:
+        if surge:  # it will have to leave again at the end of its prompt, all but what stays as it is
+            out = self.blocks_for(seq.prefill_end) - seq.dispatched // self._block_size
+            if out > self.host.available:
                 return None
             seq.reserve_host(self.host.allocate(out))
         self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
+        if seq.in_prefill:
+            for key in seq.keys[len(shared) :]:
+                replica.coming.setdefault(key, seq)
         copied = slice(len(shared), filled)
         return Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[copied], seq.host_blocks[copied])
 
     def swapped_in(self, seq: Sequence) -> None:
         """The copy has completed on all ranks."""
         self.publish(seq, 0)
-        self.host.release(seq.leave_host_copy())
+        in_surge = bool(seq.reserved_blocks)
+        self.host.release(seq.leave_host_copy(keep=seq.dispatched // self._block_size if in_surge else 0))
 
     # --- parts
-
-    def _shared_on_device(self, seq: Sequence, replica: Replica, layout: int, most: int) -> list[int]:
-        blocks: list[int] = []
-        for key in seq.keys[:most]:
-            block = replica.pool.find((layout, key))
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
 
     def _occupy(self, seq: Sequence, replica: Replica, layout: int, shared: list[int], fresh: int) -> None:
         blocks = shared + replica.pool.allocate(fresh)
@@ -233,6 +322,8 @@ class BlockManager:
         replica = self.replicas[seq.replica]
         blocks, slot = seq.vacate()
         replica.rotation.forget(slot)
+        for key in [key for key in seq.keys if replica.coming.get(key) is seq] if replica.coming else ():
+            del replica.coming[key]
         replica.pool.release(blocks)
         replica.free_slots.append(slot)
 

@@ -25,6 +25,8 @@ class Counters:
         self._phase_seconds: defaultdict[str, float] = defaultdict(float)
         self._steps: Counter[str] = Counter()
         self._decodes = 0
+        self._looked_up_tokens = 0
+        self._hit_tokens: Counter[str] = Counter()
         self._entered_s = now
 
     def left(self, phase: str, now: float) -> None:
@@ -42,6 +44,11 @@ class Counters:
         direction = "out" if to_host else "in"
         self._swap_bytes[direction] += num_bytes
         self._swap_seconds[direction] += seconds
+
+    def looked_up(self, prompt_tokens: int, **found: int) -> None:
+        """A prompt started, of which so many tokens were found, by tier."""
+        self._looked_up_tokens += prompt_tokens
+        self._hit_tokens.update(found)
 
     def stepped(self, kind: str, load: StepLoad) -> None:
         """A step was sent that holds so much."""
@@ -67,5 +74,7 @@ class Counters:
             phase_seconds=phase_seconds,
             steps=dict(self._steps),
             decodes=self._decodes,
+            prefix_cache_queries=self._looked_up_tokens,
+            prefix_cache_hits=dict(self._hit_tokens),
             **gauges,
         )

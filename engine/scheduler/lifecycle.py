@@ -12,7 +12,7 @@ from engine.cost.engine_times import EngineTimes
 from engine.executor.base import Capacity
 from engine.kv.geometry import KVGeometry
 from engine.scheduler.batch import Batch
-from engine.scheduler.block_manager import BlockManager, Replica
+from engine.scheduler.block_manager import Admission, BlockManager, Replica
 from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
@@ -24,6 +24,7 @@ from engine.trace import Trace
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError
 from engine.wire.commands import Command, Forward, Swap, Transition, num_slots
+from engine.wire.messages import CachedPrompt
 
 
 class Lifecycle:
@@ -41,6 +42,7 @@ class Lifecycle:
         self.in_flight: dict[int, InFlight] = {}
         self.masks = PendingMasks(capacity.shape.vocab)
         self.swaps_in_flight = 0
+        self.found: list[CachedPrompt] = []  # since outputs were last taken
         self.working_since_s: float | None = None  # when the current mode sent its first step
         self.admitted_s = now  # when the last waiting sequence began
         self.now = now
@@ -53,6 +55,7 @@ class Lifecycle:
             capacity.num_host_blocks,
             num_slots(config.max_num_seqs),
             self.next_id,
+            config.enable_prefix_caching,
         )
 
     def next_id(self) -> int:
@@ -147,6 +150,34 @@ class Lifecycle:
         if not seq.is_exhausted:
             self.replica_of(seq).rotation.join(seq)
 
+    def come(self, seq: Sequence) -> None:
+        """A new one waits from now on."""
+        seq.expected_hit_tokens = self.blocks.expect(seq)
+        self.blocks.came(seq)
+        self.queues.add(seq)
+
+    def start(self, seq: Sequence, admission: Admission) -> None:
+        """A waiting sequence has what it needs to be computed, or has it once a copy is there."""
+        self.admitted_s = self.now
+        if not seq.looked_up and seq.finds:
+            self._count(seq, admission)
+        seq.looked_up = True
+        if admission.swap is None:
+            self.start_prefilling(seq)
+        else:
+            self.start_swapping_in(seq, admission.swap)
+
+    def _count(self, seq: Sequence, admission: Admission) -> None:
+        found = admission.device_tokens + admission.host_tokens
+        self.counters.looked_up(seq.prompt_len, device=admission.device_tokens, host=admission.host_tokens)
+        if found and seq.index == 0:
+            self.found.append(CachedPrompt(seq.request_id, found))
+
+    def start_swapping_in(self, seq: Sequence, swap: Swap) -> None:
+        self.blocks.replicas[seq.replica].incoming[seq] = None
+        self.queues.move(seq, SeqState.SWAPPING_IN)
+        self.send_swap(seq, swap)
+
     def start_prefilling(self, seq: Sequence) -> None:
         self.queues.move(seq, SeqState.PREFILL)
         self.replica_of(seq).prefilling[seq] = None
@@ -170,7 +201,7 @@ class Lifecycle:
             return
         match seq.state:
             case SeqState.FINISHED:
-                self.blocks.drop(seq)
+                self.blocks.finish(seq)
                 self.queues.forget(seq)
             case SeqState.LEAVING:
                 self.blocks.drop(seq)

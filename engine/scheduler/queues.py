@@ -22,7 +22,7 @@ class Queues:
         self._sorts_arrivals = sorts_arrivals
         self._queues: dict[SeqState, dict[Sequence, None]] = {state: {} for state in SeqState}
         self._returned: list[Sequence] = []  # waiting again, or in an order of their own, before all others
-        self.waiting_tokens = 0
+        self.waiting_tokens = 0  # that they probably have to compute
 
     def add(self, seq: Sequence) -> None:
         assert seq.state is SeqState.WAITING
@@ -30,14 +30,14 @@ class Queues:
             insort(self._returned, seq, key=attrgetter("arrival"))
         else:
             self._queues[SeqState.WAITING][seq] = None
-        self.waiting_tokens += len(seq.tokens)
+        self.waiting_tokens += seq.unfilled_tokens
 
     def move(self, seq: Sequence, state: SeqState) -> None:
         """The only way a sequence changes its state."""
         self.forget(seq)
         seq.move(state)
         if state is SeqState.WAITING:
-            self.waiting_tokens += len(seq.tokens)
+            self.waiting_tokens += seq.unfilled_tokens
             insort(self._returned, seq, key=attrgetter("arrival"))
         else:
             self._queues[state][seq] = None
@@ -50,7 +50,7 @@ class Queues:
         else:
             self._returned.remove(seq)
         if seq.state is SeqState.WAITING:
-            self.waiting_tokens -= len(seq.tokens)
+            self.waiting_tokens -= seq.unfilled_tokens
 
     def list(self, *states: SeqState) -> list[Sequence]:
         """A copy, safe to walk while sequences move."""
@@ -71,7 +71,8 @@ class Queues:
 
     @property
     def unfilled_tokens(self) -> int:
-        """Tokens of prompts that are not dispatched yet: of those that wait, and of those under way."""
+        """Tokens of prompts that are still to be computed: of those that wait, as far as it is known, and of those
+        under way."""
         begun = self._queues[SeqState.PREFILL]
         return self.waiting_tokens + sum(seq.prefill_end - seq.dispatched for seq in begun)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.executor.base import Capacity
 from engine.grammar.grammars import Compilation
-from engine.kv.blocks import block_keys
+from engine.kv.blocks import block_keys, salt_key
 from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
 from engine.scheduler.sequence import Sequence
 from engine.values.config import EngineConfig
@@ -58,8 +58,8 @@ def make_sequences(
     stops = frozenset(params.stop_token_ids)
     if not params.ignore_eos or grammar is not None:  # which says itself where the text may end
         stops |= frozenset(capacity.shape.eos_token_ids)
-    # Every row of the prompt is looked at where its log-probabilities are wanted: such blocks are shared with nobody.
-    keys = block_keys(prompt, config.block_size) if params.prompt_logprobs is None else []
+    salt = salt_key(request.cache_salt)
+    keys = block_keys(prompt, config.block_size, salt)
     sequences: list[Sequence] = []
     for index, arrival in enumerate(arrivals):
         seq = Sequence(
@@ -73,7 +73,7 @@ def make_sequences(
             stops=stops,
             row=RowSampling(params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED),
             keys=keys,
-            leader=sequences[0] if sequences and keys else None,
+            salt=salt,
             processing=Processing.of(params, len(prompt), stops, capacity.shape.vocab),
             matcher=grammar.matcher(params.stop_token_ids, params.reasoning) if grammar is not None else None,
         )

@@ -17,7 +17,7 @@ def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blo
     Never takes more of the host than leaves `keep_host_blocks` free there.
     """
     for seq in leavers(lifecycle, replica, blocks):
-        if lifecycle.blocks.host.free - lifecycle.blocks.blocks_for(seq.dispatched) < keep_host_blocks:
+        if lifecycle.blocks.host.available - lifecycle.blocks.blocks_for(seq.dispatched) < keep_host_blocks:
             return
         lifecycle.preempt(seq)
 
@@ -27,7 +27,7 @@ def leavers(lifecycle: Lifecycle, replica: Replica, blocks: int) -> list[Sequenc
     queues = lifecycle.queues
     on_the_way = queues.list(SeqState.SWAPPING_OUT, SeqState.LEAVING)
     coming = sum(len(seq.device_blocks) for seq in on_the_way if seq.replica == replica.index)
-    missing = blocks - replica.pool.free - coming
+    missing = blocks - replica.pool.available - coming
     if missing <= 0:
         return []
     here = [seq for seq in queues.walk(SeqState.RUNNING) if seq.replica == replica.index]

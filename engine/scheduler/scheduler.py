@@ -69,7 +69,7 @@ class Scheduler:
         arrivals = [request.priority * _FAR + next(self._arrivals) for _ in range(request.sampling.n)]
         sequences = make_sequences(request, arrivals, now, self._config, self._capacity, grammar)
         for seq in sequences:
-            self._lifecycle.queues.add(seq)
+            self._lifecycle.come(seq)
         if not self._requests:
             self._lifecycle.idle.woke(now)
         self._stops.update(sequences[0].stops)
@@ -99,10 +99,14 @@ class Scheduler:
             self._stops -= Counter(seq.stops)
             self._telling -= seq.params.tells
 
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds what was computed before."""
+        self._lifecycle.blocks.reset_cache()
+
     def take_outputs(self) -> Outputs:
         """The tokens that came in since the last call."""
-        outputs = Outputs(self._outputs, steps=self._steps)
-        self._outputs, self._steps = [], []
+        outputs = Outputs(self._outputs, steps=self._steps, cached=self._lifecycle.found)
+        self._outputs, self._steps, self._lifecycle.found = [], [], []
         return outputs
 
     @property
@@ -266,6 +270,8 @@ class Scheduler:
             requests_hosted=count(*MOVING),
             device_blocks_used=max(replica.pool.used for replica in blocks.replicas),
             device_blocks_total=self._capacity.num_device_blocks,
+            device_blocks_cached=max(replica.pool.cached for replica in blocks.replicas),
+            host_blocks_cached=blocks.host.cached,
             host_blocks_used=blocks.host.used,
             host_blocks_total=blocks.host.total,
         )

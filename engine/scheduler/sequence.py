@@ -39,11 +39,13 @@ class Sequence:
         "arrival",
         "arrived_s",
         "device_blocks",
+        "expected_hit_tokens",
+        "finds",
         "host_blocks",
         "index",
         "keys",
         "layout",
-        "leader",
+        "looked_up",
         "matcher",
         "max_length",
         "params",
@@ -56,6 +58,7 @@ class Sequence:
         "reserved_blocks",
         "row",
         "rows",
+        "salt",
         "slot",
         "slot_sent",
         "state",
@@ -77,20 +80,23 @@ class Sequence:
         stops: frozenset[int],
         row: RowSampling,
         keys: list[bytes],
-        leader: Sequence | None = None,
+        salt: bytes = b"",
         processing: Processing | None = None,
         matcher: Matcher | None = None,
     ) -> None:
         """`arrival` is its place in the global order: the smallest is the oldest. `stops` are the tokens that end it,
-        `keys` the content keys of its prompt's full blocks; `leader` is the sibling whose prompt blocks it waits to
-        share; `processing`, without tokens, is of its logits; `matcher` is where it
-        is in its grammar."""
+        `keys` the content keys of its prompt's full blocks, which begin with `salt`; `processing`, without tokens, is
+        of its logits; `matcher` is where it is in its grammar."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.max_length = len(prompt) + max_tokens
-        self.params, self.stops, self.row, self.keys, self.leader = params, stops, row, keys, leader
+        self.params, self.stops, self.row, self.keys, self.salt = params, stops, row, keys, salt
         self.processing, self.matcher = processing, matcher
+        # Every row of a prompt is looked at where its log-probabilities are wanted: it must compute them all.
+        self.finds = params.prompt_logprobs is None
+        self.looked_up = False  # it was counted what it found
+        self.expected_hit_tokens = 0  # of its prompt, that it will find by the time it starts
         self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
         self.state = SeqState.WAITING
         self._dispatched = 0
@@ -101,7 +107,7 @@ class Sequence:
         self.swap_in_flight = False
         self.replica = self.layout = self.slot = NOWHERE  # `layout`: whose rectangles its device blocks hold
         self.device_blocks: list[int] = []
-        self.host_blocks: list[int] = []
+        self.host_blocks: list[int] = []  # copies of its first blocks
         self.reserved_blocks: list[int] = []  # host blocks kept free for its swap-out
         self.table_sent = 0  # entries of its block table that the ranks know
         self.slot_sent = False
@@ -148,6 +154,11 @@ class Sequence:
     def is_exhausted(self) -> bool:
         """All of its tokens are sampled; some may still be in flight."""
         return self.length >= self.max_length
+
+    @property
+    def unfilled_tokens(self) -> int:
+        """Tokens that it probably has to compute before it decodes, while it waits."""
+        return len(self.tokens) - self.expected_hit_tokens
 
     @property
     def in_prefill(self) -> bool:
@@ -230,7 +241,7 @@ class Sequence:
         self._step = 0
 
     def begin_prefill(self, dispatched: int) -> None:
-        """All tokens it has are to be computed, but for the first `dispatched`, whose blocks it shares."""
+        """All tokens it has are to be computed, but for the first `dispatched`, which are there or on their way."""
         self._dispatched, self.prefill_end = dispatched, len(self.tokens)
 
     def grow(self, block: int) -> None:
@@ -249,15 +260,14 @@ class Sequence:
     def reserve_host(self, blocks: list[int]) -> None:
         self.reserved_blocks = blocks
 
-    def settle_on_host(self, blocks: list[int]) -> list[int]:
-        """Its KV goes to these host blocks. Returns those that were reserved for it."""
-        self.host_blocks = blocks
-        reserved, self.reserved_blocks = self.reserved_blocks, []
-        return reserved
+    def settle_on_host(self, blocks: list[int]) -> None:
+        """Its KV is in these host blocks, or on its way there; none is reserved any more."""
+        self.host_blocks, self.reserved_blocks = blocks, []
 
-    def leave_host_copy(self) -> list[int]:
-        """Its KV is on a device again; what is reserved for its way back stays. Returns the blocks it was in."""
-        blocks, self.host_blocks = self.host_blocks, []
+    def leave_host_copy(self, keep: int = 0) -> list[int]:
+        """Its KV is on a device again, and all it keeps on the host are its first `keep` blocks, and what is reserved
+        for its way back. Returns the blocks that the others were in."""
+        blocks, self.host_blocks = self.host_blocks[keep:], self.host_blocks[:keep]
         return blocks
 
     def leave_host(self) -> list[int]:
@@ -265,6 +275,10 @@ class Sequence:
         blocks = self.host_blocks + self.reserved_blocks
         self.host_blocks, self.reserved_blocks = [], []
         return blocks
+
+    def know_keys(self, keys: list[bytes]) -> None:
+        """The keys of its full blocks, those of its output included."""
+        self.keys = keys
 
     def swap_started(self) -> None:
         self.swap_in_flight = True

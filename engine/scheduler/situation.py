@@ -102,7 +102,7 @@ class SchedulerSituation(Situation):
 
     @property
     def device_free_tokens(self) -> int:
-        return self._lifecycle.blocks.free_device_blocks * self._block_size
+        return self._lifecycle.blocks.available_device_blocks * self._block_size
 
     @property
     def host_tokens(self) -> int:
@@ -110,7 +110,7 @@ class SchedulerSituation(Situation):
 
     @property
     def host_free_tokens(self) -> int:
-        return self._lifecycle.blocks.host.free * self._block_size
+        return self._lifecycle.blocks.host.available * self._block_size
 
     def kv_bytes(self, tokens: float) -> float:
         return tokens * self._token_bytes
@@ -144,15 +144,15 @@ class SchedulerSituation(Situation):
 
     def _has_room(self, sequences: Iterable[Sequence], blocks: int = 0) -> bool:
         """Whether the host can take these, with what they compute until they leave, and so many blocks beside."""
-        blocks_for, free = self._lifecycle.blocks.blocks_for, self._lifecycle.blocks.host.free
-        if blocks > free:
+        blocks_for, available = self._lifecycle.blocks.blocks_for, self._lifecycle.blocks.host.available
+        if blocks > available:
             return False
         for seq in sequences:
-            blocks += blocks_for(seq.dispatched + 1) - len(seq.reserved_blocks)
+            blocks += blocks_for(seq.dispatched + 1) - len(seq.reserved_blocks) - len(seq.host_blocks)
             # Half of a prompt may take less than is reserved for it; whoever decodes does not.
-            if blocks > free and not seq.in_prefill:
+            if blocks > available and not seq.in_prefill:
                 return False
-        return blocks <= free
+        return blocks <= available
 
     # --- times
 

@@ -107,7 +107,9 @@ class Transitions:
         # For all steps that are in flight at once, and one whose prompts are on their way to the host.
         wanted = (target.layout.max_in_flight + 1) * blocks_for(config.max_num_batched_tokens)
         dp = target.layout.dp
-        wanted = min(wanted, blocks_for(-(-lifecycle.queues.waiting_tokens // dp)), lifecycle.blocks.host.free // 2)
+        wanted = min(
+            wanted, blocks_for(-(-lifecycle.queues.waiting_tokens // dp)), lifecycle.blocks.host.available // 2
+        )
         needed = blocks_for(len(first.tokens))
         for replica in lifecycle.blocks.replicas:
             make_room(lifecycle, replica, max(wanted, needed), keep_host_blocks=needed)

@@ -64,7 +64,7 @@ def test_a_decode_phase_fills_the_pool(options: dict[str, Any]) -> None:
         needed = lifecycle.blocks.blocks_for(max(first.prefill_end, first.dispatched + 1))
         is_full = replica.pool.used >= 0.97 * replica.pool.total or needed > lifecycle.blocks.room(replica, False)
         assert is_full or queues.count(SeqState.RUNNING, SeqState.PREFILL) >= lifecycle.config.max_num_seqs
-        assert lifecycle.blocks.room(replica, False) >= replica.pool.free - 0.03 * replica.pool.total - 1
+        assert lifecycle.blocks.room(replica, False) >= replica.pool.available - 0.03 * replica.pool.total - 1
     assert looked > 10
 
 

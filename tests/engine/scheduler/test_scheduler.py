@@ -108,7 +108,8 @@ def test_many_requests_give_the_reference(plan: tuple[str, str, str]) -> None:
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
 def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
-    """Small pools, so that everything happens: surges, swaps, preemption to the host and by recompute, aborts."""
+    """Small pools, so that everything happens: surges, swaps, preemption to the host and by recompute, aborts, prefixes
+    that are found on devices and on the host, and needed by others meanwhile."""
     plan = data.draw(st.sampled_from(PLANS))
     block_size = data.draw(st.sampled_from([1, 3, 4, 8]))
     max_model_len = data.draw(st.integers(8, 48))
@@ -126,6 +127,7 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
         tail_max_seqs=data.draw(st.integers(0, 4)),
         max_stall_s=data.draw(st.sampled_from([0.0, 0.02, 60.0])),
         max_wait_s=data.draw(st.sampled_from([0.0, 0.02, 60.0])),
+        enable_prefix_caching=data.draw(st.sampled_from([True, True, False])),
     )
     rng = random.Random(data.draw(st.integers(0, 2**32)))
     swap_bytes_per_s = data.draw(st.sampled_from([1e6, 20e9]))
@@ -139,20 +141,22 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
     )
     executor = SymbolicExecutor(config, times, turn_s=data.draw(st.sampled_from([0.0, 1e-5])))
     core = Core(config, executor)
-    common = prompt_of(rng, max_model_len)
+    commons = [prompt_of(rng, max_model_len) for _ in range(2)]
     expected: dict[tuple[str, int], list[int]] = {}
     aborted: set[tuple[str, int]] = set()
     outputs: list[Output] = []
     for i in range(data.draw(st.integers(1, 25))):
         length = rng.randint(1, max_model_len - 1)
         shared = rng.choice([0, length // 2, length])
-        prompt = common[:shared] + prompt_of(rng, length - shared)
+        prompt = rng.choice(commons)[:shared] + prompt_of(rng, length - shared)
         params = SamplingParams(max_tokens=rng.randint(1, max_model_len), temperature=0.0, n=rng.choice([1, 1, 1, 3]))
-        core.add(Add(f"r{i}", prompt, params))
+        core.add(Add(f"r{i}", prompt, params, cache_salt=rng.choice(["", "", "", "pepper"])))
         most = min(params.max_tokens, max_model_len - length)
         for index in range(params.n):
             expected[f"r{i}", index] = reference(prompt, most)
-        outputs += run(core, until_turn=rng.choice([0, 0, 1, 7, 40]))
+        outputs += run(core, until_turn=rng.choice([0, 0, 1, 7, 40, 1000]))
+        if rng.random() < 0.05:
+            core.reset_prefix_cache()
         if rng.random() < 0.2:
             victim, index = f"r{rng.randint(0, i)}", rng.choice([None, 0, 1])
             outputs += core.turn()
@@ -165,6 +169,8 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
         assert got == want if key not in aborted else got == want[: len(got)], key
     stats = core.stats()
     assert stats.device_blocks_used == stats.host_blocks_used == 0
+    if not config.enable_prefix_caching:
+        assert stats.device_blocks_cached == stats.host_blocks_cached == stats.prefix_cache_hits.get("host", 0) == 0
 
 
 def test_eos_ends_a_sequence_and_the_step_behind_it_is_ignored() -> None:

@@ -81,7 +81,7 @@ class Engine:
     def host_room(self, blocks: int) -> Iterator[None]:
         """Somebody else has all but so many blocks of the host."""
         host = self.lifecycle.blocks.host
-        taken = host.allocate(host.free - blocks)
+        taken = host.allocate(host.available - blocks)
         yield
         host.release(taken)
 
@@ -163,7 +163,7 @@ def test_a_surge_needs_room_on_the_host_for_those_who_make_it_room() -> None:
     engine.add(47, 4)
     surge = Mode.surge(P2, T2)
     blocks = engine.lifecycle.blocks
-    free = blocks.replicas[0].pool.free
+    free = blocks.replicas[0].pool.available
     assert free < 12
     youngest = sorted(blocks.replicas[0].rotation, key=lambda seq: -seq.arrival)
     leaving = away = 0
