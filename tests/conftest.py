@@ -5,6 +5,7 @@ Hypothesis draws the same examples in every run, and does not mind how long a lo
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ settings.load_profile("seesaw")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files that start servers take the longest: no worker is to begin one of them when the others have nothing left.
+    items.sort(key=lambda item: "e2e" not in item.path.parts and item.get_closest_marker("model") is None)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -31,10 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct in float32, heads padded to 12/4: its checkpoint folder, built on first use."""
     script = REPOSITORY / "scripts" / "fetch_default_model.py"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # an installed project is not needed
-    result = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    with (tmp_path_factory.getbasetemp().parent / "smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several workers, one builds
+        result = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert result.returncode == 0, "the default model could not be built; the reason is on stderr"
     return Path(result.stdout.strip())

@@ -17,7 +17,7 @@ from tests.e2e.served import serving
 
 pytestmark = pytest.mark.model
 
-NUM_PROMPTS = 30
+NUM_PROMPTS = 20
 MAX_PROMPT_TOKENS = 128
 MAX_TOKENS = 16
 BLOCK_SIZE = 16

@@ -88,12 +88,17 @@ def test_setup_installs_torch_first_and_pins_it_and_then_does_nothing(skeleton):
     assert result.returncode == 0, result.stderr
     assert log(skeleton) == [
         "venv",
-        "pip install torch==2.13.0",
-        f"pip install --constraint {venv}/constraints.txt --editable {skeleton}/repo[dev]",
+        "pip install --no-compile torch==2.13.0",
+        f"pip install --no-compile --constraint {venv}/constraints.txt --editable {skeleton}/repo[dev]",
     ]
     assert (venv / "constraints.txt").read_text() == "torch==2.13.0+cpu\n"
     again = run(skeleton, "setup")
     assert (again.returncode, again.stderr, log(skeleton)) == (0, "", [])
+
+
+def test_setup_compiles_where_python_may_keep_nothing_that_it_compiles(skeleton):
+    run(skeleton, "setup", PYTHONDONTWRITEBYTECODE="1")
+    assert [line.split()[:3] for line in log(skeleton)[1:]] == [["pip", "install", "--compile"]] * 2
 
 
 def test_setup_again_when_the_dependencies_change(skeleton):
@@ -151,7 +156,7 @@ def test_setup_chooses_torch_by_the_machine(skeleton):
     venv = str(skeleton / "elsewhere")
     assert run(skeleton, "setup", SEESAW_VENV=venv, SEESAW_TORCH_INDEX_URL="file:///index").returncode == 0
     lines = log(skeleton)
-    assert lines[1] == "pip install --index-url file:///index torch"
+    assert lines[1] == "pip install --no-compile --index-url file:///index torch"
     assert lines[-1].endswith("[dev,cuda]")
     assert (skeleton / "elsewhere" / "bin" / "python").exists()
     assert not (skeleton / "repo" / ".venv").exists()
@@ -164,7 +169,7 @@ def test_setup_again_when_a_gpu_appears_and_not_when_it_goes(skeleton):
     result = run(skeleton, "setup", FAKE_TORCH="2.13.0")
     assert "installing torch in place of 2.13.0+cpu" in result.stderr
     torch, packages = log(skeleton)
-    assert torch == "pip install --force-reinstall torch" and packages.endswith("[dev,cuda]")
+    assert torch == "pip install --no-compile --force-reinstall torch" and packages.endswith("[dev,cuda]")
     assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n")
     assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []
@@ -205,7 +210,7 @@ def test_setup_keeps_a_cpu_torch_that_was_chosen_beside_a_gpu(skeleton):
 def test_setup_does_not_wait_for_a_driver_that_hangs(skeleton):
     executable(skeleton / "bin" / "timeout", '#!/bin/sh\necho "$*" >>"$FAKE_HOME/asked"; exit 124\n')
     assert run(skeleton, "setup").returncode == 0
-    assert "pip install torch==2.13.0" in log(skeleton)
+    assert "pip install --no-compile torch==2.13.0" in log(skeleton)
     assert set((skeleton / "asked").read_text().splitlines()) == {"10 nvidia-smi -L"}
 
 
@@ -250,7 +255,7 @@ def test_what_the_benchmark_runs(skeleton, arguments, run_with):
     assert run(skeleton, "run_benchmark.sh", *arguments).stdout == f"seesaw bench offline {run_with}\n"
 
 
-def test_test_runs_the_checks_and_three_tiers(skeleton):
+def test_test_runs_the_tests_and_the_checks(skeleton):
     lines = run(skeleton, "test").stdout.splitlines()
-    assert [line.split()[2] for line in lines] == ["ruff", "ruff", "mypy", "mypy", "pytest", "pytest", "pytest"]
+    assert [line.split()[2] for line in lines] == ["pytest", "ruff", "ruff", "mypy", "mypy", "pytest"]
     assert run(skeleton, "test", "-k", "one").stdout == "python -m pytest -k one\n"

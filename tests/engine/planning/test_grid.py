@@ -5,8 +5,8 @@ from __future__ import annotations
 import policy_grid
 import pytest
 
-# Of every kind of host, and of those workloads that are quick to simulate.
-CELLS = [cell for cell in policy_grid.cells() if cell.load in (0.0, 1.2)][::4]
+# Of hosts of every kind but eight L4s, whose ratios are near eight A10s', and of workloads that are quick to simulate.
+CELLS = [cell for cell in policy_grid.cells() if cell.load in (0.0, 1.2) and cell.host != "8xl4"][::4]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
