@@ -59,6 +59,10 @@ class Core:
             self._compiling.pop(request_id, None)
         self._scheduler.abort(request_id, index)
 
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds what was computed before. What runs goes on."""
+        self._scheduler.reset_prefix_cache()
+
     def turn(self) -> Outputs:
         """Take in what the ranks report, send what can be sent, return the new tokens.
 

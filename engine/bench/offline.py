@@ -16,9 +16,10 @@ from engine.bench.bounds import Host, RunFloors, run_floors
 from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
 from engine.bench.workload import Job, prompts
 from engine.heap import frozen_heap
-from engine.llm import LLM, RequestOutput
+from engine.llm import LLM
 from engine.sampling.params import SamplingParams
 from engine.sizing.model import find_shape, max_model_len
+from engine.text.result import RequestOutput
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.wire.messages import EngineInfo, Stats

@@ -91,6 +91,9 @@ class Scheduler:
             if seq.is_live and index in (None, seq.index):
                 self._finish(seq)
 
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds what was computed before."""
+
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
         self._lifecycle.masks.num_sequences -= seq.matcher is not None
