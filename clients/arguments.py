@@ -13,10 +13,10 @@ from clients.arrivals import RampUp
 from clients.errors import ClientError
 from clients.figures import GOODPUT_METRICS, SUMMARIZED
 
-DATASETS = ("random", "constant", "sharegpt", "csv", "timed_trace")
+DATASETS = ("random", "constant", "prefix_repetition", "sharegpt", "csv", "timed_trace")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 # Random tokens mean nothing: a model would stop anywhere, and no two servers would do the same work.
-WITHOUT_EOS = ("random", "constant", "csv", "timed_trace")
+WITHOUT_EOS = ("random", "constant", "prefix_repetition", "csv", "timed_trace")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +31,7 @@ def parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     args.random_input_len = args.input_len or args.random_input_len
     args.random_output_len = args.output_len or args.random_output_len
     args.sharegpt_output_len = args.output_len or args.sharegpt_output_len
+    args.prefix_repetition_output_len = args.output_len or args.prefix_repetition_output_len
     args.ignore_eos = args.ignore_eos or args.dataset_name in WITHOUT_EOS
     args.metadata, args.header = _pairs(args.metadata, "--metadata"), _pairs(args.header, "--header")
     args.goodput = _goodput(args.goodput)
@@ -57,8 +58,20 @@ def _check(args: argparse.Namespace) -> None:
         raise ClientError("--num-prompts and --max-concurrency must be at least 1")
     if not 0 <= args.random_range_ratio < 1:
         raise ClientError("--random-range-ratio must be at least 0 and less than 1")
+    if args.dataset_name == "prefix_repetition":
+        _check_prefixes(args)
     if args.save_detailed and not args.save_result:
         raise ClientError("--save-detailed needs --save-result")
+
+
+def _check_prefixes(args: argparse.Namespace) -> None:
+    if args.input_len is not None:
+        raise ClientError("prefix_repetition takes --prefix-repetition-prefix-len and -suffix-len, no --input-len")
+    prefix, suffix = args.prefix_repetition_prefix_len, args.prefix_repetition_suffix_len
+    if min(prefix, suffix, args.prefix_repetition_num_prefixes, args.prefix_repetition_output_len) < 1:
+        raise ClientError("what --prefix-repetition-... flags take must be at least 1")
+    if args.num_prompts < args.prefix_repetition_num_prefixes:
+        raise ClientError("--prefix-repetition-num-prefixes must be at most --num-prompts")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -91,11 +104,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     data.add_argument("--num-prompts", type=int, default=1000)
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--input-len", type=int, help="as --random-input-len")
-    data.add_argument("--output-len", type=int, help="as --random-output-len and --sharegpt-output-len")
+    data.add_argument("--output-len", type=int, help="as the data set's own, such as --random-output-len")
     data.add_argument("--random-input-len", type=int, default=1024, help="tokens; also of constant")
     data.add_argument("--random-output-len", type=int, default=128, help="tokens; also of constant")
     data.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by this share, up and down")
     data.add_argument("--sharegpt-output-len", type=int, help="tokens (default: the reference answer's)")
+    data.add_argument("--prefix-repetition-prefix-len", type=int, default=256, help="tokens that prompts share")
+    data.add_argument("--prefix-repetition-suffix-len", type=int, default=256, help="tokens of a prompt's own")
+    data.add_argument("--prefix-repetition-num-prefixes", type=int, default=10, help="prefixes, used evenly")
+    data.add_argument("--prefix-repetition-output-len", type=int, default=128, help="tokens")
     data.add_argument("--ignore-eos", action="store_true", help="always on for random tokens")
     for name, kind in zip(SAMPLING, (float, float, int, float), strict=True):
         data.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the server's")

@@ -39,6 +39,8 @@ def figures(
     done = [record for record in records if not record.error]
     duration_s = max((record.end_s for record in records), default=start_s) - start_s
     num_input = sum(record.input_tokens for record in done)
+    told = [record.cached_tokens for record in done if record.cached_tokens is not None]
+    num_cached = sum(told) if told else None  # the server does not say
     num_output = sum(record.output_tokens for record in done)
 
     def rate(count: float) -> float:
@@ -49,6 +51,8 @@ def figures(
         "completed": len(done),
         "failed": len(records) - len(done),
         "total_input_tokens": num_input,
+        "total_cached_tokens": num_cached,
+        "prefix_cache_hit_rate": num_cached / num_input if num_cached is not None and num_input else None,
         "total_output_tokens": num_output,
         "request_throughput": rate(len(done)),
         "request_goodput": rate(sum(is_good(record, goodput_ms) for record in done)) if goodput_ms else None,

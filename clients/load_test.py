@@ -35,6 +35,7 @@ from clients.workloads import (
     DEFAULT_VOCAB,
     Workload,
     csv_workload,
+    prefix_repetition_workload,
     random_workload,
     sharegpt_workload,
     trace_workload,
@@ -124,6 +125,16 @@ def make_workload(args: argparse.Namespace, checkpoint: str) -> Workload:
             return csv_workload(args.dataset_path, num, seed, vocab_size)
         case "timed_trace":
             return trace_workload(args.dataset_path, num, seed, vocab_size)
+        case "prefix_repetition":
+            return prefix_repetition_workload(
+                num,
+                args.prefix_repetition_prefix_len,
+                args.prefix_repetition_suffix_len,
+                args.prefix_repetition_num_prefixes,
+                args.prefix_repetition_output_len,
+                seed,
+                vocab_size,
+            )
         case name:
             ratio = args.random_range_ratio if name == "random" else 0.0
             return random_workload(num, args.random_input_len, args.random_output_len, ratio, seed, vocab_size)

@@ -94,11 +94,12 @@ def timeline(run: Timeline, title: str) -> Figure:
     rows[3].set_ylim(bottom=0.7)
     _draw_swaps(rows[4], run)
     pools = {
-        name: next(iter(run.counters[counter].values()))
-        for name, counter in (("device", "device_blocks"), ("host", "host_blocks"))
-        if run.counters.get(counter)
+        f"{pool} {key}": series
+        for pool in ("device", "host")
+        for key, series in run.counters.get(f"{pool}_blocks", {}).items()
+        if key == "used" or any(series.values)  # without a prefix cache nothing is ever cached
     }
-    _draw_counters(rows[5], pools, "KV blocks used")
+    _draw_counters(rows[5], pools, "KV blocks")
     for axes in rows:
         for change in run.transitions:
             axes.axvspan(_drained_s(change), change.end_s, color=TRANSITION_COLOR, alpha=0.25, linewidth=0)

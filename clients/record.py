@@ -23,6 +23,7 @@ class Record:
     latency_s: float  # from start to the last event, or to the failure
     text: str
     error: str  # why it failed; empty if it did not
+    cached_tokens: int | None = None  # of the input, by the server's usage; None if it does not say
 
     @property
     def end_s(self) -> float:
@@ -56,14 +57,18 @@ COLUMNS = {
     "text": "generated_texts",
     "error": "errors",
 }
+# What the field's results do not have.
+OPTIONAL_COLUMNS = {"cached_tokens": "cached_lens"}
 
 
 def to_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     """One array for each attribute, named as in the field's result files."""
-    return {column: [getattr(record, name) for record in records] for name, column in COLUMNS.items()}
+    columns = COLUMNS | OPTIONAL_COLUMNS
+    return {column: [getattr(record, name) for record in records] for name, column in columns.items()}
 
 
 def from_columns(result: dict[str, Any]) -> list[Record]:
     """The records of a detailed result. Raises KeyError if it has none."""
-    rows = zip(*(result[column] for column in COLUMNS.values()), strict=True)
-    return [Record(**dict(zip(COLUMNS, row, strict=True))) for row in rows]
+    columns = COLUMNS | {name: column for name, column in OPTIONAL_COLUMNS.items() if column in result}
+    rows = zip(*(result[column] for column in columns.values()), strict=True)
+    return [Record(**dict(zip(columns, row, strict=True))) for row in rows]

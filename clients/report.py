@@ -35,6 +35,7 @@ LOAD_TEST_COLUMNS = {
     "output_throughput": "output tok/s",
     "total_token_throughput": "total tok/s",
     "request_goodput": "goodput (req/s)",
+    "prefix_cache_hit_rate": "cached share of input",
     "mean_ttft_ms": "mean TTFT (ms)",
     "mean_tpot_ms": "mean TPOT (ms)",
     "mean_itl_ms": "mean ITL (ms)",

@@ -34,9 +34,18 @@ class _Choice(msgspec.Struct):
     text: str | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return None if self.prompt_tokens_details is None else self.prompt_tokens_details.cached_tokens
 
 
 class _Chunk(msgspec.Struct):
@@ -105,12 +114,15 @@ class Recorder:
             raise StreamError("the stream had no choices")
         if self._usage is None:
             raise StreamError("the stream had no usage, so its tokens cannot be counted")
-        return self._record(self._usage.prompt_tokens, self._usage.completion_tokens, self._last_s, "")
+        usage = self._usage
+        return self._record(usage.prompt_tokens, usage.completion_tokens, self._last_s, "", usage.cached_tokens)
 
     def fail(self, reason: str, now_s: float) -> Record:
         return self._record(self.request.input_tokens, 0, now_s, reason)
 
-    def _record(self, input_tokens: int, output_tokens: int, end_s: float, error: str) -> Record:
+    def _record(
+        self, input_tokens: int, output_tokens: int, end_s: float, error: str, cached_tokens: int | None = None
+    ) -> Record:
         start_s = self.start_s or end_s  # it may have failed before it was on the wire
         return Record(
             input_tokens=input_tokens,
@@ -122,6 +134,7 @@ class Recorder:
             latency_s=end_s - start_s,
             text="".join(self._texts),
             error=error,
+            cached_tokens=cached_tokens,
         )
 
 

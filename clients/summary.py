@@ -33,6 +33,9 @@ def summary(
         _line("Total generated tokens:", result["total_output_tokens"]),
         _line("Request throughput (req/s):", result["request_throughput"]),
     ]
+    if result["prefix_cache_hit_rate"] is not None:
+        lines.append(_line("Cached input tokens:", result["total_cached_tokens"]))
+        lines.append(_line("Prefix cache hit rate (%):", 100 * result["prefix_cache_hit_rate"]))
     if result["request_goodput"] is not None:
         lines.append(_line("Request goodput (req/s):", result["request_goodput"]))
     lines += [

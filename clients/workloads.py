@@ -69,6 +69,21 @@ def random_workload(
     return Workload(_random_requests(lengths, seed, vocab_size))
 
 
+def prefix_repetition_workload(
+    num: int, prefix_tokens: int, suffix_tokens: int, num_prefixes: int, output_tokens: int, seed: int, vocab_size: int
+) -> Workload:
+    """Prompts that begin with one of some prefixes, evenly, in random order. vLLM leaves out what does not divide."""
+    rng = random.Random(seed)
+
+    def draw(tokens: int) -> list[int]:
+        return rng.choices(range(vocab_size), k=tokens)
+
+    prefixes = [draw(prefix_tokens) for _ in range(num_prefixes)]
+    prompts = [prefixes[number % num_prefixes] + draw(suffix_tokens) for number in range(num)]
+    rng.shuffle(prompts)
+    return Workload([Request(prompt, len(prompt), output_tokens) for prompt in prompts])
+
+
 def _random_requests(lengths: Sequence[tuple[int, int]], seed: int, vocab_size: int) -> list[Request]:
     rng = random.Random(seed)
     return [Request(rng.choices(range(vocab_size), k=prompt), prompt, output) for prompt, output in lengths]

@@ -60,7 +60,7 @@ class Core:
         self._scheduler.abort(request_id, index)
 
     def reset_prefix_cache(self) -> None:
-        """No prompt finds what was computed before."""
+        """No prompt finds what was computed before. What runs goes on."""
         self._scheduler.reset_prefix_cache()
 
     def turn(self) -> Outputs:

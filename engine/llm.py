@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
@@ -27,12 +26,12 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.conversation import Conversation
 from engine.text.output_text import OutputText
 from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
+from engine.text.result import CompletionOutput, RequestOutput
 from engine.text.template_source import read_template
 from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.values.foreign_options import check_keywords
-from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import Add, EngineInfo, Output, Stats
 
 logger = logging.getLogger(__name__)
@@ -41,40 +40,6 @@ COMPILE_LIMIT_S = 60.0  # of the grammars of a call; the first one has the token
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
 UNBOUNDED = 1 << 31
 OPTIONS = [option.name for option in fields(EngineConfig)]
-
-
-@dataclass
-class CompletionOutput:
-    """One continuation. `finish_reason` is `stop` or `length`, or `error` if its form could not be kept; `stop_reason`
-    the stop string, or the one of `stop_token_ids`, that ended it; `token_times_s` says when each token came."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    token_times_s: list[float] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each token, if they were asked for
-
-
-@dataclass
-class RequestOutput:
-    """The continuations of one prompt, by index. `prompt` is its text, if it was one. Times are seconds on the engine's
-    clock."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    arrived_s: float
-    first_token_s: float = math.inf
-    finished_s: float = 0.0
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first, if asked for
-
-    @property
-    def finished(self) -> bool:
-        """All continuations have ended."""
-        return all(output.finish_reason is not None for output in self.outputs)
 
 
 @dataclass
@@ -144,8 +109,8 @@ class LLM:
         prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Complete prompts (one or many: texts, token ids, or dicts that hold one as `prompt` or `prompt_token_ids`),
-        all with the same parameters or each with its own.
+        """Complete prompts (one or many: texts, token ids, or dicts that hold one as `prompt` or `prompt_token_ids`,
+        and perhaps a `cache_salt`), all with the same parameters or each with its own.
 
         Returns results in the order of the prompts. Raises RequestError or ValueError, before anything runs, if one is
         invalid.
@@ -184,6 +149,10 @@ class LLM:
         token_lists = self._tokenizer.encode(texts, add_special_tokens=False)  # the template has written them
         return self._complete(list(map(EncodedPrompt, texts, token_lists)), sampling_params)
 
+    def reset_prefix_cache(self) -> None:
+        """No prompt that comes finds what was computed before."""
+        self._core.reset_prefix_cache()
+
     def stats(self) -> Stats:
         """The engine's counters since start."""
         return self._core.stats()
@@ -213,7 +182,12 @@ class LLM:
             raise ValueError("stop strings need a tokenizer, and there is none (skip_tokenizer)")
         arrived_s = self._executor.now()
         adds = [
-            Add(f"offline-{next(self._ids)}", prompt.token_ids, with_bad_words(sampling, self._tokenizer))
+            Add(
+                f"offline-{next(self._ids)}",
+                prompt.token_ids,
+                with_bad_words(sampling, self._tokenizer),
+                cache_salt=prompt.cache_salt,
+            )
             for prompt, sampling in zip(prompts, each, strict=True)
         ]
         try:
@@ -239,6 +213,9 @@ class LLM:
             with _uninterrupted():
                 outputs = self._core.turn()
                 now = self._executor.now()
+                for prompt in outputs.cached:
+                    if prompt.id in requests:
+                        requests[prompt.id].result.num_cached_tokens = prompt.tokens
                 for output in outputs:
                     request = requests.get(output.id)
                     if request is not None:  # else of an earlier call that was interrupted

@@ -37,6 +37,7 @@ from engine.wire.messages import (
     Progress,
     Ready,
     Refused,
+    ResetPrefixCache,
     Stats,
     Stop,
     ToEngine,
@@ -193,6 +194,8 @@ class _Loop:
                         self._core.abort(id, index)
                     case Ping(nonce=nonce):
                         self._frontend.send(Pong(nonce, self._core.stats()))
+                    case ResetPrefixCache():
+                        self._core.reset_prefix_cache()
                     case Stop():
                         return
             self._log.heard(self._core)
@@ -236,6 +239,8 @@ class _ProgressLog:
             self._last, self._last_s = core.stats(), now
         elif elapsed_s >= LOG_INTERVAL_S:
             last, stats = self._last, core.stats()
+            queries = stats.prefix_cache_queries - last.prefix_cache_queries
+            hits = sum(stats.prefix_cache_hits.values()) - sum(last.prefix_cache_hits.values())
             prompts = (stats.prompt_tokens - last.prompt_tokens) / elapsed_s
             outputs = (stats.generation_tokens - last.generation_tokens) / elapsed_s
             logger.info(
@@ -243,5 +248,6 @@ class _ProgressLog:
                 f"{stats.requests_running} running, {stats.requests_waiting} waiting, "
                 f"{stats.requests_hosted} on the host; blocks used: device {stats.device_blocks_used} of "
                 f"{stats.device_blocks_total}, host {stats.host_blocks_used} of {stats.host_blocks_total}"
+                + (f"; {hits / queries:.1%} of prompts' tokens were cached" if queries else "")
             )
             self._last, self._last_s = stats, now

@@ -101,8 +101,10 @@ class Trace:
         self._sampled_s = now
         running, waiting, hosted = stats.requests_running, stats.requests_waiting, stats.requests_hosted
         self._count("sequences", now, running=running, waiting=waiting, hosted=hosted)
-        self._count("device_blocks", now, used=stats.device_blocks_used)
-        self._count("host_blocks", now, used=stats.host_blocks_used)
+        self._count("device_blocks", now, used=stats.device_blocks_used, cached=stats.device_blocks_cached)
+        self._count("host_blocks", now, used=stats.host_blocks_used, cached=stats.host_blocks_cached)
+        hits = stats.prefix_cache_hits
+        self._count("prefix_hits", now, device=hits.get("device", 0), host=hits.get("host", 0))
         if now - self._flushed_s >= FLUSH_INTERVAL_S:
             self.flush(now)
 

@@ -53,7 +53,8 @@ def completions(target: Target) -> None:
     same(whole.choices[0].text, streamed, *asyncio.run(by_async()), *(choice.text for choice in both.choices))
     assert whole.choices[0].text.startswith(" Paris"), whole.choices[0].text
     assert whole.usage is not None and whole.usage.completion_tokens == TOKENS
-    same(chunks[-1].usage, whole.usage)
+    told = [usage and usage.model_dump(exclude={"prompt_tokens_details"}) for usage in (chunks[-1].usage, whole.usage)]
+    same(*told)  # more may be cached the second time
 
 
 @check("openai", "completions: echo and logprobs, with max_tokens=0 and with an answer")

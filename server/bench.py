@@ -22,7 +22,7 @@ from engine.bench.bounds import Host
 from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.outputs import check_output
 from engine.bench.tables import compare, describe
-from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, read_lengths
+from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, prefix_repetition, read_lengths
 from engine.cost.profile import read_profile
 from engine.executor import check_executor
 from engine.sizing.fit import check_early
@@ -32,7 +32,15 @@ from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from server.settings import Parser, add_flags, read_configs
 
+DATASETS = ("sharegpt", "csv", "constant", "prefix_repetition")
 NUM_REQUESTS = 100
+# vLLM's flags of its data set, and their defaults.
+PREFIX_REPETITION = {
+    "prefix_repetition_prefix_len": 256,
+    "prefix_repetition_suffix_len": 256,
+    "prefix_repetition_num_prefixes": 10,
+    "prefix_repetition_output_len": 128,
+}
 # The field's filter of ShareGPT: longest prompt, longest prompt with its output.
 SHAREGPT_PROMPT_TOKENS, SHAREGPT_TOTAL_TOKENS = 1024, 2048
 
@@ -81,9 +89,11 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     if not args.workload:
         args.dataset = args.dataset or "sharegpt"
         args.num_requests = args.num_requests or NUM_REQUESTS
-    for name in ("dataset", "dataset_path", "num_requests", "input_len", "output_len"):
+    for name in ("dataset", "dataset_path", "num_requests", "input_len", "output_len", *PREFIX_REPETITION):
         if args.workload and getattr(args, name) is not None:
             raise ConfigError(f"--workload says what to run: leave out --{name.replace('_', '-')}")
+        if name in PREFIX_REPETITION and args.dataset != "prefix_repetition" and getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} needs --dataset prefix_repetition")
     return args
 
 
@@ -92,7 +102,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="JSON file with the engine's settings")
     add = parser.add_argument_group("benchmark").add_argument
     add_workload_flag(add)
-    add("--dataset", choices=("sharegpt", "csv", "constant"), help="without --workload (default: sharegpt)")
+    add(
+        "--dataset",
+        choices=DATASETS,
+        help="without --workload (default: sharegpt)",
+    )
     add(
         "--dataset-path",
         type=Path,
@@ -102,6 +116,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--num-requests", type=_count, metavar="N", help=f"default: {NUM_REQUESTS}")
     add("--input-len", type=_count, metavar="TOKENS", help="constant: of each prompt; else longer ones are passed over")
     add("--output-len", type=_count, metavar="TOKENS", help="constant: of each output; else longer ones are cut")
+    for name, default in PREFIX_REPETITION.items():
+        add(f"--{name.replace('_', '-')}", type=_count, metavar="N", help=f"default: {default}")
     add("--order", choices=get_args(Order), default="file", help="of the requests, by the prompt (default: file)")
     add("--sort-prompts", dest="order", action="store_const", const="longest-first", help="--order longest-first")
     add(
@@ -158,6 +174,13 @@ def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenize
         if args.dataset_path is not None:
             raise ConfigError("--dataset constant reads no file: leave out --dataset-path, or give --dataset csv")
         return Workload(f"{num}x{args.input_len}:{args.output_len}", [Job(args.input_len, args.output_len)] * num)
+    if args.dataset == "prefix_repetition":
+        if args.dataset_path is not None or args.input_len is not None or args.output_len is not None:
+            raise ConfigError(
+                "--dataset prefix_repetition has its own lengths: leave out --dataset-path, --input-len, --output-len"
+            )
+        prefix, suffix, prefixes, output = (getattr(args, name) or value for name, value in PREFIX_REPETITION.items())
+        return prefix_repetition(num, prefix, suffix, output, prefixes, config.seed)
     if args.dataset == "csv":
         if args.dataset_path is None:
             raise ConfigError("--dataset csv needs --dataset-path")

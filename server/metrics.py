@@ -89,19 +89,44 @@ class EngineCollector(Collector):
         s = self._stats()
         yield from _speeds(s.speeds or Speeds({}, 0.0))
         used, total = s.device_blocks_used, s.device_blocks_total
+        device_hits = s.prefix_cache_hits.get("device", 0)
+        # The host is asked for what the devices did not have, if it has a pool at all.
+        external_queries = s.prefix_cache_queries - device_hits if s.host_blocks_total else 0
         yield _gauge("num_requests_running", "Sequences decoding or being prefilled.", s.requests_running)
         yield _gauge("num_requests_waiting", "Sequences whose prefill has not started.", s.requests_waiting)
         yield _gauge("num_requests_hosted", "Sequences whose KV is in the host pool.", s.requests_hosted)
         yield _gauge(
-            "kv_cache_usage_perc", "Share of the device KV blocks in use, 0 to 1.", used / total if total else 0
+            "kv_cache_usage_perc",
+            "Share of the device KV blocks in use, 0 to 1; cached ones are free.",
+            used / total if total else 0,
         )
         yield _gauge("device_kv_blocks_used", "Device KV blocks in use, of the fullest replica.", used)
+        yield _gauge(
+            "device_kv_blocks_cached",
+            "Device KV blocks that prompts find until somebody needs them, of the replica that has most.",
+            s.device_blocks_cached,
+        )
         yield _gauge("device_kv_blocks", "Device KV blocks of a replica.", total)
         yield _gauge("host_kv_blocks_used", "Host KV blocks in use.", s.host_blocks_used)
+        yield _gauge(
+            "host_kv_blocks_cached", "Host KV blocks that prompts find until somebody needs them.", s.host_blocks_cached
+        )
         yield _gauge("host_kv_blocks", "Host KV blocks.", s.host_blocks_total)
         yield _gauge("phase", "1 for the phase that the engine is in.", {p: int(p == s.phase) for p in PHASES}, "phase")
         yield _counter("prompt_tokens", "Prompt tokens prefilled.", s.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", s.generation_tokens)
+        yield _counter("prefix_cache_queries", "Tokens of prompts that were looked up.", s.prefix_cache_queries)
+        yield _counter("prefix_cache_hits", "Tokens of those that were found on the devices.", device_hits)
+        yield _counter(
+            "external_prefix_cache_queries",
+            "Tokens of those that were then looked up in the host pool.",
+            external_queries,
+        )
+        yield _counter(
+            "external_prefix_cache_hits",
+            "Tokens of those that were found there.",
+            s.prefix_cache_hits.get("host", 0),
+        )
         yield _counter("num_preemptions", "Sequences preempted.", s.preemptions)
         yield _counter("transitions", "Changes of layout.", _from_zero(s.transitions, self.changes), "change")
         yield _counter(

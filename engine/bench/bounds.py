@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from engine.bench.figures import FullDecode
-from engine.bench.workload import Job
+from engine.bench.workload import Job, Prefix
 from engine.cost.profile import HostProfile
 from engine.cost.work import StepWork, Work, attended_pairs, count_work, decode_work, exchange_s, step_work
 from engine.model.shapes import ModelShape
@@ -131,9 +131,14 @@ def decode_floor_s(host: Host, layout: Layout, sequences: int, mean_context: flo
 
 
 def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> Share:
-    """A replica's share of all prefills: as one step, whose exchanges come in full steps."""
-    tokens = sum(job.prompt_tokens for job in jobs) / layout.dp
-    pairs = sum(attended_pairs(host.shape, 0, job.prompt_tokens) for job in jobs) / layout.dp
+    """A replica's share of all prefills: as one step, whose exchanges come in full steps. A prefix is computed once."""
+    prefixes: set[Prefix] = set()
+    tokens = pairs = 0.0
+    for job in jobs:
+        start = job.prefix.tokens if job.prefix in prefixes and job.prefix is not None else 0
+        prefixes |= {job.prefix} if job.prefix is not None else set()
+        tokens += (job.prompt_tokens - start) / layout.dp
+        pairs += attended_pairs(host.shape, start, job.prompt_tokens) / layout.dp
     work = count_work(
         host.shape, layout, tokens=tokens, pairs=pairs, contexts=tokens, sampled=len(jobs) / layout.dp, steps=1
     )

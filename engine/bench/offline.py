@@ -16,9 +16,10 @@ from engine.bench.bounds import Host, RunFloors, run_floors
 from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
 from engine.bench.workload import Job, prompts
 from engine.heap import frozen_heap
-from engine.llm import LLM, RequestOutput
+from engine.llm import LLM
 from engine.sampling.params import SamplingParams
 from engine.sizing.model import find_shape, max_model_len
+from engine.text.result import RequestOutput
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
 from engine.wire.messages import EngineInfo, Stats
@@ -37,6 +38,8 @@ COUNTERS = (  # of Stats; its other fields say how it is now
     "phase_generation_tokens",
     "steps",
     "decodes",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
 )
 
 
@@ -61,6 +64,12 @@ class SystemResult:
         """Sequences in a step that decodes. With pp stages, about pp such steps are in flight."""
         steps = self.stats.steps.get("decode", 0) + self.stats.steps.get("mixed", 0)
         return self.stats.decodes / steps if steps else 0.0
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Of the tokens of prompts that were looked up."""
+        queries = self.stats.prefix_cache_queries
+        return sum(self.stats.prefix_cache_hits.values()) / queries if queries else 0.0
 
     @property
     def never_used_prefill(self) -> str:
@@ -103,6 +112,9 @@ class SystemResult:
             "steps": stats.steps,
             "mean_decode_batch": self.mean_decode_batch,
             "preemptions": stats.preemptions,
+            "prefix_cache_queries": stats.prefix_cache_queries,
+            "prefix_cache_hits": stats.prefix_cache_hits,
+            "prefix_hit_rate": self.prefix_hit_rate,
             "device_blocks": self.info.device_blocks,
             "host_blocks": self.info.host_blocks,
             "weights": self.info.weights,
@@ -142,6 +154,7 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
     config, info = llm.config, llm.info
     token_ids = prompts(jobs, info.vocab_size, config.seed)
     params = [_sampling(job, info.max_model_len if hide_output_lengths else 0) for job in jobs]
+    llm.reset_prefix_cache()  # workloads of one seed may begin with the same prompts
     before = llm.stats()
     with frozen_heap():
         results = llm.generate(token_ids, params)

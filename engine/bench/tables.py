@@ -41,6 +41,10 @@ def describe(result: SystemResult, workload: str = "") -> str:
     lines.append(
         ("pools", f"{result.info.device_blocks} device blocks a replica, {result.info.host_blocks} host blocks")
     )
+    if stats.prefix_cache_queries:
+        text = f"{result.prefix_hit_rate:.1%} of {stats.prefix_cache_queries} prompt tokens were found"
+        tiers = ", ".join(f"{tier} {tokens}" for tier, tokens in stats.prefix_cache_hits.items() if tokens)
+        lines.append(("prefix cache", text + (f": {tiers}" if tiers else "")))
     if stats.preemptions:
         lines.append(("preemptions", str(stats.preemptions)))
     width = max(len(name) for name, _ in lines)

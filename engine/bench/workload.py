@@ -16,12 +16,21 @@ Order = Literal["file", "longest-first", "shortest-first", "shuffle"]
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """So many tokens, which are the same in all prompts of a workload that begin with this number's."""
+
+    number: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Job:
     """One request: its prompt, or only how long one it needs, and how many tokens answer it."""
 
     prompt_tokens: int
     output_tokens: int
     token_ids: tuple[int, ...] | None = None  # None: any will do
+    prefix: Prefix | None = None  # what the prompt begins with, if others do, too
 
 
 @dataclass(frozen=True)
@@ -40,20 +49,41 @@ def add_workload_flag(add: Callable[..., Any]) -> None:
         action="append",
         default=[],
         metavar="NxLENGTHS",
-        help="N random prompts of fixed lengths, as in 512x32:256 (input:output), or of the first N rows of a CSV with "
-        "prompt_len and output_len, as in 800xlengths.csv; may be given several times",
+        help="N random prompts of fixed lengths, as in 512x32:256 (input:output); with one of P prefixes, as in "
+        "512x2000+20:8@16 (prefix+suffix:output@P); or of the first N rows of a CSV with prompt_len and output_len, as "
+        "in 800xlengths.csv; may be given several times",
     )
 
 
 def parse_workload(text: str) -> Workload:
-    """Read `512x32:256` or `800xlengths.csv`. Raises ConfigError."""
-    matched = re.fullmatch(r"([1-9]\d*)x(?:([1-9]\d*):([1-9]\d*)|(.+\.csv))", text)
+    """Read `512x32:256`, `512x2000+20:8@16` or `800xlengths.csv`. Raises ConfigError."""
+    count = r"([1-9]\d*)"
+    if matched := re.fullmatch(rf"{count}x{count}:{count}", text):
+        num, prompt, output = map(int, matched.groups())
+        return Workload(text, [Job(prompt, output)] * num)
+    if matched := re.fullmatch(rf"{count}x{count}\+{count}:{count}@{count}", text):
+        return prefix_repetition(*map(int, matched.groups()))
+    matched = re.fullmatch(rf"{count}x(.+\.csv)", text)
     if matched is None:
-        raise ConfigError(f"workload {text!r} is not understood: write 512x32:256 (input:output) or 800xlengths.csv")
-    num, prompt, output, file = matched.groups()
-    if file is None:
-        return Workload(text, [Job(int(prompt), int(output))] * int(num))
-    return Workload(f"{num}x{Path(file).name}", read_lengths(Path(file), int(num)))
+        raise ConfigError(
+            f"workload {text!r} is not understood: write 512x32:256 (input:output), 512x2000+20:8@16 "
+            "(prefix+suffix:output@prefixes) or 800xlengths.csv"
+        )
+    path = Path(matched[2])
+    return Workload(f"{matched[1]}x{path.name}", read_lengths(path, int(matched[1])))
+
+
+def prefix_repetition(
+    num: int, prefix_tokens: int, suffix_tokens: int, output_tokens: int, num_prefixes: int, seed: int = 0
+) -> Workload:
+    """vLLM's data set of that name: prompts that begin with one of some prefixes, evenly, in a seeded random order.
+    Raises ConfigError."""
+    if num < num_prefixes:
+        raise ConfigError(f"{num_prefixes} prefixes need as many requests, and there are {num}: ask for fewer prefixes")
+    prefixes = [Prefix(number % num_prefixes, prefix_tokens) for number in range(num)]
+    random.Random(seed).shuffle(prefixes)
+    jobs = [Job(prefix_tokens + suffix_tokens, output_tokens, prefix=prefix) for prefix in prefixes]
+    return Workload(f"{num}x{prefix_tokens}+{suffix_tokens}:{output_tokens}@{num_prefixes}", jobs)
 
 
 def read_lengths(
@@ -98,7 +128,18 @@ def arrange(jobs: Sequence[Job], order: Order, seed: int) -> list[Job]:
 def prompts(jobs: Sequence[Job], vocab_size: int, seed: int) -> list[list[int]]:
     """Token ids of every job: its own, or random ones that depend on the seed only."""
     rng = random.Random(seed)
-    return [
-        list(job.token_ids) if job.token_ids is not None else rng.choices(range(vocab_size), k=job.prompt_tokens)
-        for job in jobs
-    ]
+    prefixes: dict[Prefix, list[int]] = {}
+
+    def draw(num_tokens: int) -> list[int]:
+        return rng.choices(range(vocab_size), k=num_tokens)
+
+    def prompt(job: Job) -> list[int]:
+        if job.token_ids is not None:
+            return list(job.token_ids)
+        if job.prefix is None:
+            return draw(job.prompt_tokens)
+        if job.prefix not in prefixes:
+            prefixes[job.prefix] = draw(job.prefix.tokens)
+        return prefixes[job.prefix] + draw(job.prompt_tokens - job.prefix.tokens)
+
+    return [prompt(job) for job in jobs]

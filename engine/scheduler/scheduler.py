@@ -91,6 +91,10 @@ class Scheduler:
             if seq.is_live and index in (None, seq.index):
                 self._finish(seq)
 
+    def reset_prefix_cache(self) -> None:
+        """No prompt finds what was computed before."""
+        self._lifecycle.blocks.reset_cache()
+
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
         self._lifecycle.masks.num_sequences -= seq.matcher is not None
@@ -98,10 +102,6 @@ class Scheduler:
             del self._requests[seq.request_id]
             self._stops -= Counter(seq.stops)
             self._telling -= seq.params.tells
-
-    def reset_prefix_cache(self) -> None:
-        """No prompt finds what was computed before."""
-        self._lifecycle.blocks.reset_cache()
 
     def take_outputs(self) -> Outputs:
         """The tokens that came in since the last call."""

@@ -14,6 +14,7 @@ class TextPrompt(TypedDict):
     """A text, to be tokenized with the special tokens that the model expects before it."""
 
     prompt: str
+    cache_salt: NotRequired[str]  # it shares cached prefixes with prompts of the same salt alone
 
 
 class TokensPrompt(TypedDict):
@@ -21,6 +22,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
@@ -33,6 +35,7 @@ class EncodedPrompt(NamedTuple):
 
     text: str | None
     token_ids: list[int]
+    cache_salt: str = ""
 
 
 def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
@@ -51,7 +54,10 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Enco
     """Token ids of each prompt; texts are tokenized all at once. Raises ValueError for what is no prompt."""
     encoded = [_unencoded(prompt) for prompt in prompts]
     token_lists = iter(tokenizer.encode([text for text, tokens in encoded if tokens is None and text is not None]))
-    return [EncodedPrompt(text, next(token_lists) if tokens is None else tokens) for text, tokens in encoded]
+    return [
+        EncodedPrompt(text, next(token_lists) if tokens is None else tokens, _salt(prompt))
+        for prompt, (text, tokens) in zip(prompts, encoded, strict=True)
+    ]
 
 
 def _unencoded(prompt: Prompt) -> tuple[str | None, list[int] | None]:
@@ -67,6 +73,15 @@ def _unencoded(prompt: Prompt) -> tuple[str | None, list[int] | None]:
             raise ValueError("a prompt that is a dict must have a text as its prompt, or prompt_token_ids")
         case _:
             return None, _plain(prompt)
+
+
+def _salt(prompt: Prompt) -> str:
+    match prompt:
+        case {"cache_salt": str(salt)} if salt:
+            return salt
+        case {"cache_salt": salt} if salt is not None:
+            raise ValueError("cache_salt must be a text that is not empty")
+    return ""
 
 
 def _plain(tokens: Sequence[int]) -> list[int]:

@@ -114,9 +114,17 @@ def create_app(
         try:
             await bridge.ping(config.health_timeout_s)
         except TimeoutError:
-            return errors.ErrorInfo(503, f"The engine did not answer within {config.health_timeout_s:g} s.").response
+            return _hung(config.health_timeout_s)
         except SeesawError as error:
             return errors.describe(error)._replace(status=503).response
+        return JSONResponse({})
+
+    @app.post("/reset_prefix_cache")
+    async def reset_prefix_cache() -> Response:
+        try:
+            await bridge.reset_prefix_cache(config.health_timeout_s)
+        except TimeoutError:
+            return _hung(config.health_timeout_s)
         return JSONResponse({})
 
     @app.get("/load")
@@ -135,6 +143,10 @@ def create_app(
         return Response(bridge.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _hung(timeout_s: float) -> Response:
+    return errors.ErrorInfo(503, f"The engine did not answer within {timeout_s:g} s.").response
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig) -> None:

@@ -19,7 +19,7 @@ from engine.values.wording import as_size
 from server.http.errors import ErrorInfo
 
 REQUEST_ID = "X-Request-Id"
-GUARDED = re.compile(r"/(v1|tokenize|detokenize|tokenizer_info)(/|$)")
+GUARDED = re.compile(r"/(v1|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
 
 
 class RootPath:

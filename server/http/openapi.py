@@ -72,6 +72,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("/detokenize", "post"): Operation("The text of tokens", (Detokenize,), DetokenizedText, errors=BODY_ERRORS),
     ("/tokenizer_info", "get"): Operation("The tokenizer's configuration", answer=dict[str, Any]),
+    ("/reset_prefix_cache", "post"): Operation("Forget all cached prefixes", answer=dict[str, str], errors=(500, 503)),
     ("/health", "get"): HEALTH,
     ("/ping", "get"): HEALTH,
     ("/ping", "post"): HEALTH,

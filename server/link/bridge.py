@@ -34,6 +34,7 @@ from engine.wire.messages import (
     Progress,
     Ready,
     Refused,
+    ResetPrefixCache,
     Stats,
     Stop,
     ToEngine,
@@ -152,6 +153,7 @@ class Bridge:
         requests: Sequence[tuple[list[int], SamplingParams]],
         arrival_s: float | None = None,
         priority: int = 0,
+        cache_salt: str = "",
     ) -> Stream:
         """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
 
@@ -160,7 +162,10 @@ class Bridge:
         """
         num_sequences = sum(sampling.n for _, sampling in requests)
         self.check_room(num_sequences)
-        adds = [Add(f"{id}-{index}", prompt, sampling, priority) for index, (prompt, sampling) in enumerate(requests)]
+        adds = [
+            Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
+            for index, (prompt, sampling) in enumerate(requests)
+        ]
         payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
         for add, payload in zip(adds, payloads, strict=True):
@@ -180,6 +185,11 @@ class Bridge:
             return await asyncio.wait_for(self._pings[nonce], timeout_s)
         finally:
             self._pings.pop(nonce).cancel()
+
+    async def reset_prefix_cache(self, timeout_s: float) -> None:
+        """Return once no prompt finds what was computed before. Raises as `ping`; it may be done all the same."""
+        self._send(ResetPrefixCache())
+        await self.ping(timeout_s)  # messages keep their order
 
     def stats(self) -> Stats:
         """The engine's latest snapshot."""
@@ -257,6 +267,9 @@ class Bridge:
                 if message.stats is not None:
                     self._stats = message.stats
                 now_s = time.monotonic()
+                for prompt in message.cached:
+                    if prompt.id in self._live:
+                        self._live[prompt.id].num_cached_tokens = prompt.tokens
                 for output in message:
                     self._deliver(output, now_s)
             case Refused(id=id, message=reason, param=param, queue_full=queue_full):

@@ -30,6 +30,7 @@ class LiveRequest:
     id: str
     stream: Stream
     choices: range
+    num_cached_tokens: int = 0  # of its prompt, whatever the number of choices
     num_open: int = field(init=False)  # of the choices
     waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
 
@@ -85,6 +86,11 @@ class Stream:
         if pace is None or pace.num_tokens < 2:
             return None
         return (pace.last_s - pace.first_s) / (pace.num_tokens - 1)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of all prompts that the engine found, and need not compute."""
+        return sum(request.num_cached_tokens for request in self._requests)
 
     def close(self) -> None:
         """Abort what has not finished. Idempotent."""

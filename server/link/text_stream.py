@@ -84,6 +84,11 @@ class TextStream:
         """Tokens of all choices so far."""
         return sum(text.num_tokens for text in self._texts.values())
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of all prompts that were found; known with the first delta of each."""
+        return self._stream.num_cached_tokens
+
     def close(self) -> None:
         """Abort what has not finished. Idempotent. What never ran does not count as aborted."""
         self._stream.close()

@@ -29,7 +29,6 @@ from server.openai.protocol.chat_answer import (
     FunctionDelta,
     MessageDelta,
 )
-from server.openai.protocol.generation import Usage
 from server.openai.protocol.logprobs import ChatLogprobs
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.openai.untold import Untold
@@ -84,6 +83,7 @@ class Chat:
             sampling,
             arrival,
             priority=body.priority,
+            cache_salt=body.cache_salt,
             show_special_tokens=special,
             by_token=body.parts_logprobs,
         )
@@ -270,7 +270,7 @@ async def _whole(running: Running, choices: list[ChatChoice]) -> Response:
         created=header.created,
         model=header.model,
         choices=[choice.whole() for choice in choices],
-        usage=Usage.of(header.prompt_tokens, running.text.num_tokens),
+        usage=running.usage(running.text.num_tokens),
         prompt_logprobs=of_prompt,
         prompt_token_ids=prompt if first.body.return_token_ids else UNSET,
     )
@@ -287,7 +287,7 @@ def _chunks(running: Running, choices: list[ChatChoice], body: ChatRequest) -> A
             created=header.created,
             model=header.model,
             choices=pieces,
-            usage=header.usage(completion_tokens),
+            usage=running.usage_if(completion_tokens),
             prompt_token_ids=untold.pop() if untold else UNSET,
         )
 

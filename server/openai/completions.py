@@ -40,7 +40,9 @@ class Completions:
         self._serving.prompts.check_limit(body, prompts)
         if (asked := body.structured) is not None:
             sampling = await self._serving.take_form(sampling, *asked)
-        running = await self._serving.start("cmpl", prompts, sampling, arrival, priority=body.priority)
+        running = await self._serving.start(
+            "cmpl", prompts, sampling, arrival, priority=body.priority, cache_salt=body.cache_salt
+        )
         choices = []
         for index in range(running.num_choices):
             prompt = index // sampling.n
@@ -134,5 +136,5 @@ def _completion(running: Running, choices: list[Choice], completion_tokens: int 
         created=header.created,
         model=header.model,
         choices=choices,
-        usage=header.usage(completion_tokens),
+        usage=running.usage_if(completion_tokens),
     )

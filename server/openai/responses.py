@@ -16,6 +16,7 @@ from server.openai.protocol.logprobs import ContentLogprob
 from server.openai.protocol.responses import ReasoningOptions, ResponsesRequest
 from server.openai.protocol.responses_answer import (
     IncompleteDetails,
+    InputTokensDetails,
     OutputTokensDetails,
     Response,
     ResponseCompleted,
@@ -114,6 +115,7 @@ class _Answer:
         prompt_tokens, output_tokens = self._running.header.prompt_tokens, self._running.text.num_tokens
         return ResponseUsage(
             input_tokens=prompt_tokens,
+            input_tokens_details=InputTokensDetails(self._running.text.num_cached_tokens),
             output_tokens=output_tokens,
             # Up to the last piece that held some: its end counts, too, if both came at once.
             output_tokens_details=OutputTokensDetails(self._reasoning_tokens),

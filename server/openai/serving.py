@@ -64,10 +64,6 @@ class Header:
     model: str
     prompt_tokens: int
 
-    def usage(self, completion_tokens: int | None) -> Usage | UnsetType:
-        """Usage if the number of completion tokens is given."""
-        return UNSET if completion_tokens is None else Usage.of(self.prompt_tokens, completion_tokens)
-
 
 @dataclass(frozen=True)
 class Running:
@@ -78,6 +74,13 @@ class Running:
     prompts: Sequence[list[int]]
     num_choices: int
     sampling: SamplingParams  # with what defaults the request left open
+
+    def usage(self, completion_tokens: int) -> Usage:
+        return Usage.of(self.header.prompt_tokens, completion_tokens, self.text.num_cached_tokens)
+
+    def usage_if(self, completion_tokens: int | None) -> Usage | UnsetType:
+        """Usage if the number of completion tokens is given."""
+        return UNSET if completion_tokens is None else self.usage(completion_tokens)
 
     async def collect(self, take: Callable[[Delta], None]) -> None:
         """Hand over all pieces of the answer as they come, and close it."""
@@ -186,6 +189,7 @@ class Serving:
         arrival: Arrival,
         *,
         priority: int | None = None,
+        cache_salt: str | None = None,
         show_special_tokens: bool = False,
         by_token: bool = False,
     ) -> Running:
@@ -206,7 +210,7 @@ class Serving:
 
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
-        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0)
+        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0, cache_salt or "")
         text = TextStream(stream, make_text, self._bridge.metrics, by_token=by_token)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 

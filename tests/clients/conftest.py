@@ -16,8 +16,8 @@ def event(text: str) -> bytes:
     return b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "text": text}]}).encode()
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> bytes:
-    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+def usage(prompt_tokens: int, completion_tokens: int, **more: object) -> bytes:
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, **more}
     return b"data: %b\n\n" % json.dumps({"choices": [], "usage": counts}).encode()
 
 
@@ -30,6 +30,7 @@ class Site:
     def __init__(self) -> None:
         self.answer: list[bytes] | None = None
         self.status = 200
+        self.cached_tokens: int | None = None  # of every prompt, if it tells
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.running = self.most_running = 0
@@ -65,15 +66,16 @@ class Site:
         await self._all_here.wait()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for data in self.answer if self.answer is not None else _whole(body):
+        for data in self.answer if self.answer is not None else self._whole(body):
             await response.write(data)
         self.running -= 1
         return response
 
-
-def _whole(body: dict[str, Any]) -> list[bytes]:
-    count = body["max_tokens"]
-    return [*(event("t") for _ in range(count)), usage(len(body["prompt"]), count), DONE]
+    def _whole(self, body: dict[str, Any]) -> list[bytes]:
+        count = body["max_tokens"]
+        details = {} if self.cached_tokens is None else {"cached_tokens": self.cached_tokens}
+        last = usage(len(body["prompt"]), count, prompt_tokens_details=details or None)
+        return [*(event("t") for _ in range(count)), last, DONE]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,19 @@ def test_totals_and_rates() -> None:
     assert result["output_throughput"] == pytest.approx(9 / 4)
     assert result["total_token_throughput"] == pytest.approx(39 / 4)
     assert result["request_goodput"] is None
+
+
+def test_cached_tokens() -> None:
+    untold = figures(RECORDS, 99.0)
+    assert untold["total_cached_tokens"] is untold["prefix_cache_hit_rate"] is None
+    told = [replace(FIRST, cached_tokens=9), replace(SECOND, cached_tokens=0), replace(SINGLE, cached_tokens=6), FAILED]
+    result = figures(told, 99.0)
+    assert (result["total_cached_tokens"], result["prefix_cache_hit_rate"]) == (15, 0.5)
+    assert figures([replace(FIRST, cached_tokens=0)], 99.0)["prefix_cache_hit_rate"] == 0
+    columns = to_columns(told)
+    assert from_columns(columns) == told
+    del columns["cached_lens"]  # as in others' results
+    assert from_columns(columns) == RECORDS
 
 
 def test_latencies() -> None:

@@ -71,6 +71,21 @@ async def test_the_file_is_as_the_fields(site: Site, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.anyio
+async def test_prompts_that_begin_alike_and_what_was_cached_of_them(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.cached_tokens = 6
+    flags = ["--prefix-repetition-prefix-len", "8", "--prefix-repetition-suffix-len", "4"]
+    flags += ["--dataset-name", "prefix_repetition", "--prefix-repetition-num-prefixes", "2", "--output-len", "3"]
+    saved = await run(site, tmp_path, *flags)
+    assert len({tuple(body["prompt"][:8]) for body in site.bodies}) == 2
+    assert {(len(body["prompt"]), body["max_tokens"], body["ignore_eos"]) for body in site.bodies} == {(12, 3, True)}
+    assert (saved["total_cached_tokens"], saved["prefix_cache_hit_rate"]) == (36, 0.5)
+    assert saved["cached_lens"] == [6] * 6
+    assert "Prefix cache hit rate (%):               50.00" in capsys.readouterr().out
+
+
+@pytest.mark.anyio
 async def test_failed_requests_are_counted_with_their_reason(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +150,9 @@ def test_default_names_need_no_quotes(flags: list[str], name: str) -> None:
         (["--metadata", "x"], "KEY=VALUE"),
         (["--percentile-metrics", "x"], "is none of"),
         (["--nonsense"], "unrecognized arguments"),
+        (["--dataset-name", "prefix_repetition", "--num-prompts", "9"], "must be at most --num-prompts"),
+        (["--dataset-name", "prefix_repetition", "--input-len", "9"], "no --input-len"),
+        (["--dataset-name", "prefix_repetition", "--prefix-repetition-suffix-len", "0"], "must be at least 1"),
         (["--self-timed"], "needs --dataset-name timed_trace"),
         (["--port", "1"], "start the server"),
     ],
@@ -155,6 +173,8 @@ def test_defaults_are_the_fields() -> None:
     )
     assert (args.percentile_metrics, args.metric_percentiles) == (["ttft", "tpot", "itl"], [99.0])
     assert (args.random_input_len, args.random_output_len, args.ignore_eos) == (1024, 128, True)
+    assert (args.prefix_repetition_prefix_len, args.prefix_repetition_suffix_len) == (256, 256)
+    assert (args.prefix_repetition_num_prefixes, args.prefix_repetition_output_len) == (10, 128)
     assert not arguments.parse(["--dataset-name", "sharegpt"], "x").ignore_eos
 
 

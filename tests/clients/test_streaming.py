@@ -45,6 +45,17 @@ def test_the_record_of_a_stream() -> None:
 
 
 @pytest.mark.parametrize(
+    ("details", "cached_tokens"),
+    [({"cached_tokens": 3, "audio_tokens": 0}, 3), ({"cached_tokens": None}, None), (None, None)],
+)
+def test_cached_tokens_are_recorded_if_they_are_told(details: object, cached_tokens: int | None) -> None:
+    recorder = Recorder(REQUEST, arrival_s=9.0)
+    for data in (event("a"), usage(7, 5, prompt_tokens_details=details), DONE):
+        recorder.event(data[6:-2], 10.0)
+    assert recorder.finish().cached_tokens == cached_tokens
+
+
+@pytest.mark.parametrize(
     ("events", "reason"),
     [
         ([event("a"), usage(1, 1)], r"ended without \[DONE\]"),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from clients.errors import ClientError
-from clients.workloads import csv_workload, random_workload, sharegpt_workload, trace_workload
+from clients.workloads import (
+    csv_workload,
+    prefix_repetition_workload,
+    random_workload,
+    sharegpt_workload,
+    trace_workload,
+)
 
 
 def test_lengths_of_a_csv(tmp_path: Path) -> None:
@@ -51,6 +59,17 @@ def test_random_lengths_stay_in_their_range() -> None:
     assert {r.max_tokens for r in requests} == set(range(5, 16))
     fixed = random_workload(5, 100, 10, 0.0, seed=0, vocab_size=256).requests
     assert {(len(r.prompt), r.max_tokens) for r in fixed} == {(100, 10)}
+
+
+def test_prefixes_repeat_evenly_and_in_random_order() -> None:
+    workload = prefix_repetition_workload(11, 30, 4, 3, 2, seed=0, vocab_size=200)
+    prompts = [request.prompt for request in workload.requests]
+    assert {(len(r.prompt), r.input_tokens, r.max_tokens) for r in workload.requests} == {(34, 34, 2)}
+    prefixes = [tuple(prompt[:30]) for prompt in prompts]
+    assert sorted(Counter(prefixes).values()) == [3, 4, 4]
+    assert any(a == b for a, b in pairwise(prefixes)) and len({tuple(prompt[30:]) for prompt in prompts}) == 11
+    assert workload == prefix_repetition_workload(11, 30, 4, 3, 2, seed=0, vocab_size=200)
+    assert workload != prefix_repetition_workload(11, 30, 4, 3, 2, seed=1, vocab_size=200)
 
 
 def test_sharegpt(tmp_path: Path) -> None:

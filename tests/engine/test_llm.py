@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import LLM, SamplingParams
 from engine.text.prompt import Prompt
 from engine.values.errors import ConfigError, EngineDeadError, RequestError
+from engine.wire.messages import Add, CachedPrompt, Outputs
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
@@ -202,3 +204,39 @@ def test_an_option_of_others_is_told_what_it_is_called_here(options: dict[str, A
     with pytest.raises(ConfigError) as raised:
         LLM("", executor="simulated", skip_tokenizer=True, **options)
     assert str(raised.value).endswith(sentence)
+
+
+@pytest.mark.parametrize("salt", ["", 5, ["a"]])
+def test_a_salt_that_is_none(alphabet: LLM, salt: Any) -> None:
+    with pytest.raises(ValueError, match="cache_salt must be a text that is not empty"):
+        alphabet.generate({"prompt": PROMPT, "cache_salt": salt})
+
+
+def test_salts_go_to_the_engine_and_hits_come_from_it(alphabet: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = alphabet._core
+    added: list[Add] = []
+    resets: list[int] = []
+    add, turn = core.add, core.turn
+
+    def adding(request: Add) -> None:
+        added.append(request)
+        add(request)
+
+    def finding() -> Outputs:
+        """Of every prompt with a salt 5 tokens."""
+        outputs, salted = turn(), [request.id for request in added if request.cache_salt]
+        return msgspec.structs.replace(outputs, cached=[CachedPrompt(id, 5) for id in (*salted, "gone")])
+
+    monkeypatch.setattr(core, "add", adding)
+    monkeypatch.setattr(core, "turn", finding)
+    monkeypatch.setattr(core._scheduler, "reset_prefix_cache", lambda: resets.append(len(added)))
+    unsalted: Any = {"prompt": PROMPT, "cache_salt": None}
+    salted: list[Prompt] = [
+        {"prompt": PROMPT, "cache_salt": "a"},
+        {"prompt_token_ids": TOKENS, "cache_salt": "b"},
+    ]
+    results = alphabet.generate([PROMPT, *salted, unsalted], SamplingParams(n=2))
+    assert [request.cache_salt for request in added] == ["", "a", "b", ""]
+    assert [result.num_cached_tokens for result in results] == [0, 5, 5, 0]
+    alphabet.reset_prefix_cache()
+    assert resets == [4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,12 @@ import pytest
 import zmq
 
 from engine import process
+from engine.core import Core
 from engine.executor.simulated import SimulatedExecutor
-from engine.process import from_engine_address, run_engine
+from engine.process import _Frontend, _Loop, from_engine_address, run_engine, to_engine_address
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
-from engine.wire.messages import Dead, FromEngine
+from engine.wire.messages import Dead, FromEngine, Ping, Pong, ResetPrefixCache, Stats, Stop
 from tests.patience import PATIENCE_S
 
 
@@ -49,3 +51,25 @@ def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.Mo
             run_engine(EngineConfig(executor="simulated", tokenizer="bytes"), folder)
     assert ended.value.code == 1
     assert heard[-1] == Dead("a step took too long")
+
+
+def test_a_reset_is_done_before_the_ping_behind_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(executor="simulated", tokenizer="bytes")
+    executor = SimulatedExecutor(config)
+    core, done = Core(config, executor), []
+    monkeypatch.setattr(core, "reset_prefix_cache", lambda: done.append("reset"))
+    monkeypatch.setattr(core, "stats", lambda: Stats(decodes=len(done)))
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as folder,
+        zmq.Context() as context,
+        context.socket(zmq.PUSH) as outbox,
+        context.socket(zmq.PULL) as inbox,
+    ):
+        inbox.bind(from_engine_address(Path(folder)))
+        outbox.bind(to_engine_address(Path(folder)))
+        with closing(_Frontend(Path(folder))) as frontend:
+            for message in (ResetPrefixCache(), Ping(3), Stop()):
+                outbox.send(msgspec.msgpack.encode(message))
+            _Loop(core, executor, frontend).run()
+        heard = msgspec.msgpack.decode(inbox.recv(), type=FromEngine)
+    assert heard == Pong(3, Stats(decodes=1))

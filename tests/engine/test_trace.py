@@ -100,14 +100,32 @@ def test_spans_of_a_row_do_not_overlap(run: tuple[list[dict[str, Any]], Stats]) 
 
 
 def test_counters_end_where_everything_is_free(run: tuple[list[dict[str, Any]], Stats]) -> None:
-    counters = [event for event in run[0] if event["ph"] == "C"]
+    events, stats = run
+    counters = [event for event in events if event["ph"] == "C"]
     last = {event["name"]: event["args"] for event in counters}
     assert last == {
         "sequences": {"running": 0, "waiting": 0, "hosted": 0},
-        "device_blocks": {"used": 0},
-        "host_blocks": {"used": 0},
+        "device_blocks": {"used": 0, "cached": stats.device_blocks_cached},
+        "host_blocks": {"used": 0, "cached": stats.host_blocks_cached},
+        "prefix_hits": {tier: stats.prefix_cache_hits.get(tier, 0) for tier in ("device", "host")},
     }
     assert max(event["args"]["used"] for event in counters if event["name"] == "host_blocks") > 100
+
+
+def test_cached_blocks_and_hits_are_counters(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "trace.json", PLAN, 0.0)
+    trace.sample(Stats(device_blocks_used=3, device_blocks_cached=4, host_blocks_cached=5), 1.0)
+    trace.sample(Stats(device_blocks_used=3, device_blocks_cached=4, prefix_cache_hits={"host": 64}), 2.0)
+    trace.close(3.0)
+    counters = [(e["name"], e["args"]) for e in read(tmp_path / "trace.json") if e["ph"] == "C"]
+    assert counters == [
+        ("sequences", {"running": 0, "waiting": 0, "hosted": 0}),
+        ("device_blocks", {"used": 3, "cached": 4}),
+        ("host_blocks", {"used": 0, "cached": 5}),
+        ("prefix_hits", {"device": 0, "host": 0}),
+        ("host_blocks", {"used": 0, "cached": 0}),
+        ("prefix_hits", {"device": 0, "host": 64}),
+    ]
 
 
 def test_the_file_is_whole_after_every_flush(tmp_path: Path) -> None:

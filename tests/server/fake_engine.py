@@ -25,6 +25,7 @@ from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import (
     Abort,
     Add,
+    CachedPrompt,
     Dead,
     EngineInfo,
     FinishReason,
@@ -96,6 +97,7 @@ class FakeEngine:
     def __init__(self, to_engine: str, from_engine: str, script: Script | None = None) -> None:
         self.script = script
         self.silent = False
+        self.num_cached_tokens = 0  # of every prompt, which answers are told with
         self.stats = Stats(phase="decode", device_blocks_used=25, device_blocks_total=100)
         self.received: list[ToEngine] = []
         self._unread: list[ToEngine] = []
@@ -134,6 +136,8 @@ class FakeEngine:
                 case Ping(nonce=nonce) if not self.silent:
                     await self.send(Pong(nonce, self.stats))
                 case Add() if self.script is not None:
+                    if self.num_cached_tokens:
+                        await self.send(Outputs(cached=[CachedPrompt(message.id, self.num_cached_tokens)]))
                     for output in self.script(message):
                         await self.send(Outputs([output]))
             async with self._arrived:

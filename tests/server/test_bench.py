@@ -57,6 +57,20 @@ def test_several_workloads_beside_their_limits(tmp_path: Path, capsys: pytest.Ca
     assert printed.count("  bound  ") == 4
 
 
+def test_prompts_that_begin_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "result.json"
+    arguments = ["--executor", "simulated", "--output-json", str(output)]
+    flags = ["--num-requests", "8", "--prefix-repetition-prefix-len", "60", "--prefix-repetition-num-prefixes", "2"]
+    assert cli.main(["bench", "offline", *arguments, "--dataset", "prefix_repetition", *flags]) == 0
+    [workload] = json.loads(output.read_text())["workloads"]
+    assert workload["workload"] == "8x60+256:128@2"
+    [system] = workload["systems"]
+    assert [(r["prompt_tokens"], r["output_tokens"]) for r in system["requests"]] == [(316, 128)] * 8
+    assert {"prefix_cache_queries", "prefix_cache_hits", "prefix_hit_rate"} <= system.keys()
+    assert cli.main(["bench", "offline", *arguments, "--workload", "8x60+256:128@2"]) == 0
+    assert json.loads(output.read_text())["workloads"][0]["workload"] == workload["workload"]
+
+
 def test_sharegpt_by_its_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [("a" * n, "b" * (n // 2)) for n in range(20, 60)]
     data = tmp_path / "sharegpt.json"
@@ -97,6 +111,9 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--output-json", "/none/x.json"], "cannot write --output-json /none/x.json"),
         (["--input-len", "9000"], "does not fit the context"),
         (["--workload", "4x1:1"], "--workload says what to run: leave out --dataset"),
+        (["--dataset", "prefix_repetition"], "leave out --dataset-path, --input-len, --output-len"),
+        (["--prefix-repetition-suffix-len", "4"], "--prefix-repetition-suffix-len needs --dataset prefix_repetition"),
+        (["--workload", "9x5+5:5@10"], "10 prefixes need as many requests"),
         (["--workload", "4"], "workload '4' is not understood"),
         (["--limits", "/none"], "cannot read /none"),
         (["--limits", "/none", "--executor", "processes"], "no model is named"),

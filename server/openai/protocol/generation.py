@@ -94,6 +94,7 @@ class GenerationRequest(StructuredRequest):
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
     priority: int | None = None
+    cache_salt: str | None = Field(default=None, min_length=1)
     return_tokens_as_token_ids: bool | None = None
 
     @property
@@ -180,11 +181,17 @@ class GenerationRequest(StructuredRequest):
         return sampling
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int  # that were found, and not computed
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+        details = PromptTokensDetails(cached_tokens)
+        return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details)

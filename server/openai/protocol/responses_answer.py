@@ -51,7 +51,7 @@ OutputItem = OutputMessage | ReasoningItem | FunctionCall
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
+    cached_tokens: int
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class OutputTokensDetails(msgspec.Struct, frozen=True):
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
-    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    input_tokens_details: InputTokensDetails
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int

@@ -9,7 +9,7 @@ import pytest
 
 from engine.bench.bounds import Host, bound, decode_floor_s, run_floors
 from engine.bench.figures import FullDecode
-from engine.bench.workload import Job
+from engine.bench.workload import Job, Prefix
 from engine.cost.profile import HostProfile, read_profile
 from engine.cost.work import step_work
 from engine.model.config_json import read_shape
@@ -32,6 +32,17 @@ def test_prefill_in_four_stages() -> None:
     limit = bound(HOST, static(P4), [Job(2048, 1)] * 96)
     assert 96 * 2048 / limit.total_s == pytest.approx(22_750, rel=2e-3)
     assert limit.work_s > limit.longest_s and limit.links_s == 0.0
+
+
+def test_a_prefix_is_computed_once() -> None:
+    def work_s(*jobs: Job) -> float:
+        return bound(HOST, static(P4), jobs).work_s
+
+    begun = [Job(2048, 1, prefix=Prefix(0, 2000))] * 96
+    assert work_s(*begun[:1]) == work_s(Job(2048, 1))
+    # 48 tokens of each but the first, and their attention to 2,000 more than that.
+    assert work_s(Job(2048, 1), *[Job(48, 1)] * 95) < work_s(*begun) < work_s(Job(2048, 1), *[Job(53, 1)] * 95)
+    assert work_s(*begun, Job(2048, 1, prefix=Prefix(1, 2000))) > work_s(*begun, Job(2000, 1))
 
 
 def test_an_output_alone_in_four_stages_reads_all_weights_for_each_token() -> None:

@@ -17,9 +17,11 @@ from engine.bench.offline import SystemResult, run_workloads
 from engine.bench.tables import compare, describe
 from engine.bench.workload import Job
 from engine.cost.profile import HostProfile
+from engine.llm import LLM
 from engine.model.config_json import read_shape
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
+from engine.wire.messages import Stats
 
 CONFIG = EngineConfig(
     prefill="P4",
@@ -107,6 +109,27 @@ def test_a_second_workload_counts_only_its_own() -> None:
     for name, value in msgspec.structs.asdict(again.stats).items():  # gauges too: all is idle at the end
         assert value == (pytest.approx(getattr(first.stats, name)) if value else getattr(first.stats, name)), name
     assert again.figures.total_s == pytest.approx(first.figures.total_s)
+
+
+def test_hits_are_of_the_run(result: SystemResult) -> None:
+    stats = Stats(prefix_cache_queries=1000, prefix_cache_hits={"device": 500, "host": 120})
+    before = Stats(prefix_cache_queries=200, prefix_cache_hits={"device": 100})
+    since = offline._since(before, stats)
+    assert (since.prefix_cache_queries, since.prefix_cache_hits) == (800, {"device": 400, "host": 120})
+    found = replace(result, stats=msgspec.structs.replace(result.stats, **msgspec.structs.asdict(since)))
+    saved = found.to_json()
+    assert (saved["prefix_cache_queries"], saved["prefix_hit_rate"]) == (800, 0.65)
+    assert saved["prefix_cache_hits"] == {"device": 400, "host": 120}
+    assert "  prefix cache  65.0% of 800 prompt tokens were found: device 400, host 120" in describe(found)
+    unasked = replace(result, stats=Stats())
+    assert unasked.prefix_hit_rate == 0 and "prefix cache" not in describe(unasked)
+
+
+def test_every_workload_begins_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(LLM, "reset_prefix_cache", lambda llm: resets.append(llm.stats().prompt_tokens))
+    list(run_workloads(CONFIG, [[Job(30, 1)], [Job(40, 1)]]))
+    assert resets == [0, 30]
 
 
 def test_distances_from_the_floors() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from engine.bench.workload import Job, Workload, arrange, parse_workload, prompts, read_lengths
+from engine.bench.workload import Job, Workload, arrange, parse_workload, prefix_repetition, prompts, read_lengths
 from engine.values.errors import ConfigError
 
 JOBS = [Job(n, 1) for n in (5, 9, 1, 7)]
@@ -33,9 +35,27 @@ def test_workloads_by_name(tmp_path: Path) -> None:
     path = tmp_path / "lengths.csv"
     path.write_text("arrival_s,prompt_len,output_len\n0,10,3\n1,500,4\n2,1,1\n")
     assert parse_workload(f"2x{path}") == Workload("2xlengths.csv", [Job(10, 3), Job(500, 4)])
-    for wrong in ("3x32", "0x1:1", "3x0:1", "x1:1", "3x1:1:1", "lengths.csv"):
+    wrongs = ("3x32", "0x1:1", "3x0:1", "x1:1", "3x1:1:1", "lengths.csv")
+    for wrong in (*wrongs, "3x1+1:1", "3x1:1@2", "3x1+1:1@0", "3x1+:1@1", "3x1+1@1"):
         with pytest.raises(ConfigError, match="write 512x32:256"):
             parse_workload(wrong)
+
+
+def test_prompts_that_begin_alike() -> None:
+    load = parse_workload("11x30+4:2@3")
+    assert load.name == "11x30+4:2@3"
+    assert [(job.prompt_tokens, job.output_tokens) for job in load.jobs] == [(34, 2)] * 11
+    numbers = [job.prefix.number for job in load.jobs if job.prefix is not None]
+    assert sorted(Counter(numbers).values()) == [3, 4, 4] and numbers != sorted(numbers)
+    assert prefix_repetition(11, 30, 4, 2, 3) == load != prefix_repetition(11, 30, 4, 2, 3, seed=1)
+    drawn = prompts(load.jobs, vocab_size=50, seed=3)
+    assert {len(prompt) for prompt in drawn} == {34}
+    assert len({tuple(prompt[:30]) for prompt in drawn}) == 3
+    assert len({tuple(prompt[30:]) for prompt in drawn}) == 11
+    for a, b in itertools.combinations(range(11), 2):
+        assert (drawn[a][:30] == drawn[b][:30]) == (numbers[a] == numbers[b])
+    with pytest.raises(ConfigError, match="12 prefixes need as many requests, and there are 11"):
+        parse_workload("11x30+4:2@12")
 
 
 def test_lengths_are_filtered_and_cut(tmp_path: Path) -> None:

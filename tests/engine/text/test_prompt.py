@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.text.prompt import Prompt, as_list, encode_prompts
+from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
 from engine.text.tokenizer import NoTokenizer
 from tests.engine.text.tokenizers import BYTES
 
@@ -20,8 +20,14 @@ def test_one_prompt_and_many(one: Prompt) -> None:
 
 def test_texts_and_token_ids_keep_their_order() -> None:
     prompts: list[Prompt] = ["a", [1], {"prompt": "b"}, {"prompt_token_ids": (2,), "prompt": "c"}, "d"]
-    assert encode_prompts(BYTES, prompts) == [("a", [97]), (None, [1]), ("b", [98]), ("c", [2]), ("d", [100])]
+    encoded = [("a", [97]), (None, [1]), ("b", [98]), ("c", [2]), ("d", [100])]
+    assert encode_prompts(BYTES, prompts) == [EncodedPrompt(*each) for each in encoded]
     assert encode_prompts(BYTES, []) == []
+
+
+def test_a_salt_stays_with_its_prompt() -> None:
+    prompts: list[Prompt] = [{"prompt": "a", "cache_salt": "s"}, "a", {"prompt_token_ids": [97], "cache_salt": "t"}]
+    assert [prompt.cache_salt for prompt in encode_prompts(BYTES, prompts)] == ["s", "", "t"]
 
 
 @pytest.mark.parametrize(
@@ -41,11 +47,14 @@ def test_what_holds_no_prompts(wrong: Any) -> None:
 def test_token_ids_of_numpy_are_plain_ones() -> None:
     tokens = np.array([1, 2])
     for prompts in ([tokens], list(tokens), [{"prompt_token_ids": tokens}]):
-        [(text, plain)] = encode_prompts(BYTES, as_list(prompts))
+        [(text, plain, _)] = encode_prompts(BYTES, as_list(prompts))
         assert (text, plain, [*map(type, plain)]) == (None, [1, 2], [int, int])
 
 
 def test_without_a_tokenizer_only_token_ids_are_prompts() -> None:
-    assert encode_prompts(NoTokenizer(), [[1], {"prompt_token_ids": [2]}]) == [(None, [1]), (None, [2])]
+    assert encode_prompts(NoTokenizer(), [[1], {"prompt_token_ids": [2]}]) == [
+        EncodedPrompt(None, [1]),
+        EncodedPrompt(None, [2]),
+    ]
     with pytest.raises(ValueError, match="skip_tokenizer"):
         encode_prompts(NoTokenizer(), [[1], "a"])

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
-from engine.wire.messages import Add, LayoutSpeed, Speeds, Stats
+from engine.wire.messages import Add, LayoutSpeed, Ping, ResetPrefixCache, Speeds, Stats
 from server.config import ServerConfig
 from server.http import app
 from tests.patience import PATIENCE_S
@@ -117,14 +117,27 @@ async def test_version_and_errors_of_routes_have_one_shape(site: Site) -> None:
     assert missing == "There is no /tokenizer_info here. Start the server with --enable-tokenizer-info-endpoint."
 
 
-async def test_keys_guard_v1_only(make_site: MakeSite) -> None:
+async def test_a_reset_is_done_when_it_is_answered(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(health_timeout_s=0.01))
+    site.engine.silent = True
+    hung = await site.client.post("/reset_prefix_cache")
+    assert (hung.status_code, hung.json()["error"]["code"]) == (503, 503)
+    site = await make_site(ServerConfig(health_timeout_s=PATIENCE_S))
+    assert (await site.client.get("/reset_prefix_cache")).status_code == 405
+    assert (await site.client.post("/reset_prefix_cache")).status_code == 200
+    assert [type(message) for message in site.engine.received] == [ResetPrefixCache, Ping]
+    site.bridge.fail(EngineDeadError("gone"))
+    assert (await site.client.post("/reset_prefix_cache")).status_code == 500
+
+
+async def test_keys_guard_what_costs_work(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(api_key=("one", "two")))
     for header in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Basic one"}, {"Authorization": "Bearer "}):
         response = await site.client.get("/v1/models", headers=header)
         assert (response.status_code, response.json()["error"]["type"]) == (401, "UnauthorizedError")
     for key in ("one", "two"):
         assert (await site.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status_code == 200
-    for path in ("/tokenize", "/detokenize"):
+    for path in ("/tokenize", "/detokenize", "/reset_prefix_cache"):
         assert (await site.client.post(path, json={})).status_code == 401
     assert (await site.client.get("/health")).status_code == 200
 
@@ -151,6 +164,10 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pyt
         device_blocks_total=100,
         host_blocks_used=7,
         host_blocks_total=50,
+        device_blocks_cached=60,
+        host_blocks_cached=40,
+        prefix_cache_queries=100,
+        prefix_cache_hits={"device": 70, "host": 20},
         prompt_tokens=11,
         generation_tokens=12,
         preemptions=1,
@@ -173,6 +190,12 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pyt
         "device_kv_blocks": 100,
         "host_kv_blocks_used": 7,
         "host_kv_blocks": 50,
+        "device_kv_blocks_cached": 60,
+        "host_kv_blocks_cached": 40,
+        "prefix_cache_queries_total": 100,
+        "prefix_cache_hits_total": 70,
+        "external_prefix_cache_queries_total": 30,
+        "external_prefix_cache_hits_total": 20,
         "prompt_tokens_total": 11,
         "generation_tokens_total": 12,
         "num_preemptions_total": 1,
@@ -191,6 +214,13 @@ async def test_metrics_show_the_engine_as_it_is_now(site: Site, monkeypatch: pyt
         "expected_transition_seconds": 0.625,
     }
     assert {name: got[f"seesaw:{name}"] for name in expected} == expected
+
+
+async def test_without_a_host_pool_nothing_is_looked_up_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SCRAPE_TIMEOUT_S", PATIENCE_S)
+    site.engine.stats = Stats(prefix_cache_queries=100, prefix_cache_hits={"device": 70})
+    got = await samples(site)
+    assert got["seesaw:external_prefix_cache_queries_total"] == got["seesaw:external_prefix_cache_hits_total"] == 0
 
 
 async def test_known_series_show_0_from_the_start_and_none_its_creation(site: Site) -> None:

@@ -40,6 +40,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": 5}),
     ("/v1/completions", {}),
+    ("/v1/completions", {"prompt": "a", "cache_salt": ""}),
     ("/v1/chat/completions", {"messages": "hi"}),
     ("/v1/chat/completions", {"messages": [USER], "tools": [{"type": "function"}]}),
     ("/v1/responses", {"input": [{"type": "unheard_of"}]}),
@@ -150,6 +151,9 @@ async def test_answers_without_a_body_to_ask_for_them(make_site: MakeSite) -> No
             response = await site.client.request(method, path.replace("{model}", "fake"))
             assert response.status_code == 200
             document.check_answer(response, path, method)
+    response = await site.client.post("/reset_prefix_cache")
+    assert response.status_code == 200
+    document.check_answer(response, "/reset_prefix_cache")
 
 
 async def test_what_is_refused_is_told(site: Site) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from engine.sampling.params import SamplingParams
 from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
-from engine.wire.messages import Abort, Add, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
+from engine.wire.messages import Abort, Add, CachedPrompt, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
 from server.link.bridge import Bridge
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected
@@ -51,6 +51,20 @@ async def test_what_a_slow_client_has_not_taken_is_merged(line: Line) -> None:
     await line.bridge.ping(PATIENCE_S)  # by its answer, all before it has arrived
     batches = [batch async for batch in stream]
     assert batches == [[(0, Output(id, 0, list(range(51)), FinishReason.STOP, 50))]]
+
+
+async def test_cached_tokens_are_known_with_the_first_output(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1, 2], SamplingParams(n=2)), ([3], SamplingParams(n=2))], cache_salt="s")
+    first, second = await line.engine.expect(Add), await line.engine.expect(Add)
+    assert (first.cache_salt, second.cache_salt) == ("s", "s")
+    cached = [CachedPrompt(first.id, 1), CachedPrompt("gone", 7)]
+    await line.engine.send(Outputs([Output(first.id, 1, [9])], cached=cached))
+    await anext(stream)
+    assert stream.num_cached_tokens == 1
+    await line.engine.send(Outputs(cached=[CachedPrompt(second.id, 4)]), Outputs([Output(second.id, 0, [9])]))
+    await anext(stream)
+    assert stream.num_cached_tokens == 5
+    stream.close()
 
 
 async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: Line) -> None:

@@ -92,7 +92,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("guided_json",), SCHEMA),
     **dict.fromkeys(("bad_words", "include"), st.lists(SHORT, max_size=3)),
     **dict.fromkeys(("chat_template_kwargs", "metadata"), st.dictionaries(SHORT, VALUES, max_size=2)),
-    **dict.fromkeys(("chat_template", "instructions", "previous_response_id", "conversation"), SHORT),
+    **dict.fromkeys(("cache_salt", "chat_template", "instructions", "previous_response_id", "conversation"), SHORT),
     **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids", "return_token_strs", "stream", "echo"), FLAG),
     **dict.fromkeys(("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "include_reasoning"), FLAG),
     **dict.fromkeys(("add_special_tokens", "add_generation_prompt", "continue_final_message"), FLAG),

@@ -16,7 +16,7 @@ from engine.wire.messages import Abort, Add, FinishReason, Output
 from server.openai.protocol.generation import _tell_of_ignored
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
-from tests.server.openai.streams import events
+from tests.server.openai.streams import events, usage
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,7 @@ async def test_a_whole_answer(chatty: Site) -> None:
             "logprobs": None,
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+    assert body["usage"] == usage(7, 6)
 
 
 async def test_defaults_are_openais_and_null_means_default(chatty: Site) -> None:
@@ -304,6 +304,15 @@ async def test_a_stream_is_as_openais(chatty: Site) -> None:
         assert (last["delta"], last["finish_reason"], last["stop_reason"]) == ({}, "stop", None)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_salt_and_what_was_cached(chatty: Site, n: int) -> None:
+    chatty.engine.script = answer("a")
+    chatty.engine.num_cached_tokens = 4
+    assert (await chatty.chat(cache_salt="mine", n=n)).json()["usage"] == usage(7, n, cached_tokens=4)
+    assert (await chatty.engine.expect(Add)).cache_salt == "mine"
+    assert (await chatty.chat(cache_salt="")).json()["error"]["param"] == "cache_salt"
+
+
 async def test_nothing_is_sent_before_the_first_token(chatty: Site) -> None:
     chatty.engine.script = lambda add: [Output(add.id, 0, [], FinishReason.ERROR)]
     (error,) = [event for event in events(await chatty.chat(stream=True)) if "error" in event]
@@ -312,15 +321,16 @@ async def test_nothing_is_sent_before_the_first_token(chatty: Site) -> None:
 
 async def test_usage_comes_last_and_with_each_chunk_if_asked_for(chatty: Site) -> None:
     chatty.engine.script = say("a", "b")
-    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    chatty.engine.num_cached_tokens = 5
+    told = usage(7, 2, cached_tokens=5)
     options = {"include_usage": True}
     got = events(await chatty.chat(stream=True, stream_options=options))
-    assert (got[-1]["choices"], got[-1]["usage"]) == ([], usage)
+    assert (got[-1]["choices"], got[-1]["usage"]) == ([], told)
     assert all("usage" not in event for event in got[:-1])
     options["continuous_usage_stats"] = True
     got = events(await chatty.chat(stream=True, stream_options=options))
     assert [event["usage"]["prompt_tokens"] for event in got] == [7] * len(got)
-    assert got[-2]["usage"] == usage
+    assert got[-2]["usage"] == told
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -15,7 +15,7 @@ from server.http.body import LARGE_BODY_BYTES
 from server.openai.protocol import completions as protocol
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
-from tests.server.openai.streams import events
+from tests.server.openai.streams import events, usage
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def test_a_whole_completion(site: Site) -> None:
     assert body["choices"] == [
         {"index": 0, "text": "héllo", "finish_reason": "stop", "stop_reason": None, "logprobs": None}
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert body["usage"] == usage(3, 6)
 
 
 async def test_defaults_are_openais_and_null_means_default(site: Site) -> None:
@@ -106,12 +106,35 @@ async def test_a_stream_is_the_whole_in_pieces(site: Site) -> None:
     assert sorted(ends) == [0, 1, 2, 3]
 
 
+async def test_cached_tokens_count_once_for_each_prompt(site: Site) -> None:
+    site.engine.script = answer("ab")
+    site.engine.num_cached_tokens = 4
+    body = (await site.complete(prompt=["12345", "123456"], n=3)).json()
+    assert body["usage"] == usage(11, 12, cached_tokens=8)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    got = events(await site.complete(prompt="12345", n=2, stream=True, stream_options=options))
+    assert got[0]["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert got[-1]["usage"] == usage(5, 4, cached_tokens=4)
+
+
+@pytest.mark.parametrize("salt", ["", 5, ["a"]])
+async def test_a_salt_that_is_none(site: Site, salt: object) -> None:
+    assert "cache_salt" in await refused(site, 400, "cache_salt", prompt="a", cache_salt=salt)
+
+
+async def test_salts_reach_the_engine(site: Site) -> None:
+    site.engine.script = answer("x")
+    for salt in ("a", None):
+        assert (await site.complete(prompt=["1", "2"], cache_salt=salt)).status_code == 200
+    assert [m.cache_salt for m in site.engine.received if isinstance(m, Add)] == ["a", "a", "", ""]
+
+
 async def test_usage_comes_last_and_with_each_chunk_if_asked_for(site: Site) -> None:
     site.engine.script = answer("abc")
     options = {"include_usage": True}
     got = events(await site.complete(prompt="p", stream=True, stream_options=options))
     assert got[-1]["choices"] == []
-    assert got[-1]["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+    assert got[-1]["usage"] == usage(1, 3)
     assert all("usage" not in event for event in got[:-1])
     options["continuous_usage_stats"] = True
     got = events(await site.complete(prompt="p", stream=True, stream_options=options))

@@ -113,6 +113,18 @@ async def test_a_whole_response(chatty: Site) -> None:
     assert {name: body[name] for name in shown} == shown
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_salt_and_what_was_cached(chatty: Site, stream: bool) -> None:
+    chatty.engine.script = answer("a")
+    chatty.engine.num_cached_tokens = 4
+    response = await respond(chatty, cache_salt="mine", stream=stream)
+    whole = named_events(response)[-1]["response"] if stream else response.json()
+    assert whole["usage"]["input_tokens_details"] == {"cached_tokens": 4}
+    assert (await chatty.engine.expect(Add)).cache_salt == "mine"
+    refused = await respond(chatty, cache_salt="")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
+
+
 async def test_sampling_reaches_the_engine(make_site: MakeSite) -> None:
     site = await make_site(chat_config(), defaults=SamplingDefaults({"temperature": 0.6, "top_p": 0.9}))
     site.engine.script = answer("x")
