@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.cost.balance import StepCost
 from engine.cost.times import StepLoad, pairs_of
-from engine.scheduler.block_manager import Replica
+from engine.scheduler.replica import Replica
 from engine.scheduler.rotation import Dispatched
 from engine.scheduler.rows import NO_SLOTS, Ints
 from engine.scheduler.sequence import Sequence

@@ -13,8 +13,8 @@ from engine.kv.prefixes import Prefix
 from engine.parallel.layout import Layout
 from engine.planning.policy import Mode
 from engine.scheduler.batch import Batch
-from engine.scheduler.block_manager import Replica
 from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.replica import Replica
 from engine.scheduler.room import make_room
 from engine.scheduler.rotation import MAX_PENDING_TOKENS
 from engine.scheduler.rows import Ints

@@ -6,9 +6,7 @@ are the scheduler's. Device blocks stay with a sequence until nothing in flight 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -16,50 +14,15 @@ from engine.kv.blocks import BlockPool, block_keys
 from engine.kv.geometry import KVGeometry
 from engine.kv.prefixes import LivePrefixes, Prefix, longest
 from engine.parallel.layout import Layout
+from engine.scheduler.replica import Replica
 from engine.scheduler.rotation import Rotation
 from engine.scheduler.sequence import Sequence
 from engine.values.errors import IntegrityError
 from engine.wire.commands import Swap
 
-MAX_STAGES = 64  # whose turns are remembered
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.
 _GROWTH_FRACTION = 0.01
-
-
-@dataclass
-class Replica:
-    """One replica's share of the state: its blocks, its slots, who is there, and its time in turns (see `Batcher`)."""
-
-    index: int
-    pool: BlockPool
-    free_slots: list[int]
-    rotation: Rotation  # who has tokens left to decode
-    prefilling: dict[Sequence, None] = field(default_factory=dict)
-    forwards_in_flight: int = 0
-    completed_step: int = 0  # the id of the last forward that ran: they complete in order
-    unsettled: dict[Sequence, None] = field(default_factory=dict)  # who waits for steps that name it to complete
-    incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
-    # Keys of blocks that somebody here is about to compute, or to bring from the host: others wait to share them.
-    coming: dict[bytes, Sequence] = field(default_factory=dict)
-    turn: int = 0  # of its last step
-    decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))  # of those that decode
-
-    def next_decode_turn(self, steps: int, pp: int) -> int:
-        """The first turn with which no more than `steps` of any `pp` turns in a row decode."""
-        return self.decode_turns[-steps] + pp if len(self.decode_turns) >= steps else 0
-
-    @property
-    def residents(self) -> int:
-        """Sequences that decode here, or will."""
-        return len(self.rotation) + len(self.prefilling) + len(self.incoming)
-
-    def remove(self, seq: Sequence) -> None:
-        """It is in none of the lines from now on."""
-        if seq in self.rotation:
-            self.rotation.leave(seq)
-        self.prefilling.pop(seq, None)
-        self.incoming.pop(seq, None)
 
 
 class Admission(NamedTuple):
@@ -170,8 +133,11 @@ class BlockManager:
         found = len(longest(replica.pool, ((layout, key) for key in keys)))
         return found + sum(1 for _ in takewhile(replica.coming.__contains__, islice(keys, found, None)))
 
-    def reset_cache(self) -> None:
-        """Nothing that was computed until now is found any more."""
+    def reset_cache(self, begun: Iterable[Sequence]) -> None:
+        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
+        for seq in begun:
+            self._live.remove(seq.keys)
+            seq.know_keys([], None)
         self.host.reset()
         for replica in self.replicas:
             replica.pool.reset()
@@ -220,7 +186,7 @@ class BlockManager:
         replica.rotation.grew(sequences)
 
     def publish(self, seq: Sequence, first_token: int) -> None:
-        """Full prompt blocks that a dispatched step fills from `first_token` on may be shared from now on:
+        """Full blocks that a dispatched step fills from `first_token` on may be shared from now on:
         whoever shares them runs later on the same ranks."""
         replica = self.replicas[seq.replica]
         for i in range(first_token // self._block_size, min(seq.dispatched // self._block_size, len(seq.keys))):
@@ -230,13 +196,12 @@ class BlockManager:
     def finish(self, seq: Sequence) -> None:
         """It is over, and nothing in flight names it: what it computed may be found by whoever goes on from there."""
         self._live.remove(seq.keys)
-        if self._caches and seq.slot >= 0:
-            known = min(seq.dispatched, len(seq.tokens)) // self._block_size
-            if known > len(seq.keys):
-                start = len(seq.keys) * self._block_size
-                before = seq.keys[-1] if seq.keys else seq.salt
-                more = block_keys(seq.tokens[start : known * self._block_size], self._block_size, before)
-                seq.know_keys(seq.keys + more)
+        if self._caches and seq.slot >= 0 and seq.last_key is not None:
+            start = len(seq.keys) * self._block_size
+            computed = seq.tokens[start : min(seq.dispatched, len(seq.tokens))]
+            if len(computed) >= self._block_size:
+                more = block_keys(computed, self._block_size, seq.last_key)
+                seq.know_keys(seq.keys + more, more[-1])
                 self.publish(seq, start)
         self.drop(seq)
 

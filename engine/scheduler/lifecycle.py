@@ -12,12 +12,13 @@ from engine.cost.engine_times import EngineTimes
 from engine.executor.base import Capacity
 from engine.kv.geometry import KVGeometry
 from engine.scheduler.batch import Batch
-from engine.scheduler.block_manager import Admission, BlockManager, Replica
+from engine.scheduler.block_manager import Admission, BlockManager
 from engine.scheduler.counters import Counters
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import IdleTime
 from engine.scheduler.masks import PendingMasks
 from engine.scheduler.queues import Queues
+from engine.scheduler.replica import Replica
 from engine.scheduler.seq_state import SeqState
 from engine.scheduler.sequence import Sequence
 from engine.trace import Trace

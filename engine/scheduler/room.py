@@ -5,8 +5,8 @@ A decode phase may use every block; what a surge needs it takes then, and never 
 
 from __future__ import annotations
 
-from engine.scheduler.block_manager import Replica
 from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.replica import Replica
 from engine.scheduler.seq_state import SeqState
 from engine.scheduler.sequence import Sequence
 

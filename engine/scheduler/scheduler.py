@@ -16,10 +16,10 @@ from engine.grammar.grammars import Compilation
 from engine.planning.choice import make_policy
 from engine.planning.policy import Policy
 from engine.scheduler.batcher import Batcher
-from engine.scheduler.block_manager import Replica
 from engine.scheduler.flight import InFlight
 from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
 from engine.scheduler.lifecycle import Lifecycle
+from engine.scheduler.replica import Replica
 from engine.scheduler.requests import check_request, make_sequences
 from engine.scheduler.seq_state import SeqState
 from engine.scheduler.sequence import Sequence, take_tokens
@@ -93,7 +93,9 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before."""
-        self._lifecycle.blocks.reset_cache()
+        sequences = itertools.chain.from_iterable(self._requests.values())
+        begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
+        self._lifecycle.blocks.reset_cache(begun)
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)

@@ -44,6 +44,7 @@ class Sequence:
         "host_blocks",
         "index",
         "keys",
+        "last_key",
         "layout",
         "looked_up",
         "matcher",
@@ -58,7 +59,6 @@ class Sequence:
         "reserved_blocks",
         "row",
         "rows",
-        "salt",
         "slot",
         "slot_sent",
         "state",
@@ -91,7 +91,9 @@ class Sequence:
         self.arrival, self.arrived_s = arrival, arrived_s
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.max_length = len(prompt) + max_tokens
-        self.params, self.stops, self.row, self.keys, self.salt = params, stops, row, keys, salt
+        self.params, self.stops, self.row, self.keys = params, stops, row, keys
+        # What the key of the block behind those is made of; None: nobody may find what it computes.
+        self.last_key: bytes | None = keys[-1] if keys else salt
         self.processing, self.matcher = processing, matcher
         # Every row of a prompt is looked at where its log-probabilities are wanted: it must compute them all.
         self.finds = params.prompt_logprobs is None
@@ -276,9 +278,9 @@ class Sequence:
         self.host_blocks, self.reserved_blocks = [], []
         return blocks
 
-    def know_keys(self, keys: list[bytes]) -> None:
+    def know_keys(self, keys: list[bytes], last_key: bytes | None) -> None:
         """The keys of its full blocks, those of its output included."""
-        self.keys = keys
+        self.keys, self.last_key = keys, last_key
 
     def swap_started(self) -> None:
         self.swap_in_flight = True
