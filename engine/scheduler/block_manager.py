@@ -141,7 +141,8 @@ class BlockManager:
         self.host.reset()
         for replica in self.replicas:
             replica.pool.reset()
-            replica.coming.clear()
+            for on_the_way in (replica.coming, replica.arriving, replica.departing):
+                on_the_way.clear()
 
     def host_blocks_to_leave(self, seq: Sequence) -> int:
         """Blocks that the host must have for a waiting sequence to get there behind its prompt."""
@@ -176,6 +177,7 @@ class BlockManager:
         swap = None
         if copied:
             part = slice(found, found + copied)
+            self._send_for(seq, part)
             swap = Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[part], seq.host_blocks[part])
         return Admission(found * self._block_size, copied * self._block_size, swap)
 
@@ -216,12 +218,16 @@ class BlockManager:
     def swap_out(self, seq: Sequence) -> Swap | None:
         """Describe the copy of a sequence's KV to the host; None, changing nothing, if the host has no room.
 
-        Blocks whose content already is on the host are shared instead, so the copy may be empty.
+        Blocks whose content already is on the host, or on its way there, are shared instead, so the copy may be empty.
         """
-        count = self.blocks_for(seq.dispatched)
-        held = seq.host_blocks
-        full = min(seq.dispatched // self._block_size, len(seq.keys))
-        found = [self.host.find(seq.keys[i]) if i < full else None for i in range(len(held), count)]
+        count, held = self.blocks_for(seq.dispatched), seq.host_blocks
+        departing = self.replicas[seq.replica].departing
+        keys = seq.keys[len(held) : seq.dispatched // self._block_size]
+        there = list(map(self.host.find, keys))
+        found = [departing.get(key) if block is None else block for key, block in zip(keys, there, strict=True)]
+        found += [None] * (count - len(held) - len(found))
+        if None not in found and None in there:
+            found[-1] = None  # without a copy of its own it would not wait for the others'
         missing = found.count(None) - len(seq.reserved_blocks)
         shared = [block for block in found if block is not None]
         if missing > self.host.available - self.host.num_cached(shared):
@@ -233,14 +239,11 @@ class BlockManager:
         copied = [i for i, block in enumerate(found, len(held)) if block is None]
         seq.settle_on_host(blocks)
         self.host.release(spare)
-        return Swap(
-            self._next_id(),
-            seq.layout,
-            seq.replica,
-            True,
-            [seq.device_blocks[i] for i in copied],
-            [blocks[i] for i in copied],
-        )
+        for i in copied:
+            if i < len(held) + len(keys):
+                departing.setdefault(seq.keys[i], blocks[i])
+        on_device, on_host = ([each[i] for i in copied] for each in (seq.device_blocks, blocks))
+        return Swap(self._next_id(), seq.layout, seq.replica, True, on_device, on_host)
 
     def swapped_out(self, seq: Sequence) -> None:
         """The copy has completed on all ranks and no step names the device blocks any more."""
@@ -252,8 +255,12 @@ class BlockManager:
         """Describe the copy of a hosted sequence to a replica; None, changing nothing, if there is no room."""
         filled = self.blocks_for(seq.dispatched)
         total = self.blocks_for(max(seq.prefill_end, seq.dispatched + 1))
-        full = min(seq.dispatched // self._block_size, len(seq.keys))
-        shared = longest(replica.pool, ((layout, key) for key in seq.keys[:full]))
+        keys = [(layout, key) for key in seq.keys[: seq.dispatched // self._block_size]]
+        shared = longest(replica.pool, keys)
+        arriving = list(takewhile(lambda block: block is not None, map(replica.arriving.get, keys[len(shared) :])))
+        if arriving and len(shared) + len(arriving) == filled:
+            arriving.pop()  # without a copy of its own it would not wait for the others'
+        shared += [block for block in arriving if block is not None]
         room = self.room(replica, surge) - replica.pool.num_cached(shared)
         if not replica.free_slots or total - len(shared) > room:
             return None
@@ -267,13 +274,33 @@ class BlockManager:
             for key in seq.keys[len(shared) :]:
                 replica.coming.setdefault(key, seq)
         copied = slice(len(shared), filled)
+        self._send_for(seq, copied)
         return Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[copied], seq.host_blocks[copied])
+
+    def _send_for(self, seq: Sequence, copied: slice) -> None:
+        """These of its blocks are on their way to it, full ones for others, too."""
+        arriving = self.replicas[seq.replica].arriving
+        full = seq.dispatched // self._block_size
+        for key, block in zip(seq.keys[copied][: full - copied.start], seq.device_blocks[copied], strict=False):
+            arriving.setdefault((seq.layout, key), block)
 
     def swapped_in(self, seq: Sequence) -> None:
         """The copy has completed on all ranks."""
         self.publish(seq, 0)
+        self._forget_ways(seq)
         in_surge = bool(seq.reserved_blocks)
         self.host.release(seq.leave_host_copy(keep=seq.dispatched // self._block_size if in_surge else 0))
+
+    def _forget_ways(self, seq: Sequence) -> None:
+        """Nothing is on its way to or from a sequence any more."""
+        replica = self.replicas[seq.replica]
+        if not (replica.arriving or replica.departing):
+            return
+        for i, key in enumerate(seq.keys):
+            if i < len(seq.device_blocks) and replica.arriving.get((seq.layout, key)) == seq.device_blocks[i]:
+                del replica.arriving[seq.layout, key]
+            if i < len(seq.host_blocks) and replica.departing.get(key) == seq.host_blocks[i]:
+                del replica.departing[key]
 
     # --- parts
 
@@ -285,10 +312,11 @@ class BlockManager:
         if seq.slot < 0:
             return
         replica = self.replicas[seq.replica]
-        blocks, slot = seq.vacate()
-        replica.rotation.forget(slot)
+        self._forget_ways(seq)
         for key in [key for key in seq.keys if replica.coming.get(key) is seq] if replica.coming else ():
             del replica.coming[key]
+        blocks, slot = seq.vacate()
+        replica.rotation.forget(slot)
         replica.pool.release(blocks)
         replica.free_slots.append(slot)
 

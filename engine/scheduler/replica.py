@@ -27,6 +27,10 @@ class Replica:
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
     # Keys of blocks that somebody here is about to compute, or to bring from the host: others wait to share them.
     coming: dict[bytes, Sequence] = field(default_factory=dict)
+    # By layout and key, blocks that swaps in flight write, here and, by key, on the host. Swaps of a replica in one
+    # direction complete in order: one that is sent later may build on them.
+    arriving: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    departing: dict[bytes, int] = field(default_factory=dict)
     turn: int = 0  # of its last step
     decode_turns: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_STAGES))  # of those that decode
 

@@ -58,7 +58,8 @@ def make_sequences(
     stops = frozenset(params.stop_token_ids)
     if not params.ignore_eos or grammar is not None:  # which says itself where the text may end
         stops |= frozenset(capacity.shape.eos_token_ids)
-    salt = salt_key(request.cache_salt)
+    # Without a cache only the continuations of one request share its prompt.
+    salt = salt_key(request.cache_salt if config.enable_prefix_caching else request.id)
     keys = block_keys(prompt, config.block_size, salt)
     sequences: list[Sequence] = []
     for index, arrival in enumerate(arrivals):

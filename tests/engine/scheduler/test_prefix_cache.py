@@ -102,7 +102,10 @@ def test_off_nothing_is_found(plan: tuple[str, ...]) -> None:
     prompt = prompt_of(random.Random(0), 41)
     for i in range(3):
         engine.ask(f"r{i}", prompt)
-    assert not engine.cached and engine.prefilled >= 3 * 41
+    engine.add("beside", prompt)
+    engine.add("each other", prompt, n=3)  # continuations share their prompt all the same
+    engine.run()
+    assert not engine.cached and engine.prefilled == 5 * 41 + 2
     stats = engine.core.stats()
     assert stats.device_blocks_cached == stats.host_blocks_cached == 0
 
