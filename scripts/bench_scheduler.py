@@ -41,7 +41,8 @@ def measure(plan: str, running: int, waiting: int, steps: int) -> float:
     scheduler = Scheduler(config, executor.capacity, executor.now())
     params = SamplingParams(max_tokens=1500, temperature=0.0, ignore_eos=True)
     for index in range(running + waiting):
-        scheduler.add(Add(str(index), [1] * 32, params), executor.now())
+        prompt = [index % 30_000, index // 30_000, *[1] * 30]  # no two begin alike
+        scheduler.add(Add(str(index), prompt, params), executor.now())
     decoding = 0
     while decoding < running:
         decoding = max(turn(scheduler, executor)[0], default=0)
