@@ -46,6 +46,7 @@ def test_any_body(served: Served) -> None:
             assert response.status_code != 200 or '"error":{' not in response.text
 
         send()
-    assert statuses[200] > statuses.total() / 10, statuses
+    # How many are valid depends on what else is loaded: Hypothesis tries constants that it finds in modules.
+    assert statuses[200] > statuses.total() / 20, statuses
     served.is_drained()
     assert served.end(signal.SIGTERM) == 0
