@@ -198,14 +198,14 @@ class Batcher:
 
     def _admit(self, replica: Replica, mode: Mode) -> Sequence | None:
         """Start the first waiting sequence that should start now on a replica, if there is one and room for it."""
-        surge = mode.is_surge
+        surge, prefixes = mode.is_surge, self._blocks.prefixes
         passed = 0
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
             for seq in islice(self._queues.walk(SeqState.WAITING), passed, passed + _MOST_PASSED):
                 layout = self._lifecycle.plan.index(mode.layout)
-                prefix = self._blocks.find(seq, replica, layout)
+                prefix = prefixes.find(seq, replica, layout)
                 # Others wait for a block that somebody is about to have, and for the replica that has more of theirs.
-                if not (self._blocks.is_coming(seq, replica, prefix) or self._belongs_elsewhere(seq, replica, layout)):
+                if not (prefixes.is_coming(seq, replica, prefix) or self._belongs_elsewhere(seq, replica, layout)):
                     break
                 passed += 1
             else:
@@ -226,9 +226,9 @@ class Batcher:
         """Whether another replica has more of a prompt, or is about to, and room for it without being much busier."""
         if len(self._blocks.replicas) == 1:
             return False
-        here = self._blocks.nearness(seq, replica, layout)
+        here = self._blocks.prefixes.nearness(seq, replica, layout)
         for other in self._blocks.replicas:
-            if other is not replica and self._blocks.nearness(seq, other, layout) > here:
+            if other is not replica and self._blocks.prefixes.nearness(seq, other, layout) > here:
                 is_busy = other.residents > _MUCH_BUSIER * replica.residents + _A_FEW
                 if not is_busy and other.residents < self._config.max_num_seqs and other.free_slots:
                     return self._blocks.blocks_for(len(seq.tokens)) <= other.pool.available
@@ -270,7 +270,10 @@ class Batcher:
     def _takes_more(self) -> bool:
         """Whether a surge is going to begin with one more prompt."""
         first = self._queues.first(SeqState.WAITING)
-        return first is not None and self._blocks.host_blocks_to_leave(first) <= self._blocks.host.available
+        if first is None:
+            return False
+        needed = self._blocks.blocks_for(len(first.tokens)) - self._blocks.prefixes.blocks_on_host(first)
+        return needed <= self._blocks.host.available
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]

@@ -7,13 +7,14 @@ are the scheduler's. Device blocks stay with a sequence until nothing in flight 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
-from engine.kv.blocks import BlockPool, block_keys
+from engine.kv.blocks import BlockPool
 from engine.kv.geometry import KVGeometry
-from engine.kv.prefixes import LivePrefixes, Prefix, longest
+from engine.kv.prefixes import Prefix, longest
 from engine.parallel.layout import Layout
+from engine.scheduler.prefix_cache import PrefixCache
 from engine.scheduler.replica import Replica
 from engine.scheduler.rotation import Rotation
 from engine.scheduler.sequence import Sequence
@@ -48,14 +49,13 @@ class BlockManager:
         """`caches`: blocks are found by their content, as prefixes of other prompts, when nobody holds them, too."""
         self._block_size = geometry.block_size
         self.blocks_for = geometry.blocks_for
-        self._layouts = range(len(geometry.plan.layouts))
         self._num_device_blocks = num_device_blocks
         self._num_slots = num_slots
         self._next_id = next_id
         self._caches = caches
-        self._live = LivePrefixes()
         self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
+        self.prefixes = PrefixCache(self.host, self.replicas, geometry, caches)
 
     def enter(self, layout: Layout) -> None:
         """The replicas become those of `layout`. With another dp degree nothing may be on any device."""
@@ -64,7 +64,7 @@ class BlockManager:
         for replica in self.replicas:
             if replica.pool.used or len(replica.free_slots) != self._num_slots:
                 raise IntegrityError(f"replica {replica.index} still holds blocks while the replicas change")
-        self.replicas = [
+        self.replicas[:] = [
             Replica(
                 i,
                 BlockPool(self._num_device_blocks, "device", self._caches),
@@ -96,57 +96,6 @@ class BlockManager:
         if self.host.total:
             growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
         return available - growth
-
-    # --- prefixes
-
-    def expect(self, seq: Sequence) -> int:
-        """Tokens of a prompt that comes now which it will probably not have to compute."""
-        return self._live.expected_blocks(self._findable(seq), self._is_there) * self._block_size
-
-    def _findable(self, seq: Sequence) -> list[bytes]:
-        """Keys of the blocks that it need not compute, if they are there: at least its last token it must."""
-        return seq.keys[: (len(seq.tokens) - 1) // self._block_size] if seq.finds else []
-
-    def _is_there(self, key: bytes) -> bool:
-        return self.host.find(key) is not None or any(
-            replica.pool.find((layout, key)) is not None for replica in self.replicas for layout in self._layouts
-        )
-
-    def came(self, seq: Sequence) -> None:
-        """From now on others may expect to find its prompt."""
-        self._live.add(seq.keys)
-
-    def find(self, seq: Sequence, replica: Replica, layout: int) -> Prefix:
-        """What there is of a waiting sequence."""
-        keys = self._findable(seq)
-        device = longest(replica.pool, ((layout, key) for key in keys))
-        return Prefix(device, longest(self.host, keys) if self._caches else [])
-
-    def is_coming(self, seq: Sequence, replica: Replica, prefix: Prefix) -> bool:
-        """Whether somebody else on a replica is about to have the next block of a prompt that starts so."""
-        keys, found = self._findable(seq), len(prefix.device)
-        return found < len(keys) and keys[found] in replica.coming
-
-    def nearness(self, seq: Sequence, replica: Replica, layout: int) -> int:
-        """Blocks of a waiting sequence that a replica has, or somebody there is about to have."""
-        keys = self._findable(seq)
-        found = len(longest(replica.pool, ((layout, key) for key in keys)))
-        return found + sum(1 for _ in takewhile(replica.coming.__contains__, islice(keys, found, None)))
-
-    def reset_cache(self, begun: Iterable[Sequence]) -> None:
-        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
-        for seq in begun:
-            self._live.remove(seq.keys)
-            seq.know_keys([], None)
-        self.host.reset()
-        for replica in self.replicas:
-            replica.pool.reset()
-            for on_the_way in (replica.coming, replica.arriving, replica.departing):
-                on_the_way.clear()
-
-    def host_blocks_to_leave(self, seq: Sequence) -> int:
-        """Blocks that the host must have for a waiting sequence to get there behind its prompt."""
-        return self.blocks_for(len(seq.tokens)) - len(longest(self.host, self._findable(seq) if self._caches else []))
 
     # --- device
 
@@ -197,14 +146,11 @@ class BlockManager:
 
     def finish(self, seq: Sequence) -> None:
         """It is over, and nothing in flight names it: what it computed may be found by whoever goes on from there."""
-        self._live.remove(seq.keys)
-        if self._caches and seq.slot >= 0 and seq.last_key is not None:
-            start = len(seq.keys) * self._block_size
-            computed = seq.tokens[start : min(seq.dispatched, len(seq.tokens))]
-            if len(computed) >= self._block_size:
-                more = block_keys(computed, self._block_size, seq.last_key)
-                seq.know_keys(seq.keys + more, more[-1])
-                self.publish(seq, start)
+        self.prefixes.went(seq)
+        if seq.slot >= 0:
+            first = len(seq.keys)
+            self.prefixes.extend(seq)
+            self.publish(seq, first * self._block_size)
         self.drop(seq)
 
     def drop(self, seq: Sequence) -> None:

@@ -153,8 +153,7 @@ class Lifecycle:
 
     def come(self, seq: Sequence) -> None:
         """A new one waits from now on."""
-        seq.expected_hit_tokens = self.blocks.expect(seq)
-        self.blocks.came(seq)
+        seq.expected_hit_tokens = self.blocks.prefixes.came(seq)
         self.queues.add(seq)
 
     def start(self, seq: Sequence, admission: Admission) -> None:

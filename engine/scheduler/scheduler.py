@@ -95,7 +95,7 @@ class Scheduler:
         """No prompt finds what was computed before."""
         sequences = itertools.chain.from_iterable(self._requests.values())
         begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
-        self._lifecycle.blocks.reset_cache(begun)
+        self._lifecycle.blocks.prefixes.reset(begun)
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)

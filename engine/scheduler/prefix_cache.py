@@ -1,0 +1,91 @@
+"""What of a prompt is on devices and on the host already, or will be. Used by the block manager and the batcher.
+
+It only looks: who holds which block is the block manager's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice, takewhile
+
+from engine.kv.blocks import BlockPool, block_keys
+from engine.kv.geometry import KVGeometry
+from engine.kv.prefixes import LivePrefixes, Prefix, longest
+from engine.scheduler.replica import Replica
+from engine.scheduler.sequence import Sequence
+
+
+class PrefixCache:
+    """A view of the pools, by content. A device block's key is of a layout, too."""
+
+    def __init__(self, host: BlockPool, replicas: list[Replica], geometry: KVGeometry, enabled: bool) -> None:
+        """`replicas` is the list of the current ones. `enabled`: if not, only the continuations of one request share
+        its prompt, on a device."""
+        self._host = host
+        self._replicas = replicas
+        self._layouts = range(len(geometry.plan.layouts))
+        self._block_size = geometry.block_size
+        self._enabled = enabled
+        self._live = LivePrefixes()
+
+    # --- while a sequence waits
+
+    def came(self, seq: Sequence) -> int:
+        """From now on others may expect to find a prompt. Returns how many of its tokens it will probably find."""
+        expected = self._live.expected_blocks(self._findable(seq), self._is_there) * self._block_size
+        self._live.add(seq.keys)
+        return expected
+
+    def find(self, seq: Sequence, replica: Replica, layout: int) -> Prefix:
+        keys = self._findable(seq)
+        device = longest(replica.pool, ((layout, key) for key in keys))
+        return Prefix(device, longest(self._host, keys) if self._enabled else [])
+
+    def is_coming(self, seq: Sequence, replica: Replica, prefix: Prefix) -> bool:
+        """Whether somebody else on a replica is about to have the next block of a prompt that starts so."""
+        keys, found = self._findable(seq), len(prefix.device)
+        return found < len(keys) and keys[found] in replica.coming
+
+    def nearness(self, seq: Sequence, replica: Replica, layout: int) -> int:
+        """Blocks of a prompt that a replica has, or somebody there is about to have."""
+        keys = self._findable(seq)
+        found = len(longest(replica.pool, ((layout, key) for key in keys)))
+        return found + sum(1 for _ in takewhile(replica.coming.__contains__, islice(keys, found, None)))
+
+    def blocks_on_host(self, seq: Sequence) -> int:
+        return len(longest(self._host, self._findable(seq))) if self._enabled else 0
+
+    def _findable(self, seq: Sequence) -> list[bytes]:
+        """Keys of the blocks that it need not compute, if they are there: at least its last token it must."""
+        return seq.keys[: (len(seq.tokens) - 1) // self._block_size] if seq.finds else []
+
+    def _is_there(self, key: bytes) -> bool:
+        return self._host.find(key) is not None or any(
+            replica.pool.find((layout, key)) is not None for replica in self._replicas for layout in self._layouts
+        )
+
+    # --- when it is over
+
+    def went(self, seq: Sequence) -> None:
+        """Nobody may expect any more that it will compute its prompt."""
+        self._live.remove(seq.keys)
+
+    def extend(self, seq: Sequence) -> None:
+        """Give keys to the full blocks of its output, for whoever goes on from there."""
+        if not self._enabled or seq.last_key is None:
+            return
+        computed = seq.tokens[len(seq.keys) * self._block_size : seq.dispatched]
+        if len(computed) >= self._block_size:
+            more = block_keys(computed, self._block_size, seq.last_key)
+            seq.know_keys(seq.keys + more, more[-1])
+
+    def reset(self, begun: Iterable[Sequence]) -> None:
+        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
+        for seq in begun:
+            self._live.remove(seq.keys)
+            seq.know_keys([], None)
+        self._host.reset()
+        for replica in self._replicas:
+            replica.pool.reset()
+            for on_the_way in (replica.coming, replica.arriving, replica.departing):
+                on_the_way.clear()
