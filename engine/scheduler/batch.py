@@ -40,6 +40,7 @@ class Batch:
         self._pairs = 0.0  # of prompts' tokens and what they attend to
         self.prefills: list[Sequence] = []
         self.sampled: list[Sequence] = []
+        self.finders: list[tuple[Sequence, int]] = []  # who started beside it, with so many tokens found on the device
 
     def __bool__(self) -> bool:
         return self.num_tokens > 0

@@ -97,6 +97,8 @@ class Batcher:
             self._add_decodes(batch, replica, layout, share, leavers)
         if batch:
             self._send(batch, replica)
+        for seq, tokens in batch.finders:  # behind the step, which may be computing what they found
+            self._lifecycle.save(seq, tokens)
         for seq in leavers:  # behind the step, which may still write what they take along
             self._lifecycle.preempt(seq)
         return bool(batch)
@@ -170,7 +172,7 @@ class Batcher:
             if seq not in leavers and seq.in_prefill:
                 self._add_chunk(batch, seq, mode, budget, leavers)
         while admits and not self._is_full(batch, budget):
-            admitted = self._admit(replica, mode)
+            admitted = self._admit(batch, replica, mode)
             if admitted is None:
                 return
             self._add_chunk(batch, admitted, mode, budget, leavers)
@@ -196,7 +198,7 @@ class Batcher:
         elif not seq.is_exhausted:
             leavers[seq] = None
 
-    def _admit(self, replica: Replica, mode: Mode) -> Sequence | None:
+    def _admit(self, batch: Batch, replica: Replica, mode: Mode) -> Sequence | None:
         """Start the first waiting sequence that should start now on a replica, if there is one and room for it."""
         surge, prefixes = mode.is_surge, self._blocks.prefixes
         passed = 0
@@ -218,6 +220,8 @@ class Batcher:
                     make_room(self._lifecycle, replica, needed, keep_host_blocks=needed)
                 return None
             self._lifecycle.start(seq, admission)
+            if admission.device_tokens and not surge:  # from a surge it goes to the host anyway
+                batch.finders.append((seq, admission.device_tokens))
             if admission.swap is None:
                 return seq
         return None

@@ -24,6 +24,7 @@ from engine.wire.commands import Swap
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.
 _GROWTH_FRACTION = 0.01
+_MOST_SAVED = 0.25  # of what the host has available, for one copy that nobody waits for
 
 
 class Admission(NamedTuple):
@@ -32,6 +33,15 @@ class Admission(NamedTuple):
     device_tokens: int
     host_tokens: int
     swap: Swap | None  # brings what only the host had
+
+
+class Saving(NamedTuple):
+    """A copy to the host for the cache's sake: until it is done, its blocks in both pools are nobody's but its own."""
+
+    replica: int
+    device_blocks: list[int]
+    host_blocks: list[int]
+    keys: list[bytes]
 
 
 class BlockManager:
@@ -55,6 +65,7 @@ class BlockManager:
         self._caches = caches
         self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
+        self._savings: dict[int, Saving] = {}  # by the id of their swap
         self.prefixes = PrefixCache(self.host, self.replicas, geometry, caches)
 
     def enter(self, layout: Layout) -> None:
@@ -191,6 +202,46 @@ class BlockManager:
         on_device, on_host = ([each[i] for i in copied] for each in (seq.device_blocks, blocks))
         return Swap(self._next_id(), seq.layout, seq.replica, True, on_device, on_host)
 
+    def save(self, seq: Sequence, tokens: int) -> Swap | None:
+        """Describe a copy to the host of the first `tokens` of a sequence, which it found on its device; None if the
+        host has them, or little room.
+
+        What was found once will be again, after others needed its device blocks, or in another layout.
+        """
+        if not (self._caches and self.host.total) or seq.slot < 0:
+            return None
+        departing = self.replicas[seq.replica].departing
+        found = enumerate(seq.keys[: tokens // self._block_size])
+        missing = [i for i, key in found if self.host.find(key) is None and key not in departing]
+        if not missing or len(missing) > self.host.available * _MOST_SAVED:
+            return None
+        pool = self.replicas[seq.replica].pool
+        device_blocks = [pool.share(seq.device_blocks[i]) for i in missing]
+        saving = Saving(seq.replica, device_blocks, self.host.allocate(len(missing)), [seq.keys[i] for i in missing])
+        departing.update(zip(saving.keys, saving.host_blocks, strict=True))
+        swap = Swap(self._next_id(), seq.layout, seq.replica, True, saving.device_blocks, saving.host_blocks)
+        self._savings[swap.id] = saving
+        return swap
+
+    def saved(self, swap_id: int) -> None:
+        """A swap has completed on all ranks; it may have been such a copy."""
+        saving = self._savings.pop(swap_id, None)
+        if saving is None:
+            return
+        replica = self.replicas[saving.replica]
+        for key, block in zip(saving.keys, saving.host_blocks, strict=False):
+            self.host.publish(block, key)
+            if replica.departing.get(key) == block:
+                del replica.departing[key]
+        self.host.release(saving.host_blocks)
+        replica.pool.release(saving.device_blocks)
+
+    def reset_cache(self, begun: Iterable[Sequence]) -> None:
+        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
+        self.prefixes.reset(begun)
+        for saving in self._savings.values():
+            saving.keys.clear()
+
     def swapped_out(self, seq: Sequence) -> None:
         """The copy has completed on all ranks and no step names the device blocks any more."""
         for i in range(min(seq.dispatched // self._block_size, len(seq.keys))):
@@ -269,10 +320,13 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise IntegrityError unless both pools and the slots add up to what these sequences hold."""
         held = list(sequences)
-        self.host.check([blocks for s in held for blocks in (s.host_blocks, s.reserved_blocks)])
+        savings = self._savings.values()
+        on_host = [blocks for s in held for blocks in (s.host_blocks, s.reserved_blocks)]
+        self.host.check([*on_host, *(saving.host_blocks for saving in savings)])
         for replica in self.replicas:
             here = [s for s in held if s.replica == replica.index and s.slot >= 0]
-            replica.pool.check([s.device_blocks for s in here])
+            saved = [saving.device_blocks for saving in savings if saving.replica == replica.index]
+            replica.pool.check([*(s.device_blocks for s in here), *saved])
             slots = sorted(replica.free_slots + [s.slot for s in here])
             if slots != list(range(self._num_slots)):
                 raise IntegrityError(f"slots of replica {replica.index} do not add up: {slots}")

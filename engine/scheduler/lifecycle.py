@@ -87,10 +87,13 @@ class Lifecycle:
         """A sequence's copy sets off; without anything to copy it has arrived."""
         if swap.device_blocks:
             seq.swap_started()
-            self.swaps_in_flight += 1
-            ranks = self.plan.layouts[swap.layout].ranks_per_replica
-            self._send(swap, InFlight(swap, ranks, self.now, [seq]))
+            self._send_swap(swap, [seq])
         self.settle(seq)
+
+    def _send_swap(self, swap: Swap, sequences: list[Sequence]) -> None:
+        self.swaps_in_flight += 1
+        ranks = self.plan.layouts[swap.layout].ranks_per_replica
+        self._send(swap, InFlight(swap, ranks, self.now, sequences))
 
     def _send(self, command: Forward | Swap | Transition, flight: InFlight) -> None:
         self.in_flight[command.id] = flight
@@ -172,6 +175,12 @@ class Lifecycle:
         self.counters.looked_up(seq.prompt_len, device=admission.device_tokens, host=admission.host_tokens)
         if found and seq.index == 0:
             self.found.append(CachedPrompt(seq.request_id, found))
+
+    def save(self, seq: Sequence, tokens: int) -> None:
+        """Have what a sequence found on its device on the host, too. Call it behind the last step that computes it."""
+        swap = self.blocks.save(seq, tokens)
+        if swap is not None:
+            self._send_swap(swap, [])
 
     def start_swapping_in(self, seq: Sequence, swap: Swap) -> None:
         self.blocks.replicas[seq.replica].incoming[seq] = None

@@ -95,7 +95,7 @@ class Scheduler:
         """No prompt finds what was computed before."""
         sequences = itertools.chain.from_iterable(self._requests.values())
         begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
-        self._lifecycle.blocks.prefixes.reset(begun)
+        self._lifecycle.blocks.reset_cache(begun)
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
@@ -179,6 +179,7 @@ class Scheduler:
                 lifecycle.counters.swapped(to_host, flight.bytes, flight.seconds)
                 lifecycle.times.observe_swap(flight.bytes, flight.seconds, to_host)
                 lifecycle.swaps_in_flight -= 1
+                lifecycle.blocks.saved(report.id)
                 for seq in flight.sequences:
                     seq.swap_completed()
                     lifecycle.settle(seq)

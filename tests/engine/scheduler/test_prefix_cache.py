@@ -187,6 +187,53 @@ def test_a_surge_finds_on_the_host_what_an_earlier_one_left_there(plan: tuple[st
     assert sum(stats.transitions.values()) >= 4 and stats.host_blocks_used == 0 < stats.host_blocks_cached
 
 
+@pytest.mark.parametrize("plan", [("P2", "T2"), ("P4", "P4", "T4"), ("D2", "T2")])
+def test_what_was_found_once_is_on_the_host_from_then_on(plan: tuple[str, ...]) -> None:
+    """Without any surge: others need its device blocks, and it comes back."""
+    engine = Engine(*plan, num_device_blocks=44, max_num_seqs=2, **STEADY)
+    common = prompt_of(random.Random(0), 60)
+    strangers = iter([prompt_of(random.Random(50 + i), 100) for i in range(20)])
+    engine.ask("first", [*common, 1])
+    assert engine.core.stats().host_blocks_cached == 0
+    engine.ask("second", [*common, 2])
+    assert engine.core.stats().host_blocks_cached == 15
+    engine.ask("third", [*common, 3])
+    for i in range(6):
+        engine.ask(f"stranger {i}", next(strangers))
+    engine.ask("again", [*common, 4])
+    stats = engine.core.stats()
+    assert engine.found("again") == 60 and stats.prefix_cache_hits["host"] == 60
+    assert not stats.transitions and stats.host_blocks_cached == 15 and stats.host_blocks_used == 0
+
+
+def test_a_surge_finds_what_was_found_before_it() -> None:
+    engine = Engine("P2", "T2", surge_min_tokens=100, num_host_blocks=400, num_device_blocks=400)
+    common = prompt_of(random.Random(0), 60)
+    for name in ("first", "second"):
+        engine.ask(name, [*common, 1])
+    assert not engine.core.stats().transitions
+    for i in range(30):
+        engine.add(f"r{i}", [*common, *prompt_of(random.Random(i), 50)], max_tokens=2)
+    engine.run()
+    stats = engine.core.stats()
+    assert stats.transitions and stats.prefix_cache_hits["host"] >= 60
+    assert all(engine.found(f"r{i}") == 60 for i in range(30))
+
+
+@pytest.mark.parametrize("swap_bytes_per_s", [1e4, 20e9])
+def test_a_reset_also_reaches_copies_under_way(swap_bytes_per_s: float) -> None:
+    times = measured(make_config("P2", "T2"), swap_out_bytes_per_s=swap_bytes_per_s)
+    engine = Engine("P2", "T2", times=times, **STEADY)
+    prompt = prompt_of(random.Random(0), 61)
+    engine.ask("first", prompt)
+    engine.add("second", prompt)
+    engine.run(turns=3)
+    engine.core.reset_prefix_cache()
+    engine.run()
+    stats = engine.core.stats()
+    assert stats.swap_bytes["out"] > 0 and stats.host_blocks_used == stats.host_blocks_cached == 0
+
+
 def test_prompts_that_share_a_prefix_share_its_place_on_the_host() -> None:
     """A surge takes as many of them as their own blocks leave room for."""
     engine = Engine("P2", "T2", num_host_blocks=40, num_device_blocks=200, max_num_seqs=8)

@@ -15,6 +15,7 @@ from engine.cost.estimate import estimate
 from engine.executor.simulated import NO_HOST
 from engine.planning.policy import Phase, Situation, StaticPolicy
 from engine.sampling.params import SamplingParams
+from engine.scheduler.seq_state import SeqState
 from engine.values.config import EngineConfig
 from engine.values.errors import IntegrityError, QueueFullError, RequestError
 from engine.wire.messages import Add, FinishReason, Output
@@ -58,9 +59,13 @@ def make_config(prefill: str, decode: str = "", tail: str = "", **changes: objec
 def run(core: Core, until_turn: int | None = None) -> list[Output]:
     outputs: list[Output] = []
     turns = 0
+    scheduler = core._scheduler
     while not core.is_idle and (until_turn is None or turns < until_turn):
         outputs += core.turn()
         turns += 1
+        if turns % 7 == 0:
+            queues = scheduler._lifecycle.queues
+            scheduler._lifecycle.blocks.check(seq for state in SeqState for seq in queues.walk(state))
         assert turns < 200_000, "the engine does not come to an end"
     return outputs
 
