@@ -176,12 +176,15 @@ def test_the_engine_on_one_gpu(folder: Path, reference: Reference, monkeypatch: 
 
 
 def _check_plan(reference: Reference, plan: str, weights: str, error: float | None = None, **settings: Any) -> None:
-    """Prompts in several chunks, swaps and changes of layout; every pool and reloaded arena starts as NaN.
+    """Prompts in several chunks, some of which begin alike, swaps and changes of layout; every pool and reloaded arena
+    starts as NaN.
 
     `error`: of the logits, if it is not that of the reference's dtype.
     """
     prefill, _, decode = plan.partition("->")
     prompts = random_prompts(seed=4, count=40, longest=300, vocab=VOCAB)
+    common = prompts[0][:100]
+    prompts = [common + prompt if i % 4 == 3 else prompt for i, prompt in enumerate(prompts)]
     requests = {f"g{i}": (prompt, greedy(24)) for i, prompt in enumerate(prompts)}
     error = reference.error(prompts[1]) if error is None else error
     plain = {"weights": weights, "num_host_blocks": 200, "policy": "paper", "surge_min_tokens": 0}
@@ -193,6 +196,7 @@ def _check_plan(reference: Reference, plan: str, weights: str, error: float | No
         assert len(tokens[f"g{i}"][0]) == 24
         reference.check_greedy(prompt, tokens[f"g{i}"][0], error)
     assert stats.device_blocks_used == stats.host_blocks_used == 0
+    assert sum(stats.prefix_cache_hits.values()) > 0
     if decode:
         assert sum(stats.transitions.values()) >= 2 and stats.swap_bytes["in"] > 0
 
