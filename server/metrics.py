@@ -113,7 +113,7 @@ class EngineCollector(Collector):
         )
         yield _gauge("host_kv_blocks", "Host KV blocks.", s.host_blocks_total)
         yield _gauge("phase", "1 for the phase that the engine is in.", {p: int(p == s.phase) for p in PHASES}, "phase")
-        yield _counter("prompt_tokens", "Prompt tokens prefilled.", s.prompt_tokens)
+        yield _counter("prompt_tokens", "Tokens of prompts that were prefilled, cached ones included.", s.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", s.generation_tokens)
         yield _counter("prefix_cache_queries", "Tokens of prompts that were looked up.", s.prefix_cache_queries)
         yield _counter("prefix_cache_hits", "Tokens of those that were found on the devices.", device_hits)

@@ -17,6 +17,7 @@ from engine.parallel.layout import Layout
 from engine.scheduler.prefix_cache import PrefixCache
 from engine.scheduler.replica import Replica
 from engine.scheduler.rotation import Rotation
+from engine.scheduler.seq_state import ON_DEVICE
 from engine.scheduler.sequence import Sequence
 from engine.values.errors import IntegrityError
 from engine.wire.commands import Swap
@@ -156,13 +157,13 @@ class BlockManager:
             replica.coming.pop(seq.keys[i], None)
 
     def finish(self, seq: Sequence) -> None:
-        """It is over, and nothing in flight names it: what it computed may be found by whoever goes on from there."""
+        """It is over: whoever goes on from there may share what it computed from now on, as any that a dispatched step
+        fills (`publish`). It gives back what it holds once nothing in flight names it."""
         self.prefixes.went(seq)
-        if seq.slot >= 0:
+        if seq.state in ON_DEVICE:
             first = len(seq.keys)
             self.prefixes.extend(seq)
             self.publish(seq, first * self._block_size)
-        self.drop(seq)
 
     def drop(self, seq: Sequence) -> None:
         """Give back everything; the sequence starts over from its known tokens."""

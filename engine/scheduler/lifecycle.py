@@ -138,6 +138,7 @@ class Lifecycle:
     def finish(self, seq: Sequence) -> None:
         """No more is wanted of a sequence; what it holds is freed once nothing in flight names it."""
         self.leave_line(seq)
+        self.blocks.finish(seq)
         if seq.slot >= 0:
             self.replica_of(seq).rotation.close(seq.slot)
         self.queues.move(seq, SeqState.FINISHED)
@@ -162,7 +163,7 @@ class Lifecycle:
     def start(self, seq: Sequence, admission: Admission) -> None:
         """A waiting sequence has what it needs to be computed, or has it once a copy is there."""
         self.admitted_s = self.now
-        if not seq.looked_up and seq.finds:
+        if self.config.enable_prefix_caching and seq.finds and seq.index == 0 and not seq.looked_up:
             self._count(seq, admission)
         seq.looked_up = True
         if admission.swap is None:
@@ -173,7 +174,7 @@ class Lifecycle:
     def _count(self, seq: Sequence, admission: Admission) -> None:
         found = admission.device_tokens + admission.host_tokens
         self.counters.looked_up(seq.prompt_len, device=admission.device_tokens, host=admission.host_tokens)
-        if found and seq.index == 0:
+        if found:
             self.found.append(CachedPrompt(seq.request_id, found))
 
     def save(self, seq: Sequence, tokens: int) -> None:
@@ -210,7 +211,7 @@ class Lifecycle:
             return
         match seq.state:
             case SeqState.FINISHED:
-                self.blocks.finish(seq)
+                self.blocks.drop(seq)
                 self.queues.forget(seq)
             case SeqState.LEAVING:
                 self.blocks.drop(seq)

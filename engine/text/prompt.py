@@ -26,6 +26,7 @@ class TokensPrompt(TypedDict):
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+_KEYS = TextPrompt.__annotations__.keys() | TokensPrompt.__annotations__.keys()
 
 NO_PROMPT = "a prompt must be a text, a list of token ids, or a dict with one of them as prompt or prompt_token_ids"
 
@@ -62,6 +63,10 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Enco
 
 def _unencoded(prompt: Prompt) -> tuple[str | None, list[int] | None]:
     """Its text and its token ids, as far as it says."""
+    if isinstance(prompt, Mapping) and (unknown := prompt.keys() - _KEYS):
+        raise ValueError(
+            f"a prompt that is a dict has no {min(map(str, unknown))}: it takes {', '.join(sorted(_KEYS))}"
+        )
     match prompt:
         case str():
             return prompt, None

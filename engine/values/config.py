@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from engine.parallel.layout import Layout, Plan
@@ -28,6 +29,11 @@ ExecutorName = Literal["processes", "simulated"]
 
 
 YEAR_S = 365 * 86400
+_KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 def _option(default: Any, help: str, *, least: float = 0, most: float = math.inf) -> Any:
@@ -138,6 +144,10 @@ class EngineConfig:
             value = getattr(self, f.name)
             if get_origin(hints[f.name]) is Literal and value not in get_args(hints[f.name]):
                 raise ConfigError(f"{f.name} must be one of {', '.join(get_args(hints[f.name]))}, not {value!r}")
+            if (kind := _KINDS.get(hints[f.name])) is not None and (
+                not isinstance(value, kind[0]) or (isinstance(value, bool) and kind[0] is not bool)
+            ):
+                raise ConfigError(f"{f.name} must be {kind[1]}, not {value!r}")
             if hints[f.name] in (int, float):
                 least, most = f.metadata["least"], f.metadata["most"]
                 if not (least <= value <= most and value != math.inf):

@@ -79,7 +79,7 @@ def test_prefixes_of_200_prompts(folder: Path, plan: str, monkeypatch: pytest.Mo
         for got in (found[name][0], computed[name][0]):
             assert len(got) == MAX_TOKENS and matches_reference(folder, prompt, got, MAX_TOKENS, error), name
     queries = sum(map(len, PROMPTS.values()))
-    assert stats.prefix_cache_queries == without.prefix_cache_queries == queries
+    assert stats.prefix_cache_queries == queries and without.prefix_cache_queries == 0
     hits = stats.prefix_cache_hits
     assert hits["device"] + hits["host"] > 0.6 * queries and (hits["host"] > 0) == ("->" in plan)
     assert without.device_blocks_cached == without.host_blocks_cached == 0
@@ -114,6 +114,6 @@ def test_who_needs_all_rows_who_branches_and_who_draws(folder: Path) -> None:
         hits = engine.core.stats().prefix_cache_hits["device"] - before
     assert again["greedy"] == first["greedy"] and again["drawn"] == first["drawn"]
     assert again["n"] == [first["greedy"][0]] * 3
-    assert hits == 5 * 44
+    assert hits == 3 * 44  # of requests, not of continuations
     assert len(told_first) == len(told_alone) == len(told_again) == 47
     assert told_first == pytest.approx(told_alone, abs=1e-4) and told_again == pytest.approx(told_alone, abs=1e-4)

@@ -96,6 +96,22 @@ def test_a_conversation_finds_the_answers_before() -> None:
         prompt = [*prompt, *answer, *prompt_of(random.Random(turn), 7)]
 
 
+def test_who_goes_on_at_once_finds_the_answer_too() -> None:
+    """Though a step that was sent before the end was known still names its blocks."""
+    engine = Engine("T1")
+    prompt = prompt_of(random.Random(0), 10)
+    params = SamplingParams(max_tokens=40, temperature=0.0, stop_token_ids=(reference(prompt, 20)[19],))
+    engine.core.add(Add("first", prompt, params))
+    tokens: list[int] = []
+    while len(tokens) < 20:
+        tokens += [token for output in engine.core.turn() for token in output.tokens]
+    assert engine.core._scheduler.has_commands_in_flight
+    engine.core.add(Add("next", [*prompt, *tokens, 7], SamplingParams(max_tokens=2, temperature=0.0)))
+    engine._wanted["next", 0] = reference([*prompt, *tokens, 7], 2)
+    engine.run()
+    assert engine.found("next") == 28  # of 30 that have K and V
+
+
 @pytest.mark.parametrize("plan", [("T1",), ("P4",), ("P2", "T2"), ("D2", "T2")])
 def test_off_nothing_is_found(plan: tuple[str, ...]) -> None:
     engine = Engine(*plan, enable_prefix_caching=False)
@@ -106,6 +122,7 @@ def test_off_nothing_is_found(plan: tuple[str, ...]) -> None:
     engine.add("each other", prompt, n=3)  # continuations share their prompt all the same
     engine.run()
     assert not engine.cached and engine.prefilled == 5 * 41 + 2
+    assert engine.core.stats().prefix_cache_queries == 0
     stats = engine.core.stats()
     assert stats.device_blocks_cached == stats.host_blocks_cached == 0
 

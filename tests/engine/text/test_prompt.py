@@ -38,6 +38,12 @@ def test_what_is_no_prompt(wrong: Any) -> None:
         encode_prompts(BYTES, as_list([wrong, "a"]))
 
 
+def test_a_key_that_means_nothing_is_not_passed_over() -> None:
+    """A salt that is misspelt keeps nothing apart."""
+    with pytest.raises(ValueError, match="has no cache_slat: it takes cache_salt, prompt, prompt_token_ids"):
+        encode_prompts(BYTES, [{"prompt": "a", "cache_slat": "s"}])  # type: ignore[typeddict-unknown-key,list-item]
+
+
 @pytest.mark.parametrize("wrong", [None, 5])
 def test_what_holds_no_prompts(wrong: Any) -> None:
     with pytest.raises(ValueError, match="prompt_token_ids"):
