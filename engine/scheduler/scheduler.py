@@ -93,9 +93,9 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before."""
-        sequences = itertools.chain.from_iterable(self._requests.values())
-        begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
-        self._lifecycle.blocks.prefixes.reset(begun)
+        # Who is over and still named by a step has begun, too: its output would be given to others once it settles.
+        begun = [state for state in SeqState if state is not SeqState.WAITING]
+        self._lifecycle.blocks.prefixes.reset(self._lifecycle.queues.list(*begun))
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)

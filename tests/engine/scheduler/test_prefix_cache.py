@@ -138,6 +138,22 @@ def test_a_reset_forgets_everything_also_what_is_in_use() -> None:
     assert begun >= 6
 
 
+@pytest.mark.parametrize("plan", [("T1",), ("P4",)])
+def test_a_reset_forgets_the_output_of_who_just_ended(plan: tuple[str, ...]) -> None:
+    """It is over, but a step in flight names it still, and its output's blocks get their keys only behind that."""
+    engine = Engine(*plan)
+    prompt = prompt_of(random.Random(0), 9)
+    engine.core.add(Add("first", prompt, SamplingParams(max_tokens=60, temperature=0.0)))
+    for _ in range(40):
+        engine.core.turn()
+    engine.core.abort("first")
+    engine.core.reset_prefix_cache()
+    engine.run()
+    engine.ask("again", prompt, max_tokens=1)  # from here on the start of that output would be found
+    engine.ask("longer", [*prompt, *reference(prompt, 60)])
+    assert engine.found("again") == 0 and engine.found("longer") == 8
+
+
 def test_what_was_not_used_for_longest_goes_first() -> None:
     engine = Engine("T1", num_device_blocks=31, max_num_seqs=1, max_model_len=64)
     prompts = [prompt_of(random.Random(i), 41) for i in range(3)]  # 11 blocks each, with their outputs
