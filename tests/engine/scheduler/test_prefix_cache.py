@@ -253,6 +253,28 @@ def test_a_replica_that_is_much_busier_leaves_its_prefix_to_others() -> None:
     assert min(residents) >= 6, residents
 
 
+def test_where_a_prompt_belongs_is_not_looked_up_block_by_block() -> None:
+    """Many wait that begin alike, and each is asked about on every replica, before each prompt that starts."""
+    looked_up = 0
+
+    class Counting(dict):  # type: ignore[type-arg]
+        def get(self, *key: object) -> object:
+            nonlocal looked_up
+            looked_up += 1
+            return super().get(*key)
+
+    engine = Engine("D4", max_num_seqs=64, num_device_blocks=500, max_num_batched_tokens=64, **STEADY)
+    for replica in engine.core._scheduler._lifecycle.blocks.replicas:
+        replica.pool._by_key = Counting()
+    common = prompt_of(random.Random(0), 100)  # 25 blocks
+    for i in range(12):
+        engine.add(f"r{i}", [*common, i])
+    for i in range(60):
+        engine.add(f"stranger {i}", prompt_of(random.Random(i), 12))
+    engine.run()
+    assert looked_up < 4000
+
+
 def test_prompts_that_will_be_found_do_not_count_as_work() -> None:
     engine = Engine("P2", "T2", **STEADY)
     common = prompt_of(random.Random(0), 80)
