@@ -205,13 +205,15 @@ class Batcher:
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
             for seq in islice(self._queues.walk(SeqState.WAITING), passed, passed + _MOST_PASSED):
                 layout = self._lifecycle.plan.index(mode.layout)
-                prefix = prefixes.find(seq, replica, layout)
+                device = prefixes.on_device(seq, replica, layout)
                 # Others wait for a block that somebody is about to have, and for the replica that has more of theirs.
-                if not (prefixes.is_coming(seq, replica, prefix) or self._belongs_elsewhere(seq, replica, layout)):
+                found, is_coming = len(device), prefixes.is_coming(seq, replica, len(device))
+                if not is_coming and not self._belongs_elsewhere(seq, replica, layout, found):
                     break
                 passed += 1
             else:
                 return None
+            prefix = Prefix(device, prefixes.on_host(seq))
             bring = prefix.beyond_device > 0 and self._pays_to_bring(seq, mode.layout, prefix)
             admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring)
             if admission is None:
@@ -226,17 +228,19 @@ class Batcher:
                 return seq
         return None
 
-    def _belongs_elsewhere(self, seq: Sequence, replica: Replica, layout: int) -> bool:
-        """Whether another replica has more of a prompt, or is about to, and room for it without being much busier."""
-        if len(self._blocks.replicas) == 1:
-            return False
-        here = self._blocks.prefixes.nearness(seq, replica, layout)
-        for other in self._blocks.replicas:
-            if other is not replica and self._blocks.prefixes.nearness(seq, other, layout) > here:
-                is_busy = other.residents > _MUCH_BUSIER * replica.residents + _A_FEW
-                if not is_busy and other.residents < self._config.max_num_seqs and other.free_slots:
-                    return self._blocks.blocks_for(len(seq.tokens)) <= other.pool.available
-        return False
+    def _belongs_elsewhere(self, seq: Sequence, replica: Replica, layout: int, found: int) -> bool:
+        """Whether another replica has more of a prompt than the blocks `found` here, or is about to, and room for it
+        without being much busier."""
+        prefixes, needed = self._blocks.prefixes, self._blocks.blocks_for(len(seq.tokens))
+        return any(
+            other is not replica
+            and other.residents <= _MUCH_BUSIER * replica.residents + _A_FEW
+            and other.residents < self._config.max_num_seqs
+            and other.free_slots
+            and needed <= other.pool.available
+            and prefixes.is_near(seq, other, layout, found + 1)
+            for other in self._blocks.replicas
+        )
 
     def _pays_to_bring(self, seq: Sequence, layout: Layout, prefix: Prefix) -> bool:
         """Whether copying what only the host has of a prompt takes less time than computing it would add to a step."""
@@ -276,7 +280,7 @@ class Batcher:
         first = self._queues.first(SeqState.WAITING)
         if first is None:
             return False
-        needed = self._blocks.blocks_for(len(first.tokens)) - self._blocks.prefixes.blocks_on_host(first)
+        needed = self._blocks.blocks_for(len(first.tokens)) - len(self._blocks.prefixes.on_host(first))
         return needed <= self._blocks.host.available
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:

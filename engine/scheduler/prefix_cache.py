@@ -6,11 +6,10 @@ It only looks: who holds which block is the block manager's.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice, takewhile
 
 from engine.kv.blocks import BlockPool, block_keys
 from engine.kv.geometry import KVGeometry
-from engine.kv.prefixes import LivePrefixes, Prefix, longest
+from engine.kv.prefixes import LivePrefixes, longest
 from engine.scheduler.replica import Replica
 from engine.scheduler.sequence import Sequence
 
@@ -36,24 +35,26 @@ class PrefixCache:
         self._live.add(seq.keys)
         return expected
 
-    def find(self, seq: Sequence, replica: Replica, layout: int) -> Prefix:
-        keys = self._findable(seq)
-        device = longest(replica.pool, ((layout, key) for key in keys))
-        return Prefix(device, longest(self._host, keys) if self._enabled else [])
+    def on_device(self, seq: Sequence, replica: Replica, layout: int) -> list[int]:
+        """The blocks of a prompt's start that a replica has."""
+        return longest(replica.pool, ((layout, key) for key in self._findable(seq)))
 
-    def is_coming(self, seq: Sequence, replica: Replica, prefix: Prefix) -> bool:
-        """Whether somebody else on a replica is about to have the next block of a prompt that starts so."""
-        keys, found = self._findable(seq), len(prefix.device)
+    def on_host(self, seq: Sequence) -> list[int]:
+        return longest(self._host, self._findable(seq)) if self._enabled else []
+
+    def is_coming(self, seq: Sequence, replica: Replica, found: int) -> bool:
+        """Whether somebody else on a replica, which has `found` blocks of a prompt, is about to have the next one."""
+        keys = self._findable(seq)
         return found < len(keys) and keys[found] in replica.coming
 
-    def nearness(self, seq: Sequence, replica: Replica, layout: int) -> int:
-        """Blocks of a prompt that a replica has, or somebody there is about to have."""
+    def is_near(self, seq: Sequence, replica: Replica, layout: int, blocks: int) -> bool:
+        """Whether a replica has so many blocks of a prompt, or somebody there is about to have them."""
         keys = self._findable(seq)
-        found = len(longest(replica.pool, ((layout, key) for key in keys)))
-        return found + sum(1 for _ in takewhile(replica.coming.__contains__, islice(keys, found, None)))
-
-    def blocks_on_host(self, seq: Sequence) -> int:
-        return len(longest(self._host, self._findable(seq))) if self._enabled else 0
+        if blocks > len(keys):
+            return False
+        # From the end on: where they are not, that is mostly missing first. Prompts may be long, and many ask.
+        find, coming = replica.pool.find, replica.coming
+        return all(find((layout, key)) is not None or key in coming for key in reversed(keys[:blocks]))
 
     def _findable(self, seq: Sequence) -> list[bytes]:
         """Keys of the blocks that it need not compute, if they are there: at least its last token it must."""

@@ -155,6 +155,22 @@ def test_a_reset_forgets_everything_also_what_is_in_use() -> None:
     assert begun >= 6
 
 
+@pytest.mark.parametrize("plan", [("T1",), ("P4",)])
+def test_a_reset_forgets_the_output_of_who_just_ended(plan: tuple[str, ...]) -> None:
+    """It is over, but a step in flight names it still, and its output's blocks get their keys only behind that."""
+    engine = Engine(*plan)
+    prompt = prompt_of(random.Random(0), 9)
+    engine.core.add(Add("first", prompt, SamplingParams(max_tokens=60, temperature=0.0)))
+    for _ in range(40):
+        engine.core.turn()
+    engine.core.abort("first")
+    engine.core.reset_prefix_cache()
+    engine.run()
+    engine.ask("again", prompt, max_tokens=1)  # from here on the start of that output would be found
+    engine.ask("longer", [*prompt, *reference(prompt, 60)])
+    assert engine.found("again") == 0 and engine.found("longer") == 8
+
+
 def test_what_was_not_used_for_longest_goes_first() -> None:
     engine = Engine("T1", num_device_blocks=31, max_num_seqs=1, max_model_len=64)
     prompts = [prompt_of(random.Random(i), 41) for i in range(3)]  # 11 blocks each, with their outputs
@@ -299,6 +315,28 @@ def test_a_replica_that_is_much_busier_leaves_its_prefix_to_others() -> None:
     residents = [replica.residents for replica in engine.core._scheduler._lifecycle.blocks.replicas]
     engine.run()
     assert min(residents) >= 6, residents
+
+
+def test_where_a_prompt_belongs_is_not_looked_up_block_by_block() -> None:
+    """Many wait that begin alike, and each is asked about on every replica, before each prompt that starts."""
+    looked_up = 0
+
+    class Counting(dict):  # type: ignore[type-arg]
+        def get(self, *key: object) -> object:
+            nonlocal looked_up
+            looked_up += 1
+            return super().get(*key)
+
+    engine = Engine("D4", max_num_seqs=64, num_device_blocks=500, max_num_batched_tokens=64, **STEADY)
+    for replica in engine.core._scheduler._lifecycle.blocks.replicas:
+        replica.pool._by_key = Counting()
+    common = prompt_of(random.Random(0), 100)  # 25 blocks
+    for i in range(12):
+        engine.add(f"r{i}", [*common, i])
+    for i in range(60):
+        engine.add(f"stranger {i}", prompt_of(random.Random(i), 12))
+    engine.run()
+    assert looked_up < 4000
 
 
 def test_prompts_that_will_be_found_do_not_count_as_work() -> None:
