@@ -13,7 +13,7 @@ from engine.planning.policy import Policy
 from engine.scheduler.scheduler import Scheduler
 from engine.trace import Trace
 from engine.values.config import EngineConfig
-from engine.values.errors import IntegrityError, QueueFullError, RequestError
+from engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
 from engine.wire.messages import Add, EngineInfo, Outputs, Stats
 
 COMPILING_POLL_MS = 1  # while nobody tells when a grammar is ready
@@ -36,6 +36,7 @@ class Core:
         self._max_compiling = config.max_queued_requests
         self._refused: list[tuple[str, RequestError | QueueFullError]] = []
         self._was_idle = True
+        self._failure: BaseException | None = None
         if self._trace is not None:
             self._trace.measured(self._scheduler.speeds(), now)
 
@@ -66,8 +67,18 @@ class Core:
     def turn(self) -> Outputs:
         """Take in what the ranks report, send what can be sent, return the new tokens.
 
-        Raises EngineDeadError if a rank is gone, IntegrityError if bookkeeping is wrong or nothing can go on.
+        Raises EngineDeadError if a rank is gone, IntegrityError if bookkeeping is wrong or nothing can go on. Whatever
+        it raised, there is no other turn: commands may have been counted that no rank ever gets.
         """
+        if self._failure is not None:
+            raise EngineDeadError(f"the engine ended by an error before: {self._failure}") from self._failure
+        try:
+            return self._turn()
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _turn(self) -> Outputs:
         self._add_compiled()
         for report in self._executor.collect():
             self._scheduler.update(report, self._executor.now())

@@ -17,7 +17,8 @@ from engine.planning.policy import Phase, Situation, StaticPolicy
 from engine.sampling.params import SamplingParams
 from engine.scheduler.seq_state import SeqState
 from engine.values.config import EngineConfig
-from engine.values.errors import IntegrityError, QueueFullError, RequestError
+from engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
+from engine.wire.commands import Command
 from engine.wire.messages import Add, FinishReason, Output
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured, next_token, reference
 
@@ -304,6 +305,23 @@ def test_a_loop_that_cannot_go_on_says_so() -> None:
     core = Core(config, SymbolicExecutor(config), Idle(config.plan))
     core.add(Add("r", [1], SamplingParams(max_tokens=2)))
     with pytest.raises(IntegrityError, match=r"phase decode .*<r/0 waiting"):
+        core.turn()
+
+
+def test_after_a_turn_that_failed_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks again is told at once, instead of waiting for commands that were never sent."""
+    config = make_config("T1")
+    core = Core(config, SymbolicExecutor(config))
+    core.add(Add("r", [1, 2, 3], SamplingParams(max_tokens=4, temperature=0.0)))
+
+    def submit(self: SymbolicExecutor, command: Command) -> None:
+        raise TypeError("cannot be sent")
+
+    monkeypatch.setattr(SymbolicExecutor, "submit", submit)
+    with pytest.raises(TypeError, match="cannot be sent"):
+        core.turn()
+    monkeypatch.undo()
+    with pytest.raises(EngineDeadError, match="ended by an error before: cannot be sent"):
         core.turn()
 
 
