@@ -2,7 +2,8 @@
 # Two layouts against each of them alone on this host's GPUs, at the lengths of ShareGPT and arXiv-summarization: the
 # tables of docs/performance.md. Weights and prompts are random; every system of a row runs on the same machine.
 #   scripts/compare_on_gpus.sh OUT ROW ...      writes OUT/ROW-SYSTEM.json and .log, and prints a table for each row
-#   rows: c2, c4 (NCCL with so many channels: slow links), nvlink; seed-c4 (the artifact's experiment)
+#   rows: c2, c4 (NCCL with so many channels: slow links), nvlink; seed-c4 (the artifact's experiment);
+#     prefix-c2 (prompts that begin alike, with more prefixes than a device's pool holds)
 # Variables: SEESAW_PYTHON (default: the interpreter of scripts/setup), SYSTEMS (default: "P2->T2 T2 P2"),
 #   WORKLOADS (default: of the row), OPTIONS (more flags for `seesaw bench offline`)
 set -uo pipefail
@@ -21,6 +22,7 @@ for row in "$@"; do
     case "$row" in
         c2 | c4) loads="4x16:4 1000x$data/sharegpt.csv 150x$data/arxiv.csv" ;;
         nvlink) loads="4x16:4 300x$data/sharegpt.csv 80x$data/arxiv.csv 64x2048:1" links=() ;;
+        prefix-c2) loads="4x16:4 400x1500+50:64@80" ;;
         # Pools as large as 22 GiB cards leave beside the weights, and steps as the artifact's.
         seed-c4)
             loads="4x16:4 1000x$data/sharegpt.csv 150x$data/arxiv.csv"
@@ -28,7 +30,7 @@ for row in "$@"; do
                 --host-kv-bytes 64GiB)
             ;;
         *)
-            echo "compare_on_gpus: error: there is no row $row: choose from c2, c4, nvlink, seed-c4" >&2
+            echo "compare_on_gpus: error: there is no row $row: choose from c2, c4, nvlink, seed-c4, prefix-c2" >&2
             exit 2
             ;;
     esac
