@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 
 from engine.core import Core
 from engine.cost.times import Measured
+from engine.planning.policy import Phase
 from engine.sampling.params import SamplingParams
 from engine.wire.messages import Add, CachedPrompt, Output
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured, reference
@@ -201,6 +203,21 @@ def test_a_surge_finds_on_the_host_what_an_earlier_one_left_there(plan: tuple[st
     stats = engine.core.stats()
     assert stats.prefix_cache_hits["host"] == 60 and stats.swap_bytes["in"] > swapped
     assert sum(stats.transitions.values()) >= 4 and stats.host_blocks_used == 0 < stats.host_blocks_cached
+
+
+def test_a_surge_waits_for_what_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns come while copies are on their way: with new requests, and with the first of the ranks that copy."""
+    engine = Engine("P2", "T2", num_device_blocks=44)
+    common = prompt_of(random.Random(0), 60)
+    engine.ask("first", [*common, 1])
+    for i in range(6):  # they need all device blocks
+        engine.ask(f"stranger {i}", prompt_of(random.Random(50 + i), 100))
+    computed = engine.core._scheduler._lifecycle.counters.prompt_tokens
+    before = computed[Phase.PREFILL]
+    collect, turns = engine.executor.collect, itertools.count()
+    monkeypatch.setattr(engine.executor, "collect", lambda: [] if next(turns) % 2 else collect())
+    engine.ask("again", [*common, 2])
+    assert engine.found("again") == 60 and computed[Phase.PREFILL] - before == 61
 
 
 def test_prompts_that_share_a_prefix_share_its_place_on_the_host() -> None:
