@@ -21,7 +21,9 @@ from engine.scheduler.rows import Ints
 from engine.scheduler.seq_state import ON_DEVICE, SeqState
 from engine.scheduler.sequence import Sequence
 
-_MOST_PASSED = 16  # waiting sequences that others may overtake, since what they wait for is about to be there
+# Waiting sequences that others may overtake, since what they wait for is about to be there, and how many of them are
+# looked up: who waits for the same block as one before needs no look.
+_MOST_PASSED, _MOST_LOOKED_UP = 1024, 16
 # A replica that has some of a prompt takes it, unless it has so many times the sequences of another, and a few more.
 _MUCH_BUSIER, _A_FEW = 1.5, 4
 TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
@@ -201,15 +203,23 @@ class Batcher:
     def _admit(self, batch: Batch, replica: Replica, mode: Mode) -> Sequence | None:
         """Start the first waiting sequence that should start now on a replica, if there is one and room for it."""
         surge, prefixes = mode.is_surge, self._blocks.prefixes
-        passed = 0
+        layout = self._lifecycle.plan.index(mode.layout)
+        # By place and key, blocks for which prompts wait: somebody here is about to have them, or another replica has.
+        awaited: set[tuple[int, bytes]] = set()
+        passed = looked_up = 0
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
-            for seq in islice(self._queues.walk(SeqState.WAITING), passed, passed + _MOST_PASSED):
-                layout = self._lifecycle.plan.index(mode.layout)
-                device = prefixes.on_device(seq, replica, layout)
-                # Others wait for a block that somebody is about to have, and for the replica that has more of theirs.
-                found, is_coming = len(device), prefixes.is_coming(seq, replica, len(device))
-                if not is_coming and not self._belongs_elsewhere(seq, replica, layout, found):
-                    break
+            for seq in islice(self._queues.walk(SeqState.WAITING), passed, _MOST_PASSED):
+                if not prefixes.awaits(seq, awaited):
+                    if looked_up == _MOST_LOOKED_UP:
+                        return None
+                    looked_up += 1
+                    device = prefixes.on_device(seq, replica, layout)
+                    missing = prefixes.first_missing(seq, len(device))
+                    if missing is None or not (
+                        missing[1] in replica.coming or self._belongs_elsewhere(seq, replica, layout, len(device))
+                    ):
+                        break
+                    awaited.add(missing)
                 passed += 1
             else:
                 return None
@@ -218,8 +228,9 @@ class Batcher:
             admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring)
             if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
-                    needed = self._blocks.blocks_for(len(seq.tokens))
-                    make_room(self._lifecycle, replica, needed, keep_host_blocks=needed)
+                    total = self._blocks.blocks_for(len(seq.tokens))
+                    needed = total - len(device) + replica.pool.num_cached(device)
+                    make_room(self._lifecycle, replica, needed, keep_host_blocks=total)
                 return None
             self._lifecycle.start(seq, admission)
             if admission.device_tokens and not surge:  # from a surge it goes to the host anyway
@@ -280,8 +291,8 @@ class Batcher:
         first = self._queues.first(SeqState.WAITING)
         if first is None:
             return False
-        needed = self._blocks.blocks_for(len(first.tokens)) - len(self._blocks.prefixes.on_host(first))
-        return needed <= self._blocks.host.available
+        host, there = self._blocks.host, self._blocks.prefixes.on_host(first)
+        return self._blocks.blocks_for(len(first.tokens)) - len(there) <= host.available - host.num_cached(there)
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]

@@ -42,10 +42,14 @@ class PrefixCache:
     def on_host(self, seq: Sequence) -> list[int]:
         return longest(self._host, self._findable(seq)) if self._enabled else []
 
-    def is_coming(self, seq: Sequence, replica: Replica, found: int) -> bool:
-        """Whether somebody else on a replica, which has `found` blocks of a prompt, is about to have the next one."""
-        keys = self._findable(seq)
-        return found < len(keys) and keys[found] in replica.coming
+    def first_missing(self, seq: Sequence, found: int) -> tuple[int, bytes] | None:
+        """Place and key of a prompt's next block, of which `found` are there, unless it has to compute that one."""
+        return (found, seq.keys[found]) if found < self._num_findable(seq) else None
+
+    def awaits(self, seq: Sequence, awaited: Iterable[tuple[int, bytes]]) -> bool:
+        """Whether one of these blocks, which nobody has yet, is of a prompt."""
+        most = self._num_findable(seq)
+        return any(place < most and seq.keys[place] == key for place, key in awaited)
 
     def is_near(self, seq: Sequence, replica: Replica, layout: int, blocks: int) -> bool:
         """Whether a replica has so many blocks of a prompt, or somebody there is about to have them."""
@@ -58,7 +62,10 @@ class PrefixCache:
 
     def _findable(self, seq: Sequence) -> list[bytes]:
         """Keys of the blocks that it need not compute, if they are there: at least its last token it must."""
-        return seq.keys[: (len(seq.tokens) - 1) // self._block_size] if seq.finds else []
+        return seq.keys[: self._num_findable(seq)]
+
+    def _num_findable(self, seq: Sequence) -> int:
+        return min(len(seq.keys), (len(seq.tokens) - 1) // self._block_size) if seq.finds else 0
 
     def _is_there(self, key: bytes) -> bool:
         return self._host.find(key) is not None or any(

@@ -54,11 +54,16 @@ class SchedulerSituation(Situation):
 
     @property
     def prefilling(self) -> int:
-        return self._lifecycle.queues.count(SeqState.PREFILL)
+        """Those are among them whose start is on its way from the host: a surge must not end before it is there."""
+        return self._lifecycle.queues.count(SeqState.PREFILL) + self._brought
 
     @property
     def hosted(self) -> int:
-        return self._lifecycle.queues.count(*MOVING)
+        return self._lifecycle.queues.count(*MOVING) - self._brought
+
+    @property
+    def _brought(self) -> int:
+        return sum(seq.in_prefill for seq in self._lifecycle.queues.walk(SeqState.SWAPPING_IN))
 
     @property
     def running(self) -> int:

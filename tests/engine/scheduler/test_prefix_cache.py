@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 
 from engine.core import Core
 from engine.cost.times import Measured
+from engine.planning.policy import Phase
 from engine.sampling.params import SamplingParams
 from engine.wire.messages import Add, CachedPrompt, Output
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured, reference
@@ -194,6 +196,19 @@ def test_requests_that_wait_for_the_same_prefix_compute_it_once() -> None:
         assert engine.core.stats().prefix_cache_hits["device"] + engine.core.stats().prefix_cache_hits["host"] == 9 * 80
 
 
+def test_a_stranger_overtakes_however_many_wait_for_one_prefix() -> None:
+    """On a replica that has nothing to do, while another computes the prefix in many steps."""
+    engine = Engine("D2", num_device_blocks=400, max_num_seqs=64, max_num_batched_tokens=8, **STEADY)
+    common = prompt_of(random.Random(0), 100)
+    for i in range(40):
+        engine.add(f"r{i}", [*common, i])
+    engine.add("stranger", [7, 8], max_tokens=1)
+    engine.run(turns=8)
+    assert [output.id for output in engine.outputs] == ["stranger"]
+    engine.run()
+    assert engine.prefilled <= 2 * 100 + 40 + 2  # the other one may compute it, too, once the first is much busier
+
+
 def test_continuations_are_told_of_once() -> None:
     engine = Engine("T1")
     prompt = prompt_of(random.Random(0), 41)
@@ -265,6 +280,21 @@ def test_a_reset_also_reaches_copies_under_way(swap_bytes_per_s: float) -> None:
     engine.run()
     stats = engine.core.stats()
     assert stats.swap_bytes["out"] > 0 and stats.host_blocks_used == stats.host_blocks_cached == 0
+
+
+def test_a_surge_waits_for_what_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns come while copies are on their way: with new requests, and with the first of the ranks that copy."""
+    engine = Engine("P2", "T2", num_device_blocks=44)
+    common = prompt_of(random.Random(0), 60)
+    engine.ask("first", [*common, 1])
+    for i in range(6):  # they need all device blocks
+        engine.ask(f"stranger {i}", prompt_of(random.Random(50 + i), 100))
+    computed = engine.core._scheduler._lifecycle.counters.prompt_tokens
+    before = computed[Phase.PREFILL]
+    collect, turns = engine.executor.collect, itertools.count()
+    monkeypatch.setattr(engine.executor, "collect", lambda: [] if next(turns) % 2 else collect())
+    engine.ask("again", [*common, 2])
+    assert engine.found("again") == 60 and computed[Phase.PREFILL] - before == 61
 
 
 def test_prompts_that_share_a_prefix_share_its_place_on_the_host() -> None:
