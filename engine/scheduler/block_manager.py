@@ -17,6 +17,7 @@ from engine.parallel.layout import Layout
 from engine.scheduler.prefix_cache import PrefixCache
 from engine.scheduler.replica import Replica
 from engine.scheduler.rotation import Rotation
+from engine.scheduler.savings import Savings
 from engine.scheduler.seq_state import ON_DEVICE
 from engine.scheduler.sequence import Sequence
 from engine.values.errors import IntegrityError
@@ -25,7 +26,6 @@ from engine.wire.commands import Swap
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.
 _GROWTH_FRACTION = 0.01
-_MOST_SAVED = 0.25  # of what the host has available, for one copy that nobody waits for
 
 
 class Admission(NamedTuple):
@@ -34,15 +34,6 @@ class Admission(NamedTuple):
     device_tokens: int
     host_tokens: int
     swap: Swap | None  # brings what only the host had
-
-
-class Saving(NamedTuple):
-    """A copy to the host for the cache's sake: until it is done, its blocks in both pools are nobody's but its own."""
-
-    replica: int
-    device_blocks: list[int]
-    host_blocks: list[int]
-    keys: list[bytes]
 
 
 class BlockManager:
@@ -66,8 +57,8 @@ class BlockManager:
         self._caches = caches
         self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
-        self._savings: dict[int, Saving] = {}  # by the id of their swap
         self.prefixes = PrefixCache(self.host, self.replicas, geometry, caches)
+        self.savings = Savings(self.host, self.replicas, geometry.block_size, next_id, caches)
 
     def enter(self, layout: Layout) -> None:
         """The replicas become those of `layout`. With another dp degree nothing may be on any device."""
@@ -203,45 +194,10 @@ class BlockManager:
         on_device, on_host = ([each[i] for i in copied] for each in (seq.device_blocks, blocks))
         return Swap(self._next_id(), seq.layout, seq.replica, True, on_device, on_host)
 
-    def save(self, seq: Sequence, tokens: int) -> Swap | None:
-        """Describe a copy to the host of the first `tokens` of a sequence, which it found on its device; None if the
-        host has them, or little room.
-
-        What was found once will be again, after others needed its device blocks, or in another layout.
-        """
-        if not (self._caches and self.host.total) or seq.slot < 0:
-            return None
-        departing = self.replicas[seq.replica].departing
-        found = enumerate(seq.keys[: tokens // self._block_size])
-        missing = [i for i, key in found if self.host.find(key) is None and key not in departing]
-        if not missing or len(missing) > self.host.available * _MOST_SAVED:
-            return None
-        pool = self.replicas[seq.replica].pool
-        device_blocks = [pool.share(seq.device_blocks[i]) for i in missing]
-        saving = Saving(seq.replica, device_blocks, self.host.allocate(len(missing)), [seq.keys[i] for i in missing])
-        departing.update(zip(saving.keys, saving.host_blocks, strict=True))
-        swap = Swap(self._next_id(), seq.layout, seq.replica, True, saving.device_blocks, saving.host_blocks)
-        self._savings[swap.id] = saving
-        return swap
-
-    def saved(self, swap_id: int) -> None:
-        """A swap has completed on all ranks; it may have been such a copy."""
-        saving = self._savings.pop(swap_id, None)
-        if saving is None:
-            return
-        replica = self.replicas[saving.replica]
-        for key, block in zip(saving.keys, saving.host_blocks, strict=False):
-            self.host.publish(block, key)
-            if replica.departing.get(key) == block:
-                del replica.departing[key]
-        self.host.release(saving.host_blocks)
-        replica.pool.release(saving.device_blocks)
-
     def reset_cache(self, begun: Iterable[Sequence]) -> None:
         """Nothing that was computed until now is found any more, nor what those compute that have begun."""
         self.prefixes.reset(begun)
-        for saving in self._savings.values():
-            saving.keys.clear()
+        self.savings.forget()
 
     def swapped_out(self, seq: Sequence) -> None:
         """The copy has completed on all ranks and no step names the device blocks any more."""
@@ -321,7 +277,7 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise IntegrityError unless both pools and the slots add up to what these sequences hold."""
         held = list(sequences)
-        savings = self._savings.values()
+        savings = self.savings.under_way
         on_host = [blocks for s in held for blocks in (s.host_blocks, s.reserved_blocks)]
         self.host.check([*on_host, *(saving.host_blocks for saving in savings)])
         for replica in self.replicas:

@@ -179,7 +179,7 @@ class Lifecycle:
 
     def save(self, seq: Sequence, tokens: int) -> None:
         """Have what a sequence found on its device on the host, too. Call it behind the last step that computes it."""
-        swap = self.blocks.save(seq, tokens)
+        swap = self.blocks.savings.start(seq, tokens)
         if swap is not None:
             self._send_swap(swap, [])
 

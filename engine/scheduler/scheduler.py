@@ -179,7 +179,7 @@ class Scheduler:
                 lifecycle.counters.swapped(to_host, flight.bytes, flight.seconds)
                 lifecycle.times.observe_swap(flight.bytes, flight.seconds, to_host)
                 lifecycle.swaps_in_flight -= 1
-                lifecycle.blocks.saved(report.id)
+                lifecycle.blocks.savings.completed(report.id)
                 for seq in flight.sequences:
                     seq.swap_completed()
                     lifecycle.settle(seq)
