@@ -42,8 +42,10 @@ class Savings:
         return self._savings.values()
 
     def start(self, seq: Sequence, tokens: int) -> Swap | None:
-        """Describe the copy of a sequence's first `tokens`, as far as the host lacks them; None if it lacks none, or has
-        little room."""
+        """Describe the copy of a sequence's first `tokens`, as far as the host lacks them.
+
+        None if it lacks none, or has little room. Call it behind the steps that compute them.
+        """
         if not self._enabled or seq.slot < 0:
             return None
         replica = self._replicas[seq.replica]
