@@ -104,6 +104,10 @@ class BlockPool:
         """How many of these are cached: sharing them leaves so many fewer available."""
         return sum(self._refs[block] == 0 for block in blocks)
 
+    def taking(self, total: int, shared: Sequence[int]) -> int:
+        """By how many fewer are available once somebody holds `total` blocks, of which it shares these."""
+        return total - len(shared) + self.num_cached(shared)
+
     def reset(self) -> None:
         """Nothing is found any more that was published before."""
         self._key_of.clear()
@@ -152,8 +156,6 @@ def block_keys(tokens: Sequence[int], block_size: int, before: bytes = b"") -> l
 
 def salt_key(salt: str) -> bytes:
     """What the keys of requests begin with that share prefixes among themselves alone."""
-    return (
-        hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"cache_salt").digest()
-        if salt
-        else b""
-    )
+    if not salt:
+        return b""
+    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"cache_salt").digest()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import takewhile
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
-from engine.kv.blocks import BlockPool
+K = TypeVar("K")  # of keys
 
 _MARK_BLOCKS = 8  # of a long prompt only every so-manieth key is remembered
 
@@ -24,9 +23,15 @@ class Prefix(NamedTuple):
         return max(0, len(self.host) - len(self.device))
 
 
-def longest(pool: BlockPool, keys: Iterable[Hashable]) -> list[int]:
-    """The blocks of the longest prefix, of those with these keys, that a pool has."""
-    return [block for block in takewhile(lambda found: found is not None, map(pool.find, keys)) if block is not None]
+def longest(find: Callable[[K], int | None], keys: Iterable[K]) -> list[int]:
+    """The blocks of the longest prefix, of those with these keys, that are found."""
+    blocks: list[int] = []
+    for key in keys:
+        block = find(key)
+        if block is None:
+            break
+        blocks.append(block)
+    return blocks
 
 
 class LivePrefixes:

@@ -229,8 +229,7 @@ class Batcher:
             if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
                     total = self._blocks.blocks_for(len(seq.tokens))
-                    needed = total - len(device) + replica.pool.num_cached(device)
-                    make_room(self._lifecycle, replica, needed, keep_host_blocks=total)
+                    make_room(self._lifecycle, replica, replica.pool.taking(total, device), keep_host_blocks=total)
                 return None
             self._lifecycle.start(seq, admission)
             if admission.device_tokens and not surge:  # from a surge it goes to the host anyway
@@ -257,9 +256,8 @@ class Batcher:
         """Whether copying what only the host has of a prompt takes less time than computing it would add to a step."""
         block_size, times = self._config.block_size, self._times[layout]
         start, end = (len(blocks) * block_size for blocks in prefix)
-        span = self._lifecycle.capacity.shape.attention_span
-        rest = StepLoad.chunk(end, len(seq.tokens) - end, span)
-        computed_s = times.busiest_s(StepLoad.chunk(start, len(seq.tokens) - start, span)) - times.busiest_s(rest)
+        whole, rest = (StepLoad.chunk(at, len(seq.tokens) - at, self._span) for at in (start, end))
+        computed_s = times.busiest_s(whole) - times.busiest_s(rest)
         num_bytes = (end - start) * self._lifecycle.capacity.shape.kv_bytes_per_token()
         return self._lifecycle.times.swap_s(num_bytes, to_host=False) < computed_s
 
@@ -291,8 +289,8 @@ class Batcher:
         first = self._queues.first(SeqState.WAITING)
         if first is None:
             return False
-        host, there = self._blocks.host, self._blocks.prefixes.on_host(first)
-        return self._blocks.blocks_for(len(first.tokens)) - len(there) <= host.available - host.num_cached(there)
+        blocks = self._blocks
+        return blocks.has_way_out(blocks.blocks_for(len(first.tokens)), blocks.prefixes.on_host(first))
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]

@@ -7,7 +7,6 @@ are the scheduler's. Device blocks stay with a sequence until nothing in flight 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import takewhile
 from typing import NamedTuple
 
 from engine.kv.blocks import BlockPool
@@ -113,9 +112,9 @@ class BlockManager:
         """
         device, host = prefix
         total, found = self.blocks_for(len(seq.tokens)), len(device)
-        if not replica.free_slots or total - found > self.room(replica, surge) - replica.pool.num_cached(device):
+        if not replica.free_slots or replica.pool.taking(total, device) > self.room(replica, surge):
             return None
-        if surge and total - len(host) > self.host.available - self.host.num_cached(host):
+        if surge and not self.has_way_out(total, host):
             return None
         copied = prefix.beyond_device if bring else 0
         if surge or copied:
@@ -124,14 +123,13 @@ class BlockManager:
             seq.reserve_host(self.host.allocate(total - len(host)))
         self._occupy(seq, replica, layout, [replica.pool.share(block) for block in device], total - found)
         seq.begin_prefill((found + copied) * self._block_size)
-        for key in seq.keys[found:]:
-            replica.coming.setdefault(key, seq)
-        swap = None
-        if copied:
-            part = slice(found, found + copied)
-            self._send_for(seq, part)
-            swap = Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[part], seq.host_blocks[part])
+        self._announce(seq, found)
+        swap = self._bring(seq, slice(found, found + copied)) if copied else None
         return Admission(found * self._block_size, copied * self._block_size, swap)
+
+    def has_way_out(self, total: int, on_host: list[int]) -> bool:
+        """Whether the host can take a prompt of so many blocks, of which it has these."""
+        return self.host.taking(total, on_host) <= self.host.available
 
     def grow(self, replica: Replica, sequences: list[Sequence]) -> None:
         """Give decoding sequences another block each, of which there are enough."""
@@ -210,13 +208,12 @@ class BlockManager:
         filled = self.blocks_for(seq.dispatched)
         total = self.blocks_for(max(seq.prefill_end, seq.dispatched + 1))
         keys = [(layout, key) for key in seq.keys[: seq.dispatched // self._block_size]]
-        shared = longest(replica.pool, keys)
-        arriving = list(takewhile(lambda block: block is not None, map(replica.arriving.get, keys[len(shared) :])))
+        shared = longest(replica.pool.find, keys)
+        arriving = longest(replica.arriving.get, keys[len(shared) :])
         if arriving and len(shared) + len(arriving) == filled:
             arriving.pop()  # without a copy of its own it would not wait for the others'
-        shared += [block for block in arriving if block is not None]
-        room = self.room(replica, surge) - replica.pool.num_cached(shared)
-        if not replica.free_slots or total - len(shared) > room:
+        shared += arriving
+        if not replica.free_slots or replica.pool.taking(total, shared) > self.room(replica, surge):
             return None
         if surge:  # it will have to leave again at the end of its prompt, all but what stays as it is
             out = self.blocks_for(seq.prefill_end) - seq.dispatched // self._block_size
@@ -225,18 +222,23 @@ class BlockManager:
             seq.reserve_host(self.host.allocate(out))
         self._occupy(seq, replica, layout, [replica.pool.share(b) for b in shared], total - len(shared))
         if seq.in_prefill:
-            for key in seq.keys[len(shared) :]:
-                replica.coming.setdefault(key, seq)
-        copied = slice(len(shared), filled)
-        self._send_for(seq, copied)
-        return Swap(self._next_id(), layout, replica.index, False, seq.device_blocks[copied], seq.host_blocks[copied])
+            self._announce(seq, len(shared))
+        return self._bring(seq, slice(len(shared), filled))
 
-    def _send_for(self, seq: Sequence, copied: slice) -> None:
-        """These of its blocks are on their way to it, full ones for others, too."""
+    def _announce(self, seq: Sequence, found: int) -> None:
+        """It is about to have the full blocks of its prompt behind those that it found."""
+        coming = self.replicas[seq.replica].coming
+        for key in seq.keys[found:]:
+            coming.setdefault(key, seq)
+
+    def _bring(self, seq: Sequence, copied: slice) -> Swap:
+        """These of its blocks are on their way to it from the host, full ones for others, too."""
         arriving = self.replicas[seq.replica].arriving
         full = seq.dispatched // self._block_size
         for key, block in zip(seq.keys[copied][: full - copied.start], seq.device_blocks[copied], strict=False):
             arriving.setdefault((seq.layout, key), block)
+        on_device, on_host = seq.device_blocks[copied], seq.host_blocks[copied]
+        return Swap(self._next_id(), seq.layout, seq.replica, False, on_device, on_host)
 
     def swapped_in(self, seq: Sequence) -> None:
         """The copy has completed on all ranks."""
@@ -267,8 +269,10 @@ class BlockManager:
             return
         replica = self.replicas[seq.replica]
         self._forget_ways(seq)
-        for key in [key for key in seq.keys if replica.coming.get(key) is seq] if replica.coming else ():
-            del replica.coming[key]
+        if replica.coming:
+            for key in seq.keys:
+                if replica.coming.get(key) is seq:
+                    del replica.coming[key]
         blocks, slot = seq.vacate()
         replica.rotation.forget(slot)
         replica.pool.release(blocks)

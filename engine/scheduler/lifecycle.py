@@ -184,7 +184,7 @@ class Lifecycle:
             self._send_swap(swap, [])
 
     def start_swapping_in(self, seq: Sequence, swap: Swap) -> None:
-        self.blocks.replicas[seq.replica].incoming[seq] = None
+        self.replica_of(seq).incoming[seq] = None
         self.queues.move(seq, SeqState.SWAPPING_IN)
         self.send_swap(seq, swap)
 

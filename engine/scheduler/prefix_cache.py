@@ -37,10 +37,10 @@ class PrefixCache:
 
     def on_device(self, seq: Sequence, replica: Replica, layout: int) -> list[int]:
         """The blocks of a prompt's start that a replica has."""
-        return longest(replica.pool, ((layout, key) for key in self._findable(seq)))
+        return longest(replica.pool.find, ((layout, key) for key in self._findable(seq)))
 
     def on_host(self, seq: Sequence) -> list[int]:
-        return longest(self._host, self._findable(seq)) if self._enabled else []
+        return longest(self._host.find, self._findable(seq)) if self._enabled else []
 
     def first_missing(self, seq: Sequence, found: int) -> tuple[int, bytes] | None:
         """Place and key of a prompt's next block, of which `found` are there, unless it has to compute that one."""

@@ -40,7 +40,6 @@ class Sequence:
         "arrived_s",
         "device_blocks",
         "expected_hit_tokens",
-        "finds",
         "host_blocks",
         "index",
         "keys",
@@ -95,8 +94,6 @@ class Sequence:
         # What the key of the block behind those is made of; None: nobody may find what it computes.
         self.last_key: bytes | None = keys[-1] if keys else salt
         self.processing, self.matcher = processing, matcher
-        # Every row of a prompt is looked at where its log-probabilities are wanted: it must compute them all.
-        self.finds = params.prompt_logprobs is None
         self.looked_up = False  # it was counted what it found
         self.expected_hit_tokens = 0  # of its prompt, that it will find by the time it starts
         self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
@@ -156,6 +153,12 @@ class Sequence:
     def is_exhausted(self) -> bool:
         """All of its tokens are sampled; some may still be in flight."""
         return self.length >= self.max_length
+
+    @property
+    def finds(self) -> bool:
+        """Whether it may take over what others computed. Where its prompt's log-probabilities are wanted, every row is
+        looked at: it must compute them all."""
+        return self.params.prompt_logprobs is None
 
     @property
     def unfilled_tokens(self) -> int:

@@ -15,8 +15,8 @@ def test_a_prefix_ends_where_the_first_block_is_missing() -> None:
     blocks = pool.allocate(5)
     for place in (0, 1, 3):
         pool.publish(blocks[place], keys[place])
-    assert longest(pool, keys) == blocks[:2]
-    assert longest(pool, keys[2:]) == [] and longest(pool, []) == []
+    assert longest(pool.find, keys) == blocks[:2]
+    assert longest(pool.find, keys[2:]) == [] and longest(pool.find, []) == []
 
 
 def test_what_the_host_alone_has() -> None:
