@@ -102,11 +102,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="JSON file with the engine's settings")
     add = parser.add_argument_group("benchmark").add_argument
     add_workload_flag(add)
-    add(
-        "--dataset",
-        choices=DATASETS,
-        help="without --workload (default: sharegpt)",
-    )
+    add("--dataset", choices=DATASETS, help="without --workload (default: sharegpt)")
     add(
         "--dataset-path",
         type=Path,

@@ -135,8 +135,10 @@ def _prompts(host: Host, layout: Layout, jobs: Sequence[Job]) -> Share:
     prefixes: set[Prefix] = set()
     tokens = pairs = 0.0
     for job in jobs:
-        start = job.prefix.tokens if job.prefix in prefixes and job.prefix is not None else 0
-        prefixes |= {job.prefix} if job.prefix is not None else set()
+        start = 0
+        if job.prefix is not None:
+            start = job.prefix.tokens if job.prefix in prefixes else 0
+            prefixes.add(job.prefix)
         tokens += (job.prompt_tokens - start) / layout.dp
         pairs += attended_pairs(host.shape, start, job.prompt_tokens) / layout.dp
     work = count_work(

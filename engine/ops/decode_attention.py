@@ -56,13 +56,13 @@ class DecodeAttentions:
             # Each launch leaves them at zero.
             self._semaphores = torch.zeros(_SEMAPHORES, dtype=torch.uint32, device=format.device)
 
-    def make(self, heads: int, kv_heads: int, blocks: torch.Tensor | None = None) -> DecodeAttention:
-        """`blocks` is for a CUDA graph: where the block tables of all its sequences are kept, int32
+    def make(self, heads: int, kv_heads: int, tables: torch.Tensor | None = None) -> DecodeAttention:
+        """`tables` is for a CUDA graph: where the block tables of all its sequences are kept, int32
         `[rows, most blocks of a sequence]`, on the device."""
         if self._semaphores is not None and heads // kv_heads <= _XQA_LARGEST_GROUP:
-            return XqaDecode(self._format, kv_heads, self._workspace, self._semaphores, self._dependent_launch, blocks)
+            return XqaDecode(self._format, kv_heads, self._workspace, self._semaphores, self._dependent_launch, tables)
         return WrapperDecode(
-            self._format, heads, kv_heads, self._workspace, self._programs, self._dependent_launch, blocks
+            self._format, heads, kv_heads, self._workspace, self._programs, self._dependent_launch, tables
         )
 
 
@@ -77,23 +77,25 @@ class WrapperDecode(DecodeAttention):
         workspace: torch.Tensor,
         programs: int,
         dependent_launch: bool | None,
-        blocks: torch.Tensor | None,
+        tables: torch.Tensor | None,
     ) -> None:
         self._format = format
         self._heads, self._kv_heads = heads, kv_heads
         self._dependent_launch = dependent_launch
         cores = heads // kv_heads >= _TENSOR_CORE_GROUP
         graph: dict[str, Any] = {}
-        rows = None if blocks is None else len(blocks)
-        if blocks is not None:
+        self._whole_rows: int | None = None  # a graph's, if it splits no sequence
+        if tables is not None:
+            rows = len(tables)
             graph = {
                 "use_cuda_graph": True,
-                "paged_kv_indptr_buffer": torch.zeros(len(blocks) + 1, dtype=torch.int32, device=format.device),
-                "paged_kv_indices_buffer": blocks.view(-1),
-                "paged_kv_last_page_len_buffer": torch.zeros(len(blocks), dtype=torch.int32, device=format.device),
+                "paged_kv_indptr_buffer": torch.zeros(rows + 1, dtype=torch.int32, device=format.device),
+                "paged_kv_indices_buffer": tables.view(-1),
+                "paged_kv_last_page_len_buffer": torch.zeros(rows, dtype=torch.int32, device=format.device),
             }
-        # Whole sequences are enough for all programs: to split them would only cost a merge.
-        self._whole_rows = rows if rows is not None and cores and rows >= programs // kv_heads else None
+            if cores and rows >= programs // kv_heads:
+                # Whole sequences are enough for all programs: to split them would only cost a merge.
+                self._whole_rows = rows
         # Its plan is what `_launch_only_planned` knows, so FlashInfer may choose no other.
         self._wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace, "HND", use_tensor_cores=cores, backend="fa2", **graph
@@ -133,15 +135,15 @@ class XqaDecode(DecodeAttention):
         workspace: torch.Tensor,
         semaphores: torch.Tensor,
         dependent_launch: bool | None,
-        blocks: torch.Tensor | None,
+        tables: torch.Tensor | None,
     ) -> None:
         self._format = format
         self._kv_heads = kv_heads
         self._workspace = workspace
         self._semaphores = semaphores
         self._dependent_launch = dependent_launch
-        self._is_static = blocks is not None
-        self._tables = blocks if blocks is not None else torch.empty(0, 0)
+        self._is_static = tables is not None
+        self._tables = torch.empty(0, 0) if tables is None else tables
         self._lens = torch.zeros(len(self._tables), dtype=torch.int32, device=format.device)
 
     def plan(self, batch: BatchInputs) -> None:
