@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from engine.model.linear import Linear
-from engine.model.sums import Sums
+from engine.model.sums import Half, Sums
 from engine.parallel.groups import join_world
 from engine.parallel.peers import can_share
 from engine.parallel.process_groups import ShardGroup
@@ -65,7 +65,8 @@ def _measure_sum(sums: Sums, num_bytes: int, device: torch.device) -> float:
     rows = num_bytes // 2 // SUM_COLUMNS
     residual = torch.zeros(rows, SUM_COLUMNS, dtype=torch.bfloat16, device=device)
     weight = torch.ones(SUM_COLUMNS, dtype=torch.bfloat16, device=device)
-    part = sums.product(residual[:, :16], Linear(torch.zeros(SUM_COLUMNS, 16, dtype=torch.bfloat16, device=device)))
+    linear = Linear(torch.zeros(SUM_COLUMNS, 16, dtype=torch.bfloat16, device=device))
+    part = sums.product(residual[:, :16], linear, Half.ATTENTION)
     return _seconds_together(lambda: sums.add_norm(part, residual, weight, 1e-5))
 
 

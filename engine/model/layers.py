@@ -10,7 +10,7 @@ import torch
 from engine.model.linear import Linear
 from engine.model.shapes import ModelShape
 from engine.model.stage import Operands
-from engine.model.sums import Sums
+from engine.model.sums import Half, Sums
 from engine.ops.base import HeadNorms, Ops
 from engine.ops.fp8 import Activation, Fp8Format
 
@@ -87,13 +87,14 @@ class DenseLayer:
         q = self._ops.rope_and_write(plan, q, k[:, ::step], v[:, ::step], kv, self._head_norms)
         attended = self._ops.attention(plan, q, kv)
         format = self._o.input_format
-        return self._sums.product(attended if format is None else self._ops.quantize(attended, format), self._o)
+        x = attended if format is None else self._ops.quantize(attended, format)
+        return self._sums.product(x, self._o, Half.ATTENTION)
 
     def mlp(self, x: Activation) -> torch.Tensor:
         """As `attention`, of the MLP."""
         gate_up = self._gate_up.product(x)
         gate_up = gate_up.view(len(gate_up), self._share.count, -1)
-        return self._sums.product(self._ops.silu_and_mul(gate_up, self._down.input_format), self._down)
+        return self._sums.product(self._ops.silu_and_mul(gate_up, self._down.input_format), self._down, Half.MLP)
 
 
 def _linear(weights: Operands, name: str) -> Linear:

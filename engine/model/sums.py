@@ -7,6 +7,7 @@ what the next half begins with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum, auto
 
 import torch
 
@@ -19,6 +20,13 @@ from engine.parallel.process_groups import ShardGroup
 from engine.values.config import CustomAllReduce
 
 
+class Half(Enum):
+    """Of a decoder layer. Sums of the two take turns."""
+
+    ATTENTION = auto()
+    MLP = auto()
+
+
 class Sums(ABC):
     """How one stage's shards add up. A part is one shard's `[rows, hidden]` of a sum; all shards call together.
 
@@ -27,7 +35,7 @@ class Sums(ABC):
     """
 
     @abstractmethod
-    def product(self, x: Activation, linear: Linear) -> torch.Tensor:
+    def product(self, x: Activation, linear: Linear, half: Half) -> torch.Tensor:
         """`linear` of this shard's columns, as a part. There is one at a time: it must be summed before the next."""
 
     @abstractmethod
@@ -56,7 +64,7 @@ class ReducedSums(Sums):
         self._ops = ops
         self._group = group
 
-    def product(self, x: Activation, linear: Linear) -> torch.Tensor:
+    def product(self, x: Activation, linear: Linear, half: Half) -> torch.Tensor:
         return linear.product(x)
 
     def add_norm(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from engine.model.linear import Linear
+from engine.model.sums import Half
 from engine.ops.fp8 import Fp8Format, Quantized
 from engine.parallel.process_groups import ShardGroup
 
@@ -48,7 +49,9 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
     assert can_share(group, device) and not can_share(group, device, "off")
     os.environ["NCCL_P2P_DISABLE"] = "1"
     assert not can_share(group, device)
-    sums = PeerSums(group, MAX_ROWS, hidden, dtype, device)
+    # Up to 50 rows in one shot, so that some of what follows takes each way, and some both in turn.
+    one_shot_bytes = 50 * hidden * dtype.itemsize * (size - 1)
+    sums = PeerSums(group, MAX_ROWS, hidden, dtype, device, one_shot_bytes=one_shot_bytes)
     torch.manual_seed(1 + rank)
     x = torch.randn(MAX_ROWS, 64, device=device).to(dtype)
     linear = Linear(torch.randn(hidden, 64, device=device).to(dtype) / 8)
@@ -56,7 +59,7 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
     stream = torch.randn(MAX_ROWS, hidden, device=device).to(dtype)
     weight = torch.rand(hidden, device=device).to(dtype)
 
-    for rows in (1, 2, 7, 300, MAX_ROWS):
+    for rows in (1, 300, 2, 7, 40, MAX_ROWS):
         exact = linear.product(x[:rows]).float()
         dist.all_reduce(exact)
         summed = exact + stream[:rows].float()
@@ -65,24 +68,24 @@ def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dty
         _close(sums.total(linear.product(x[:rows])), exact)
         for _ in range(2):
             residual = stream[:rows].clone()
-            part = sums.product(x[:rows], linear)
+            part = sums.product(x[:rows], linear, Half.ATTENTION)
             normed, residual = sums.add_norm(part, residual, weight, EPS)
             _close(normed, norm)
-            part = sums.product(torch.zeros_like(x[:rows]), linear)
+            part = sums.product(torch.zeros_like(x[:rows]), linear, Half.MLP)
             _close(sums.total(part, residual), summed)
 
     graph = torch.cuda.CUDAGraph()
     inputs, residual = x[:40].clone(), stream[:40].clone()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        normed, residual = sums.add_norm(sums.product(inputs, linear), residual, weight, EPS)
-        outputs = sums.total(sums.product(normed[:, :64].clone(), linear), residual)
+        normed, residual = sums.add_norm(sums.product(inputs, linear, Half.ATTENTION), residual, weight, EPS)
+        outputs = sums.total(sums.product(normed[:, :64].clone(), linear, Half.MLP), residual)
     for start in range(0, 1600, 40):
         inputs.copy_(x[start : start + 40])
         residual.copy_(stream[start : start + 40])
         graph.replay()
         eager = stream[start : start + 40].clone()
-        expected, eager = sums.add_norm(sums.product(x[start : start + 40], linear), eager, weight, EPS)
-        expected = sums.total(sums.product(expected[:, :64].clone(), linear), eager)
+        expected, eager = sums.add_norm(sums.product(x[start : start + 40], linear, Half.ATTENTION), eager, weight, EPS)
+        expected = sums.total(sums.product(expected[:, :64].clone(), linear, Half.MLP), eager)
         assert torch.equal(outputs, expected)
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability() >= (8, 9):
         _check_rounding(group, x, linear, stream, weight)
@@ -99,10 +102,11 @@ def _check_rounding(
     sums = PeerSums(group, MAX_ROWS, stream.shape[1], stream.dtype, x.device, fp8_kernels.quantize)
     for rows in (1, 7, 300, MAX_ROWS):
         for format in (Fp8Format(), Fp8Format(scale=torch.full((1,), 0.02, device=x.device)), Fp8Format(64)):
-            normed, after = sums.add_norm(sums.product(x[:rows], linear), stream[:rows].clone(), weight, EPS)
+            part = sums.product(x[:rows], linear, Half.ATTENTION)
+            normed, after = sums.add_norm(part, stream[:rows].clone(), weight, EPS)
             assert isinstance(normed, torch.Tensor)
             wanted = fp8_kernels.quantize(normed.clone(), format)
-            part = sums.product(x[:rows], linear)
+            part = sums.product(x[:rows], linear, Half.MLP)
             got, rounded_after = sums.add_norm(part, stream[:rows].clone(), weight, EPS, format)
             assert isinstance(got, Quantized)
             assert torch.equal(got.data.view(torch.uint8), wanted.data.view(torch.uint8))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.model.linear import Linear
-from engine.model.sums import ReducedSums, Sums, make_sums
+from engine.model.sums import Half, ReducedSums, Sums, make_sums
 from engine.ops.base import make_ops
 from engine.parallel.groups import SingleShard
 from tests.tiny import ThreadGroup, tiny_shape
@@ -23,7 +23,7 @@ def test_one_shard_has_nothing_to_reduce() -> None:
     ops = make_ops(CPU, SHAPE, block_size=4)
     sums = make_sums(ops, SingleShard(), SHAPE, max_rows=8, device=CPU)
     x, weight = torch.randn(5, 7), torch.randn(HIDDEN, 7)
-    assert torch.equal(sums.total(sums.product(x, Linear(weight))), F.linear(x, weight))
+    assert torch.equal(sums.total(sums.product(x, Linear(weight), Half.ATTENTION)), F.linear(x, weight))
 
 
 def test_shards_add_up_to_the_whole_product() -> None:
@@ -36,8 +36,8 @@ def test_shards_add_up_to_the_whole_product() -> None:
     def run(shard: int, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
         part = slice(4 * shard, 4 * shard + 4)
         linear = Linear(weight[:, part])
-        normed, summed = sums.add_norm(sums.product(x[:, part], linear), residual.clone(), scale, EPS)
-        return normed.clone(), sums.total(sums.product(x[:, part], linear), summed)
+        normed, summed = sums.add_norm(sums.product(x[:, part], linear, Half.ATTENTION), residual.clone(), scale, EPS)
+        return normed.clone(), sums.total(sums.product(x[:, part], linear, Half.MLP), summed)
 
     groups = ThreadGroup.make(2)
     with ThreadPoolExecutor(2) as threads:
