@@ -26,7 +26,7 @@ from engine.parallel.peers import PeerTensor
 from engine.parallel.process_groups import ShardGroup
 
 _MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
-ONE_SHOT_BYTES = 1 << 20  # that a shard reads from others at most, where each sums for itself
+ONE_SHOT_BYTES = 3 << 19  # that a shard reads from others at most, where each sums for itself
 
 
 class PeerSums(Sums):
@@ -61,7 +61,10 @@ class PeerSums(Sums):
         # How often each program's counterparts have told it something, and how often it has waited for that.
         self._flags = PeerTensor(group, 1, self._max_programs * group.size, torch.int32, device)
         self._waits = torch.zeros(self._max_programs, dtype=torch.int32, device=device)
-        self._one_shot_rows = min(max_rows, one_shot_bytes // (hidden * dtype.itemsize * (group.size - 1)))
+        most = one_shot_bytes // (hidden * dtype.itemsize * (group.size - 1))
+        self._one_shot_rows = min(
+            most, max_rows, self._max_programs
+        )  # a second row of a program would wait for its first
         self._buffer = PeerTensor(group, max_rows, hidden, dtype, device)  # holds one part, and then its norm
         self._second = PeerTensor(group, max(1, self._one_shot_rows), hidden, dtype, device)
         if rounds is not None:

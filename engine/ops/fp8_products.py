@@ -1,13 +1,14 @@
 """Products of numbers in 8 bits on GPUs: cuBLASLt's, and our own where it has none or only slow ones.
 
-cuBLASLt scales by rows with one kernel, in tiles of 128 x 128, and never splits the sum: at 16 rows most of a GPU has
-nothing to do. `docs/performance.md` says how much faster ours is there. By groups it scales on Hopper alone, and only
-whole blocks.
+cuBLASLt scales by rows with one kernel, in tiles of 128 x 128, and never splits the sum: of few rows, or few columns,
+most of a GPU has nothing to do. `docs/performance.md` says how much faster ours is there. By groups it scales on Hopper
+alone, and only whole blocks.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,27 @@ from engine.ops.fp8 import E4M3, Quantized
 
 _SCALE_MULTIPLE = 4  # cuBLASLt wants so many scales beside each other, of rows and of groups
 _FEW_ROWS = 16  # up to so many, reading the weights is all that counts
-_THIN_ROWS = 64
-_THIN_COLUMNS = 64  # of a program's tile
-_THIN_STEPS = (256, 128)  # terms of the sums that a program takes at once
-_THIN_STAGES = 5
+_THIN_ROWS = 128  # up to so many, ours is faster whatever the weights
 _ENOUGH_PROGRAMS = 90  # to keep a GPU reading
+
+
+class _Tile(NamedTuple):
+    """What a program of a thin product takes: the measured best (Hopper)."""
+
+    rows: int
+    columns: int
+    steps: tuple[int, ...]  # terms of the sums at once: the first that divides them
+    stages: int
+    warps: int
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * (self.rows + self.columns) * self.steps[0]
+
+
+_NARROW = _Tile(64, 64, (256, 128), stages=5, warps=4)
+_THIN = _Tile(128, 64, (256, 128), stages=4, warps=4)
+_WIDE = _Tile(128, 128, (128,), stages=3, warps=8)
 
 
 def product(
@@ -36,32 +53,50 @@ def product(
 ) -> torch.Tensor:
     """`[rows, in]` times `[out, in]`, both in 8 bits, with one scale for each row of both; to bfloat16."""
     rows, inner = x.data.shape
-    split = _split(len(data), inner) if rows <= _THIN_ROWS and _holds_thin_tiles(data.device) else None
-    if split is not None:
+    tile = _tile(rows, len(data), data.device)
+    split = None if tile is None else _split(rows, len(data), inner, tile)
+    if tile is not None and split is not None:
         if out is None:
             out = torch.empty(rows, len(data), dtype=dtype, device=data.device)
-        _launch_thin(x, data, scales, bias, out, *split)
+        _launch_thin(x, data, scales, bias, out, tile, *split)
         return out
     result = torch._scaled_mm(x.data, data.T, x.scales, scales[None], out_dtype=dtype, use_fast_accum=True, out=out)
     # Not in the product: for some sizes the library has no kernel that adds a bias.
     return result if bias is None else result.add_(bias)
 
 
-def _split(columns: int, inner: int) -> tuple[int, int] | None:
+def _tile(rows: int, columns: int, device: torch.device) -> _Tile | None:
+    """Of our own product; None where cuBLASLt's is faster, or tiles do not fit (Ada's shared memory has no room)."""
+    multiprocessors, shared_bytes = _limits(device)
+
+    def programs(tile: _Tile) -> int:
+        return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+
+    if rows <= _NARROW.rows or programs(_NARROW) <= multiprocessors:
+        tile = _NARROW
+    elif rows <= _THIN_ROWS and programs(_THIN) > 2 * multiprocessors:
+        tile = _WIDE
+    elif rows <= _THIN_ROWS or programs(_THIN) <= multiprocessors:
+        tile = _THIN
+    else:
+        return None
+    return tile if tile.shared_bytes < shared_bytes else None
+
+
+def _split(rows: int, columns: int, inner: int, tile: _Tile) -> tuple[int, int] | None:
     """Into how many sums of how many terms at once a thin product is split; None if it does not divide."""
-    tiles = triton.cdiv(columns, _THIN_COLUMNS)
+    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     for splits in (1, 2, 4, 8):
-        if tiles * splits >= _ENOUGH_PROGRAMS or splits == 8:
-            return next(((splits, step) for step in _THIN_STEPS if inner % (splits * step) == 0), None)
+        if programs * splits >= _ENOUGH_PROGRAMS or splits == 8:
+            return next(((splits, step) for step in tile.steps if inner % (splits * step) == 0), None)
     return None
 
 
 @cache
-def _holds_thin_tiles(device: torch.device) -> bool:
-    """Whether a multiprocessor's shared memory has room for them (Hopper's has, Ada's has not)."""
-    tiles_bytes = _THIN_STAGES * (_THIN_COLUMNS + _THIN_ROWS) * _THIN_STEPS[0]
-    has: int = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    return has > tiles_bytes
+def _limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and the bytes of shared memory that a program may have."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["multiprocessor_count"], properties["max_shared_mem"]
 
 
 @cache
@@ -76,13 +111,14 @@ def _launch_thin(
     scales: torch.Tensor,
     bias: torch.Tensor | None,
     out: torch.Tensor,
+    tile: _Tile,
     splits: int,
     step: int,
 ) -> None:
     rows, inner = x.data.shape
     columns = len(data)
     parts = torch.empty(splits if splits > 1 else 0, rows, columns, dtype=torch.float32, device=data.device)
-    _thin_product[triton.cdiv(columns, _THIN_COLUMNS), splits](
+    _thin_product[triton.cdiv(columns, tile.columns), splits, triton.cdiv(rows, tile.rows)](
         x.data,
         x.scales,
         data,
@@ -95,12 +131,12 @@ def _launch_thin(
         columns,
         inner,
         out.stride(0),
-        ROWS=max(16, triton.next_power_of_2(rows)),
-        COLUMNS=_THIN_COLUMNS,
+        ROWS=min(tile.rows, max(16, triton.next_power_of_2(rows))),
+        COLUMNS=tile.columns,
         STEP=step,
         SPLITS=splits,
-        num_warps=4,
-        num_stages=_THIN_STAGES,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
@@ -123,10 +159,11 @@ def _thin_product(  # type: ignore[no-untyped-def]
     STEP: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """All rows and some columns. Weights are the product's left side: there tensor cores want 64 rows, here are few."""
+    """Some rows, mostly all, and columns. Weights are the left side: there tensor cores want 64 rows, here are few."""
     tile, split = tl.program_id(0), tl.program_id(1)
     column = tile * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.arange(0, ROWS)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    tile += tl.program_id(2) * tl.num_programs(0)
     each = inner // SPLITS
     k = split * each + tl.arange(0, STEP)
     column_mask, row_mask = column < columns, row < rows

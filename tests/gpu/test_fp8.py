@@ -86,7 +86,7 @@ def test_activations(rows: int, slices: int, ffn: int, format: Fp8Format) -> Non
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 @pytest.mark.parametrize(("columns", "inner"), [(6144, 4096), (4096, 14336), (112, 384)])
-@pytest.mark.parametrize("rows", [1, 16, 40, 130, 1000])
+@pytest.mark.parametrize("rows", [1, 16, 40, 100, 130, 250, 1000])
 def test_products(rows: int, columns: int, inner: int, format: Fp8Format, bias: bool) -> None:
     weight = fp8.quantize(torch.randn(columns, inner, device="cuda") / inner**0.5, format)
     scales = weight.scales[:, 0].contiguous() if format.group is None else weight.scales
