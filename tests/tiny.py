@@ -26,6 +26,7 @@ from engine.ops.base import BatchInputs, make_ops
 from engine.parallel.groups import SingleShard, TensorGroup
 from engine.parallel.layout import Layout, Plan
 from engine.sampling.params import RowSampling
+from engine.values.config import AttentionBackend
 from engine.weights.arena import rank_arena
 from engine.weights.loader import CheckpointSource
 from engine.weights.modes import ArenaWeights
@@ -175,7 +176,7 @@ class ThreadGroup(TensorGroup):
 
 
 class LocalModel:
-    """Replica 0 of a layout with all its ranks in this process, each with weights and a NaN-filled KV pool."""
+    """Replica 0 of a layout with all its ranks in this process, each with weights and a poisoned KV pool."""
 
     def __init__(
         self,
@@ -189,6 +190,7 @@ class LocalModel:
         device: torch.device = CPU,
         dtype: str = "auto",
         changes: Mapping[str, Any] | None = None,
+        attention_backend: AttentionBackend = "auto",
     ) -> None:
         """`changes` are of the shape's fields.
 
@@ -207,7 +209,7 @@ class LocalModel:
         self.geometry = KVGeometry(self.shape, plan, block_size)
         self.block_size = block_size
         groups = [group for _ in range(layout.pp) for group in ThreadGroup.make(layout.tp)]
-        self._ops = [make_ops(device, self.shape, block_size) for _ in groups]
+        self._ops = [make_ops(device, self.shape, block_size, attention_backend) for _ in groups]
         self.ranks = [
             Decoder(self.shape, stage(rank), ops, group, ReducedSums(ops, group))
             for rank, (ops, group) in enumerate(zip(self._ops, groups, strict=True))
@@ -218,7 +220,9 @@ class LocalModel:
     def _pool(self, rank: int, num_blocks: int) -> torch.Tensor:
         extent, shape = self.geometry.extents(self.layout)[rank], self.shape
         size = (num_blocks, len(extent.layers), len(extent.slices), 2, self.block_size, shape.head_dim)
-        return torch.full(size, torch.nan, dtype=getattr(torch, shape.kv_dtype), device=self._device)
+        # As `DevicePool.poison`: kernels for 8 bits may read what they mask.
+        nothing = torch.nan if shape.kv_cache_dtype is None else 448.0
+        return torch.full(size, nothing, dtype=getattr(torch, shape.kv_dtype), device=self._device)
 
     def forward(self, chunks: list[tuple[int, list[int]]], tables: list[list[int]]) -> torch.Tensor:
         """Run (start, tokens) of each sequence over its blocks. Returns logits `[all tokens, vocab]`."""

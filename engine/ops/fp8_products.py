@@ -21,7 +21,7 @@ from engine.ops.fp8 import E4M3, Quantized
 _SCALE_MULTIPLE = 4  # cuBLASLt wants so many scales beside each other, of rows and of groups
 _FEW_ROWS = 16  # up to so many, reading the weights is all that counts
 _THIN_ROWS = 128  # up to so many, ours is faster whatever the weights
-_ENOUGH_PROGRAMS = 90  # to keep a GPU reading
+_ENOUGH_PROGRAMS = 60  # to keep a GPU reading: beyond, adding up the parts takes longer than splitting saves
 
 
 class _Tile(NamedTuple):
@@ -72,10 +72,10 @@ def _tile(rows: int, columns: int, device: torch.device) -> _Tile | None:
     def programs(tile: _Tile) -> int:
         return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
 
-    if rows <= _NARROW.rows or programs(_NARROW) <= multiprocessors:
-        tile = _NARROW
-    elif rows <= _THIN_ROWS and programs(_THIN) > 2 * multiprocessors:
+    if rows <= _THIN_ROWS and programs(_THIN) > 2 * multiprocessors:
         tile = _WIDE
+    elif rows <= _NARROW.rows or programs(_NARROW) <= multiprocessors:
+        tile = _NARROW
     elif rows <= _THIN_ROWS or programs(_THIN) <= multiprocessors:
         tile = _THIN
     else:

@@ -14,7 +14,7 @@ from engine.ops.base import BatchInputs, GraphOps
 from engine.ops.capability import attention_backends, capability_of
 from engine.parallel.layout import Layout, Plan
 from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
+from engine.values.config import AttentionBackend, EngineConfig
 from engine.values.errors import ConfigError
 from engine.worker.graphs import DecodeGraphs
 from tests.engine.drive import greedy, random_prompts, running
@@ -92,10 +92,12 @@ def test_logits_of_every_family(name: str, layout: str, tmp_path: Path) -> None:
         Reference(folder, torch.bfloat16).check_logits(torch.cat(parts), tokens)
 
 
-@pytest.mark.parametrize("kv", ["auto", "fp8"])
+@pytest.mark.parametrize(("kv", "backend"), [("auto", "auto"), ("fp8", "auto"), ("fp8", "fa2")])
 @pytest.mark.parametrize("checkpoint", ["float", "blocks"])
 @pytest.mark.parametrize("layout", ["T1", "T2P2"])
-def test_fp8_is_as_near_as_its_emulation(layout: str, checkpoint: str, kv: str, tmp_path: Path) -> None:
+def test_fp8_is_as_near_as_its_emulation(
+    layout: str, checkpoint: str, kv: str, backend: AttentionBackend, tmp_path: Path
+) -> None:
     """A prompt in chunks, then token by token: on the GPU at most a tenth further from float32 than in plain torch."""
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU of compute capability 8.9")
@@ -110,11 +112,14 @@ def test_fp8_is_as_near_as_its_emulation(layout: str, checkpoint: str, kv: str, 
     exact = Reference(floats, torch.bfloat16).logits(tokens)
     errors = []
     with torch.inference_mode():
-        for device in (CUDA, torch.device("cpu")):
-            model = LocalModel(folder, Layout.parse(layout), block_size=16, device=device, changes=changes)
+        ways: list[tuple[torch.device, AttentionBackend]] = [(CUDA, backend), (torch.device("cpu"), "auto")]
+        for device, attention in ways:
+            model = LocalModel(
+                folder, Layout.parse(layout), block_size=16, device=device, changes=changes, attention_backend=attention
+            )
             parts = [model.forward([(start, tokens[start:stop])], [list(range(19))]) for start, stop in pairwise(cuts)]
             errors.append(float((torch.cat(parts).to(CUDA) - exact).norm()))
-    assert errors[0] <= 1.1 * errors[1]
+    assert errors[0] <= 1.1 * errors[1], errors
 
 
 def test_slices_of_a_plan(folder: Path, reference: Reference) -> None:
