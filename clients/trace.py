@@ -62,8 +62,8 @@ def read_trace(path: Path) -> Timeline:
     """Raises ValueError if it holds no event with a time."""
     with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(HEAD_CHARS)
-        file.seek(head.index("[", head.index(EVENTS_KEY)))
-        events = [event for event in iter_items(file) if "ts" in event]
+        start = head.index("[", head.index(EVENTS_KEY))
+        events = [event for event in iter_items(file, head[start:]) if "ts" in event]
     if not events:
         raise ValueError(f"{path} holds no events")
     origin_us = min(event["ts"] for event in events)
