@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ from clients import argument_types as types
 from clients.arrivals import RampUp
 from clients.errors import ClientError
 from clients.figures import GOODPUT_METRICS, SUMMARIZED
+from clients.provenance import provenance
 
 DATASETS = ("random", "constant", "prefix_repetition", "sharegpt", "csv", "timed_trace")
 SAMPLING = {
@@ -34,7 +36,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """The flags, checked, with what follows from them filled in. Raises ClientError."""
+    argv = sys.argv[1:] if argv is None else argv
     args = _parser(prog).parse_args(argv)
+    args.provenance = provenance(prog, argv)
     args.base_url = args.base_url or _url(args.host, args.port)
     args.endpoint = args.endpoint or ENDPOINTS[args.backend]
     args.random_input_len = args.input_len or args.random_input_len

@@ -90,10 +90,11 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         counted = records if tokenizer is None else count_tokens(records, tokenizer)
         result = description | figures(counted, start_s, args.metric_percentiles, args.goodput)
         result["start_time"] = start_s
-        print(summary(result, counted, args.percentile_metrics, args.metric_percentiles))
-        if path is not None:
+        if path is not None:  # before anything is printed: whoever reads that may be gone
             detail = to_columns(counted) if args.save_detailed else {}
             path.write_text(json.dumps(result | detail, allow_nan=False))
+        print(summary(result, counted, args.percentile_metrics, args.metric_percentiles))
+        if path is not None:
             print(f"saved {path}")
         if args.tokenize_prompt and not result["completed"] and any(r.error.startswith("HTTP") for r in records):
             hint = "if it takes no token ids, send text: --no-tokenize-prompt --tokenizer NAME"
@@ -221,6 +222,7 @@ def describe(args: argparse.Namespace, model: str) -> dict[str, Any]:
         "tokenizer_id": args.tokenizer or (None if args.tokenize_prompt else model),
         "dataset_name": args.dataset_name,
         "num_prompts": args.num_prompts,
+        **args.provenance,
     }
     described |= args.metadata
     described["request_rate"] = "inf" if math.isinf(args.request_rate) else args.request_rate
