@@ -93,6 +93,13 @@ class Chunk(msgspec.Struct):
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None
+    object: str | None = None
+    message: Any = None
+
+    @property
+    def problem(self) -> Any:
+        """What went wrong, if it did; some servers send it without `error` around it."""
+        return self.message if self.error is None and self.object == "error" else self.error
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode

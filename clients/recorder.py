@@ -46,8 +46,8 @@ class Recorder:
             self._is_finished = True
             return
         chunk = decode_chunk(data)
-        if chunk.error is not None:
-            raise StreamError(f"error in the stream: {message_of(chunk.error)}")
+        if chunk.problem is not None:
+            raise StreamError(f"error in the stream: {message_of(chunk.problem)}")
         if chunk.choices:
             choice = chunk.choices[0]
             if choice.has_token:

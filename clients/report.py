@@ -106,7 +106,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         heading = f"Offline: {run['model'] or run['device']}, {run['workload']}"
         if run["device"] == "simulated":
             heading += ", simulated"
-        below = _offline_table(run) + page.origins({run["workload"]: run})
+        below = _offline_table(run) + page.origins({str(run["workload"]): run})
         yield f"offline-{number}", heading, below, plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"

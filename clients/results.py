@@ -75,7 +75,9 @@ def _workloads(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def _is_system(system: dict[str, Any]) -> bool:
+    transitions = system.get("transitions", 0)
     figures = [system[key] for key in _SYSTEM - {"name"}] + list(system.get("phase_seconds", {}).values())
+    figures += transitions.values() if isinstance(transitions, dict) else [transitions]
     return isinstance(system["name"], str) and all(map(_is_number, figures))
 
 

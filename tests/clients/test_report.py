@@ -165,6 +165,7 @@ def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
         json.dumps(OFFLINE | {"workloads": [{"workload": "2x5:5", "systems": [{"name": "P2"}]}]}),
         json.dumps(OFFLINE).replace("2000.0", '"fast"'),
         json.dumps(OFFLINE).replace('{"prefill": 1.0}', "[1]"),
+        json.dumps(OFFLINE).replace('{"P2->T2": 1}', '{"P2->T2": []}'),
     ],
 )
 def test_what_is_no_result(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:

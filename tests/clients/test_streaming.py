@@ -131,6 +131,7 @@ async def test_a_chat(site: Site) -> None:
     ("answer", "reason"),
     [
         ([event("a"), b'data: {"error": {"message": "the engine died"}}\n\n', DONE], "stream: the engine died"),
+        ([event("a"), b'data: {"object": "error", "message": "it died"}\n\n', DONE], "stream: it died"),
         ([event("a"), b"data: {broken\n\n"], "DecodeError"),
         ([event("a"), b"data: \xff\xfe\n\n"], "DecodeError"),
         ([event("a"), b'data: {"choices": [{"text": "\xff"}]}\n\n'], "Error"),
