@@ -132,6 +132,16 @@ def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None
     assert (round(crossing.get_x(), 3), round(crossing.get_width(), 3)) == (1.2, 0.05)
 
 
+@pytest.mark.parametrize(("most_shapes", "is_picture"), [(1, False), (0, True)])
+def test_many_shapes_are_painted_as_one_picture(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, most_shapes: int, is_picture: bool
+) -> None:
+    plots = pytest.importorskip("clients.plots")
+    monkeypatch.setattr(plots, "MOST_SHAPES", most_shapes)
+    (_, _, _, figure) = next(report._sections(Results(timelines={"run": read_trace(files[2])})))
+    assert ("<image" in report._svg(figure)) is is_picture
+
+
 def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
     text = files[2].read_text()
     files[2].write_text(text[: text.index('"decode"') + 4])
