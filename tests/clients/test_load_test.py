@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,6 +183,26 @@ def test_an_api_key_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OPENAI_API_KEY", "sk\n1")
     with pytest.raises(ClientError, match="OPENAI_API_KEY"):
         load_test.request_headers(args)
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.anyio
+async def test_a_run_whose_readers_are_gone_is_saved(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    argv = [*SMALL[:-1], "--base-url", site.url, "--save-result", "--result-dir", str(tmp_path)]
+    with pytest.raises(BrokenPipeError):  # as of any command
+        await load_test.run(arguments.parse(argv, "x"))
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["completed"] == 6
 
 
 @pytest.mark.anyio
