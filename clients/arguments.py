@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from clients import argument_types as types
 from clients.arrivals import RampUp
 from clients.errors import ClientError
 from clients.figures import GOODPUT_METRICS, SUMMARIZED
+from clients.provenance import provenance
 
 DATASETS = ("random", "constant", "prefix_repetition", "sharegpt", "csv", "timed_trace")
-SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+SAMPLING = {
+    "temperature": types.number(0, 100),
+    "top_p": types.number(0, 1),
+    "top_k": types.integer(-1),
+    "min_p": types.number(0, 1),
+}
+# Where each backend's requests go, unless --endpoint says.
+ENDPOINTS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-chat": "/v1/chat/completions"}
+CHAT = "openai-chat"
 # Random tokens mean nothing: a model would stop anywhere, and no two servers would do the same work.
 WITHOUT_EOS = ("random", "constant", "prefix_repetition", "csv", "timed_trace")
 
@@ -26,14 +36,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """The flags, checked, with what follows from them filled in. Raises ClientError."""
+    argv = sys.argv[1:] if argv is None else argv
     args = _parser(prog).parse_args(argv)
-    args.base_url = (args.base_url or f"http://{args.host}:{args.port}").rstrip("/")
+    args.provenance = provenance(prog, argv)
+    args.base_url = args.base_url or _url(args.host, args.port)
+    args.endpoint = args.endpoint or ENDPOINTS[args.backend]
     args.random_input_len = args.input_len or args.random_input_len
     args.random_output_len = args.output_len or args.random_output_len
     args.sharegpt_output_len = args.output_len or args.sharegpt_output_len
     args.prefix_repetition_output_len = args.output_len or args.prefix_repetition_output_len
-    args.ignore_eos = args.ignore_eos or args.dataset_name in WITHOUT_EOS
-    args.metadata, args.header = _pairs(args.metadata, "--metadata"), _pairs(args.header, "--header")
+    if args.ignore_eos is None:
+        args.ignore_eos = args.dataset_name in WITHOUT_EOS
+    if args.tokenize_prompt is None:
+        args.tokenize_prompt = args.dataset_name != "sharegpt" and args.backend != CHAT
+    args.metadata, args.header = types.pairs(args.metadata, "--metadata"), types.headers(args.header, "--header")
     args.goodput = _goodput(args.goodput)
     args.ramp_up = _ramp_up(args)
     if args.self_timed is None:
@@ -52,12 +68,14 @@ def _check(args: argparse.Namespace) -> None:
         raise ClientError("--self-timed needs --dataset-name timed_trace, the only data set with times")
     if args.self_timed and (args.ramp_up is not None or not math.isinf(args.request_rate)):
         raise ClientError("a trace brings its own arrival times: leave out the rate, or give --no-self-timed")
-    if args.request_rate <= 0 or args.burstiness <= 0:
-        raise ClientError("--request-rate and --burstiness must be positive")
-    if args.num_prompts < 1 or (args.max_concurrency is not None and args.max_concurrency < 1):
-        raise ClientError("--num-prompts and --max-concurrency must be at least 1")
-    if not 0 <= args.random_range_ratio < 1:
-        raise ClientError("--random-range-ratio must be at least 0 and less than 1")
+    if args.endpoint.rstrip("/").endswith("/chat/completions") != (args.backend == CHAT):
+        raise ClientError(f"--backend {args.backend} does not fit --endpoint {args.endpoint}: chat is {CHAT}'s")
+    if args.tokenize_prompt and args.backend == CHAT:
+        raise ClientError("a chat is text: leave out --tokenize-prompt")
+    if args.tokenize_prompt and args.dataset_name == "sharegpt":
+        raise ClientError("sharegpt's prompts are sent as text: leave out --tokenize-prompt")
+    if args.random_range_ratio == 1:
+        raise ClientError("--random-range-ratio must be less than 1")
     if args.dataset_name == "prefix_repetition":
         _check_prefixes(args)
     if args.save_detailed and not args.save_result:
@@ -67,9 +85,6 @@ def _check(args: argparse.Namespace) -> None:
 def _check_prefixes(args: argparse.Namespace) -> None:
     if args.input_len is not None:
         raise ClientError("prefix_repetition takes --prefix-repetition-prefix-len and -suffix-len, no --input-len")
-    prefix, suffix = args.prefix_repetition_prefix_len, args.prefix_repetition_suffix_len
-    if min(prefix, suffix, args.prefix_repetition_num_prefixes, args.prefix_repetition_output_len) < 1:
-        raise ClientError("what --prefix-repetition-... flags take must be at least 1")
     if args.num_prompts < args.prefix_repetition_num_prefixes:
         raise ClientError("--prefix-repetition-num-prefixes must be at most --num-prompts")
 
@@ -80,19 +95,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Load an OpenAI-compatible server and measure throughput and latency.",
     )
+    count, seconds, share = types.integer(1), types.number(0, types.LARGEST), types.number(0, 1)
     target = parser.add_argument_group("server")
-    target.add_argument("--backend", choices=("openai", "vllm"), default="openai", help="both mean completions")
-    target.add_argument("--base-url", help="instead of --host and --port")
+    target.add_argument("--backend", choices=tuple(ENDPOINTS), default="openai", help="vllm: as openai")
+    target.add_argument("--base-url", type=types.url, help="instead of --host and --port")
     target.add_argument("--host", default="127.0.0.1")
-    target.add_argument("--port", type=int, default=8000)
-    target.add_argument("--endpoint", default="/v1/completions")
+    target.add_argument("--port", type=types.integer(1, 65535), default=8000)
+    target.add_argument("--endpoint", type=types.path, help="default: the backend's, such as /v1/completions")
     target.add_argument("--model", help="default: the first that the server serves")
     target.add_argument("--served-model-name", help="the name in requests (default: the model)")
-    target.add_argument("--tokenizer", help="folder or hub name (default: the model); needed for text data sets only")
+    target.add_argument("--tokenizer", help="folder or hub name (default: the model); needed for text only")
     target.add_argument("--header", nargs="*", metavar="KEY=VALUE", help="more headers; OPENAI_API_KEY sets the key")
-    target.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="more keys of each request")
+    target.add_argument("--extra-body", type=types.json_object, default={}, metavar="JSON", help="keys of each request")
     target.add_argument("--insecure", action="store_true", help="do not verify TLS certificates")
-    target.add_argument("--ready-check-timeout-sec", type=float, default=0, help="wait so long for the server")
+    target.add_argument("--ready-check-timeout-sec", type=seconds, default=0, help="wait so long for the server")
 
     data = parser.add_argument_group("data")
     data.add_argument("--dataset-name", choices=DATASETS, default="random")
@@ -101,31 +117,36 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=Path,
         help="ShareGPT's JSON (default: fetched), or a CSV with prompt_len,output_len, for timed_trace also arrival_s",
     )
-    data.add_argument("--num-prompts", type=int, default=1000)
-    data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--input-len", type=int, help="as --random-input-len")
-    data.add_argument("--output-len", type=int, help="as the data set's own, such as --random-output-len")
-    data.add_argument("--random-input-len", type=int, default=1024, help="tokens; also of constant")
-    data.add_argument("--random-output-len", type=int, default=128, help="tokens; also of constant")
-    data.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by this share, up and down")
-    data.add_argument("--sharegpt-output-len", type=int, help="tokens (default: the reference answer's)")
-    data.add_argument("--prefix-repetition-prefix-len", type=int, default=256, help="tokens that prompts share")
-    data.add_argument("--prefix-repetition-suffix-len", type=int, default=256, help="tokens of a prompt's own")
-    data.add_argument("--prefix-repetition-num-prefixes", type=int, default=10, help="prefixes, used evenly")
-    data.add_argument("--prefix-repetition-output-len", type=int, default=128, help="tokens")
-    data.add_argument("--ignore-eos", action="store_true", help="always on for random tokens")
-    for name, kind in zip(SAMPLING, (float, float, int, float), strict=True):
+    data.add_argument("--num-prompts", type=count, default=1000)
+    data.add_argument("--seed", type=types.integer(0, 2**32 - 1), default=0)
+    data.add_argument("--input-len", type=count, help="as --random-input-len")
+    data.add_argument("--output-len", type=count, help="as the data set's own, such as --random-output-len")
+    data.add_argument("--random-input-len", type=count, default=1024, help="tokens; also of constant")
+    data.add_argument("--random-output-len", type=count, default=128, help="tokens; also of constant")
+    data.add_argument("--random-range-ratio", type=share, default=0.0, help="lengths vary by this share, up and down")
+    data.add_argument("--sharegpt-output-len", type=count, help="tokens (default: the reference answer's)")
+    data.add_argument("--prefix-repetition-prefix-len", type=count, default=256, help="tokens that prompts share")
+    data.add_argument("--prefix-repetition-suffix-len", type=count, default=256, help="tokens of a prompt's own")
+    data.add_argument("--prefix-repetition-num-prefixes", type=count, default=10, help="prefixes, used evenly")
+    data.add_argument("--prefix-repetition-output-len", type=count, default=128, help="tokens")
+    data.add_argument("--ignore-eos", action=argparse.BooleanOptionalAction, help="default: for random tokens")
+    data.add_argument(
+        "--tokenize-prompt",
+        action=argparse.BooleanOptionalAction,
+        help="send random prompts as token ids, the default, or as text, for servers that take no ids",
+    )
+    for name, kind in SAMPLING.items():
         data.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the server's")
 
     load = parser.add_argument_group("arrivals")
-    load.add_argument("--request-rate", type=float, default=math.inf, help="per second; inf sends all at once")
-    load.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson; less: burstier; inf: fixed intervals")
-    load.add_argument("--max-concurrency", type=int, help="most requests under way at once; others wait here")
+    load.add_argument("--request-rate", type=types.rate, default=math.inf, help="per second; inf sends all at once")
+    load.add_argument("--burstiness", type=types.rate, default=1.0, help="1: Poisson; less: burstier; inf: even")
+    load.add_argument("--max-concurrency", type=count, help="most requests under way at once; others wait here")
     load.add_argument("--ramp-up-strategy", choices=("linear", "exponential"))
-    load.add_argument("--ramp-up-start-rps", type=float)
-    load.add_argument("--ramp-up-end-rps", type=float)
+    load.add_argument("--ramp-up-start-rps", type=types.number(types.LEAST_RATE, types.LARGEST))
+    load.add_argument("--ramp-up-end-rps", type=types.number(types.LEAST_RATE, types.LARGEST))
     load.add_argument("--self-timed", action=argparse.BooleanOptionalAction, help="arrive as in the trace")
-    load.add_argument("--num-warmups", type=int, default=0, help="requests before the clock starts")
+    load.add_argument("--num-warmups", type=types.integer(0), default=0, help="requests before the clock starts")
 
     out = parser.add_argument_group("results")
     out.add_argument("--percentile-metrics", type=_metrics, default="ttft,tpot,itl", help=f"of {','.join(SUMMARIZED)}")
@@ -149,8 +170,8 @@ def _ramp_up(args: argparse.Namespace) -> RampUp | None:
         if start_rps is not None or end_rps is not None:
             raise ClientError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy")
         return None
-    if start_rps is None or end_rps is None or not 0 < start_rps <= end_rps:
-        raise ClientError("--ramp-up-strategy needs --ramp-up-start-rps, above 0, and --ramp-up-end-rps, not below it")
+    if start_rps is None or end_rps is None or start_rps > end_rps:
+        raise ClientError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps, not below it")
     if not math.isinf(args.request_rate):
         raise ClientError("--ramp-up-strategy sets the rate: leave out --request-rate")
     return RampUp(args.ramp_up_strategy, start_rps, end_rps)
@@ -161,19 +182,12 @@ def _goodput(pairs: Sequence[str] | None) -> dict[str, float]:
     for pair in pairs or ():
         name, _, bound = pair.partition(":")
         try:
-            bounds_ms[name] = float(bound)
-        except ValueError:
+            bounds_ms[name] = types.number(0, types.LARGEST)(bound)
+        except argparse.ArgumentTypeError:
             raise ClientError(f"--goodput takes KEY:MILLISECONDS, not {pair!r}") from None
         if name not in GOODPUT_METRICS:
             raise ClientError(f"--goodput knows {', '.join(GOODPUT_METRICS)}, not {name!r}")
     return bounds_ms
-
-
-def _pairs(pairs: Sequence[str] | None, flag: str) -> dict[str, str]:
-    for pair in pairs or ():
-        if "=" not in pair:
-            raise ClientError(f"{flag} takes KEY=VALUE, not {pair!r}")
-    return {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs or ())}
 
 
 def _metrics(text: str) -> list[str]:
@@ -185,14 +199,13 @@ def _metrics(text: str) -> list[str]:
 
 
 def _percentiles(text: str) -> list[float]:
-    values = [float(word) for word in text.split(",")]
-    if not all(0 <= value <= 100 for value in values):
-        raise argparse.ArgumentTypeError("percentiles are between 0 and 100")
-    return values
+    return [types.number(0, 100)(word) for word in text.split(",")]
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("must be a JSON object")
-    return value
+def _url(host: str, port: int) -> str:
+    """An IPv6 address stands in brackets. Raises ClientError."""
+    name = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    try:
+        return types.url(f"http://{name}:{port}")
+    except argparse.ArgumentTypeError:
+        raise ClientError(f"--host must be a name or an address, not {host!r}") from None

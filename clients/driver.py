@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from clients.record import Record
-from clients.streaming import CompletionClient, Request
+from clients.recorder import Request
+from clients.streaming import CompletionClient
 
 
 async def drive(

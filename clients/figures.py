@@ -5,13 +5,14 @@ Definitions and names are those of `vllm bench serve`, so that results compare.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from clients.record import Record
+from clients.record import CountedBy, Record
 
 # What is summarized by mean, median, standard deviation and percentiles, with the words that a table shows.
 SUMMARIZED = {
@@ -22,6 +23,8 @@ SUMMARIZED = {
     "client_queue_time": ("Client Queue Time", "Client-side Queueing"),
     "e2el_including_client_queue": ("E2EL incl. Client Queue", "Queue-inclusive End-to-end Latency"),
 }
+_COUNTED_BY = get_args(CountedBy)  # the least exact last
+SAME_CHARS = 80  # two reasons that begin alike are the same; the rest may be what was sent
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 
 
@@ -54,6 +57,7 @@ def figures(
         "total_cached_tokens": num_cached,
         "prefix_cache_hit_rate": num_cached / num_input if num_cached is not None and num_input else None,
         "total_output_tokens": num_output,
+        "output_tokens_counted_by": max((record.counted_by for record in done), key=_COUNTED_BY.index, default=None),
         "request_throughput": rate(len(done)),
         "request_goodput": rate(sum(is_good(record, goodput_ms) for record in done)) if goodput_ms else None,
         "output_throughput": rate(num_output),
@@ -78,12 +82,14 @@ def samples_s(done: Sequence[Record]) -> dict[str, list[float]]:
     }
 
 
-def summarize(name: str, values_s: Sequence[float], percentiles: Sequence[float]) -> dict[str, float]:
-    """Mean, median, standard deviation and percentiles in milliseconds; 0 where there are no values."""
-    values_ms = np.array(values_s or [0.0]) * 1000.0
-    summary = {"mean": np.mean(values_ms), "median": np.median(values_ms), "std": np.std(values_ms)}
-    summary |= {percentile_word(p): np.percentile(values_ms, p) for p in percentiles}
-    return {f"{statistic}_{name}_ms": float(value) for statistic, value in summary.items()}
+def summarize(name: str, values_s: Sequence[float], percentiles: Sequence[float]) -> dict[str, float | None]:
+    """Mean, median, standard deviation and percentiles in milliseconds; None where there are no values."""
+    words = ["mean", "median", "std", *map(percentile_word, percentiles)]
+    if not values_s:
+        return {f"{word}_{name}_ms": None for word in words}
+    values_ms = np.array(values_s) * 1000.0
+    statistics = [np.mean(values_ms), np.median(values_ms), np.std(values_ms), *np.percentile(values_ms, percentiles)]
+    return {f"{word}_{name}_ms": float(value) for word, value in zip(words, statistics, strict=True)}
 
 
 def percentile_word(percentile: float) -> str:
@@ -121,5 +127,17 @@ def peak_concurrency(done: Sequence[Record]) -> int:
 
 
 def failures(records: Sequence[Record]) -> list[tuple[str, int]]:
-    """How many requests failed for each reason, the most frequent first."""
-    return Counter(record.error for record in records if record.error).most_common()
+    """How many requests failed for each reason, the most frequent first.
+
+    Reasons that differ only in numbers, quoted texts or lists, as where a server repeats what it was sent, are one: the
+    first of them, on one line.
+    """
+    counts: Counter[str] = Counter()
+    shown: dict[str, str] = {}
+    for record in records:
+        if record.error:
+            reason = " ".join(record.error.split())
+            kind = re.sub(r"""\d+|'[^']*'|"[^"]*"|\[[^\]]*\]?""", "", reason)[:SAME_CHARS]
+            shown.setdefault(kind, reason)
+            counts[kind] += 1
+    return [(shown[kind], count) for kind, count in counts.most_common()]

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from clients import arguments
+from clients.argument_types import check_header
 from clients.arrivals import arrivals_s
 from clients.driver import drive
 from clients.errors import ClientError
@@ -31,9 +33,11 @@ from clients.record import Record, to_columns
 from clients.results import short_name
 from clients.streaming import CompletionClient, make_session
 from clients.summary import summary
+from clients.tokenizers import count_tokens, load_tokenizer
 from clients.workloads import (
     DEFAULT_VOCAB,
     Workload,
+    as_text,
     csv_workload,
     prefix_repetition_workload,
     random_workload,
@@ -62,7 +66,12 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     headers = request_headers(args)
     model, checkpoint = await find_model(args, headers)
-    workload = make_workload(args, checkpoint)
+    description = describe(args, model)
+    path = result_path(args, model, description["date"]) if args.save_result else None
+    if path is not None:
+        check_writable(path)
+    tokenizer = find_tokenizer(args, checkpoint)
+    workload = make_workload(args, tokenizer)
     schedule_s = workload.arrivals_s if args.self_timed else None
     if schedule_s is None:
         schedule_s = arrivals_s(args.num_prompts, args.request_rate, args.burstiness, args.ramp_up, args.seed)
@@ -74,13 +83,30 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         extra_body=request_body(args),
         verify_tls=not args.insecure,
     )
+    ended: list[Record] = []
+
+    def publish(start_s: float, records: Sequence[Record], description: dict[str, Any]) -> dict[str, Any]:
+        """Print the table of a run that began at `start_s`, save its result if asked to, and return it."""
+        counted = records if tokenizer is None else count_tokens(records, tokenizer)
+        result = description | figures(counted, start_s, args.metric_percentiles, args.goodput)
+        result["start_time"] = start_s
+        if path is not None:  # before anything is printed: whoever reads that may be gone
+            detail = to_columns(counted) if args.save_detailed else {}
+            path.write_text(json.dumps(result | detail, allow_nan=False))
+        print(summary(result, counted, args.percentile_metrics, args.metric_percentiles))
+        if path is not None:
+            print(f"saved {path}")
+        if args.tokenize_prompt and not result["completed"] and any(r.error.startswith("HTTP") for r in records):
+            hint = "if it takes no token ids, send text: --no-tokenize-prompt --tokenizer NAME"
+            print(f"the server refused all prompts; {hint}", file=sys.stderr)
+        return result
+
     async with client:
         if args.num_warmups:
             warmups = [workload.requests[0]] * args.num_warmups
             await drive(client, warmups, [time.monotonic()] * args.num_warmups, args.max_concurrency)
         gc.collect()
         gc.freeze()  # the prompts need no scanning while the clock runs
-        ended: list[Record] = []
         start_s = time.monotonic()
         due_s = [start_s + arrival_s for arrival_s in schedule_s]
         try:
@@ -92,34 +118,29 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
 
                 records = await drive(client, workload.requests, due_s, args.max_concurrency, on_done)
         except asyncio.CancelledError:  # Ctrl-C
-            publish(args, describe(args, model) | {"interrupted": True}, start_s, ended)
+            publish(start_s, ended, description | {"interrupted": True})
             raise
-    return publish(args, describe(args, model), start_s, records)
+    return publish(start_s, records, description)
 
 
-def publish(
-    args: argparse.Namespace, description: dict[str, Any], start_s: float, records: Sequence[Record]
-) -> dict[str, Any]:
-    """Print the table of a run that began at `start_s`, save its result if asked to, and return it."""
-    result = description | figures(records, start_s, args.metric_percentiles, args.goodput)
-    result["start_time"] = start_s
-    print(summary(result, records, args.percentile_metrics, args.metric_percentiles))
-    if args.save_result:
-        detail = to_columns(records) if args.save_detailed else {}
-        path = result_path(args, result["model_id"], result["date"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result | detail))
-        print(f"saved {path}")
-    return result
+def find_tokenizer(args: argparse.Namespace, checkpoint: str) -> Any:
+    """The tokenizer named; the `checkpoint`'s where prompts are text, which need one; else None. Raises ClientError."""
+    if args.tokenizer:
+        return load_tokenizer(args.tokenizer)
+    return None if args.tokenize_prompt else load_tokenizer(checkpoint)
 
 
-def make_workload(args: argparse.Namespace, checkpoint: str) -> Workload:
-    """The requests that the flags describe; `checkpoint` has the tokenizer unless they name one. Raises ClientError."""
-    num, seed = args.num_prompts, args.seed
+def make_workload(args: argparse.Namespace, tokenizer: Any) -> Workload:
+    """The requests that the flags describe. Raises ClientError."""
     if args.dataset_name == "sharegpt":
-        tokenizer = load_tokenizer(args.tokenizer or checkpoint)
-        return sharegpt_workload(args.dataset_path, tokenizer, num, seed, args.sharegpt_output_len)
-    vocab_size = load_tokenizer(args.tokenizer).vocab_size if args.tokenizer else DEFAULT_VOCAB
+        return sharegpt_workload(args.dataset_path, tokenizer, args.num_prompts, args.seed, args.sharegpt_output_len)
+    workload = make_random(args, DEFAULT_VOCAB if tokenizer is None else tokenizer.vocab_size)
+    return workload if args.tokenize_prompt else as_text(workload, tokenizer, args.seed)
+
+
+def make_random(args: argparse.Namespace, vocab_size: int) -> Workload:
+    """Those of random token ids. Raises ClientError."""
+    num, seed = args.num_prompts, args.seed
     match args.dataset_name:
         case "csv":
             return csv_workload(args.dataset_path, num, seed, vocab_size)
@@ -140,17 +161,6 @@ def make_workload(args: argparse.Namespace, checkpoint: str) -> Workload:
             return random_workload(num, args.random_input_len, args.random_output_len, ratio, seed, vocab_size)
 
 
-def load_tokenizer(name: str) -> Any:
-    """The transformers tokenizer of a folder or hub name. Raises ClientError."""
-    from transformers import AutoTokenizer  # late: takes seconds
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers raises nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClientError(f"cannot load a tokenizer from {name!r} ({reason}): name another with --tokenizer") from None
-
-
 async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> tuple[str, str]:
     """The model named, or the first that the server serves; and the checkpoint that the server says it is, if it
     does. Waits for the server if asked to. Raises ClientError."""
@@ -163,22 +173,33 @@ async def find_model(args: argparse.Namespace, headers: dict[str, str]) -> tuple
             try:
                 async with session.get(url) as response:
                     response.raise_for_status()
-                    served = (await response.json())["data"][0]
-                    if args.model:
-                        return str(args.model), str(args.model)
-                    return str(served["id"]), str(served.get("root") or served["id"])
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
+                    served = msgspec.json.decode(await response.read(), type=_Models).data[0]
+                    return (args.model, args.model) if args.model else (served.id, served.root or served.id)
+            except (aiohttp.ClientError, OSError, ValueError, msgspec.DecodeError, IndexError, RecursionError) as error:
                 if time.monotonic() >= deadline_s:
                     raise ClientError(
-                        f"{url} gives no model ({type(error).__name__}: {error}): start the server, or name another "
-                        "with --base-url"
+                        f"{url} gives no model ({type(error).__name__}: {error}): start the server, name another "
+                        "with --base-url, or the model with --model"
                     ) from None
             await asyncio.sleep(READY_POLL_S)
 
 
+class _Model(msgspec.Struct):
+    id: str
+    root: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
 def request_headers(args: argparse.Namespace) -> dict[str, str]:
-    key = os.environ.get("OPENAI_API_KEY")
-    return ({"Authorization": f"Bearer {key}"} if key else {}) | args.header
+    """Raises ClientError."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key:
+        return dict(args.header)
+    check_header("Authorization", f"Bearer {key}", "OPENAI_API_KEY")
+    return {"Authorization": f"Bearer {key}"} | args.header
 
 
 def request_body(args: argparse.Namespace) -> dict[str, Any]:
@@ -198,9 +219,10 @@ def describe(args: argparse.Namespace, model: str) -> dict[str, Any]:
         "backend": args.backend,
         "label": args.label,
         "model_id": model,
-        "tokenizer_id": args.tokenizer or (model if args.dataset_name == "sharegpt" else None),
+        "tokenizer_id": args.tokenizer or (None if args.tokenize_prompt else model),
         "dataset_name": args.dataset_name,
         "num_prompts": args.num_prompts,
+        **args.provenance,
     }
     described |= args.metadata
     described["request_rate"] = "inf" if math.isinf(args.request_rate) else args.request_rate
@@ -222,6 +244,22 @@ def result_path(args: argparse.Namespace, model: str, date: str) -> Path:
     name = f"{args.label or args.backend}-{rate}{limit}-{short_name(model)}-{date}.json"
     name = re.sub(r"[^\w.+]+", "-", name)  # a label may be P2->T2, which a shell would take for a redirection
     return Path(args.result_dir or ".") / (args.result_filename or name)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ClientError if a result cannot be written there, before there is one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with path.open("a"):
+            pass
+        if is_new:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClientError(
+            f"cannot write {path} ({reason}): name another with --result-dir, --result-filename"
+        ) from None
 
 
 if __name__ == "__main__":

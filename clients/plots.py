@@ -15,7 +15,14 @@ from matplotlib.patches import Patch
 from clients.trace import Series, Span, Timeline
 
 matplotlib.use("Agg")
+# The page replaces it with its own, which is light on dark.
+INK = "#222222"
+matplotlib.rcParams.update(
+    dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+)
+matplotlib.rcParams["svg.fonttype"] = "none"  # text that can be read aloud, found and copied
 
+MOST_SHAPES = 2000  # as shapes; more are painted as a picture, or the page takes tens of megabytes
 GIB = 1 << 30
 PHASE_COLORS = {"prefill": "#4C78A8", "decode": "#72B7B2", "tail": "#B279A2"}
 TRANSITION_COLOR = "#E45756"
@@ -68,7 +75,7 @@ def latency_percentiles(results: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set_ylabel("ms")
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     return figure
 
 
@@ -78,7 +85,7 @@ def _percentiles(result: Mapping[str, Any], metric: str) -> dict[float, float]:
     for key, value in result.items():
         if match := re.fullmatch(rf"p([\d.]+)_{metric}_ms", key):
             found[float(match[1])] = value
-    return found
+    return {percentile: value for percentile, value in found.items() if value is not None}
 
 
 def timeline(run: Timeline, title: str) -> Figure:
@@ -141,7 +148,8 @@ def _draw_phases(axes: Axes, run: Timeline) -> None:
 
 def _draw_counters(axes: Axes, counters: Mapping[str, Series], label: str) -> None:
     for name, series in counters.items():
-        axes.step(series.times_s, series.values, where="post", label=name, linewidth=1.2)
+        (line,) = axes.step(series.times_s, series.values, where="post", label=name, linewidth=1.2)
+        line.set_rasterized(len(series.values) > MOST_SHAPES)
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     if counters:
@@ -156,6 +164,7 @@ def _draw_steps(axes: Axes, steps: Sequence[Span], key: str, label: str) -> None
             starts_s, ends_s = [step.start_s for step in chosen], [step.end_s for step in chosen]
             lines = axes.hlines([step.args[key] for step in chosen], starts_s, ends_s, color, label=f"{name} steps")
             lines.set(linewidth=2.5, capstyle="projecting")  # so that also a short step is seen
+            lines.set_rasterized(len(chosen) > MOST_SHAPES)
     axes.set_ylabel(label)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import TracebackType
 
@@ -30,6 +31,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, record: Record) -> None:
+        """Where nobody reads it any more, the run goes on."""
         self._num_done += 1
         self._num_failed += bool(record.error)
         if self._bar is not None:
@@ -37,4 +39,9 @@ class Progress:
             if record.error:
                 self._bar.set_postfix(failed=self._num_failed)
         elif not self._is_quiet and self._num_done * 10 // self._total > (self._num_done - 1) * 10 // self._total:
-            print(f"{self._num_done} of {self._total} requests, {self._num_failed} failed", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(
+                    f"{self._num_done} of {self._total} requests, {self._num_failed} failed",
+                    file=sys.stderr,
+                    flush=True,
+                )

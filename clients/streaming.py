@@ -7,139 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import msgspec
 
+from clients.events import EventParser
+from clients.messages import MAX_BYTES, message_of
 from clients.record import Record
+from clients.recorder import Recorder, Request, StreamError
 
 TIMEOUT_S = 6 * 3600.0
 READ_BYTES = 1 << 20
-MAX_ERROR_CHARS = 300
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt, as text or token ids, and how many tokens may follow."""
-
-    prompt: str | list[int]
-    input_tokens: int
-    max_tokens: int
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int | None:
-        return None if self.prompt_tokens_details is None else self.prompt_tokens_details.cached_tokens
-
-
-class _Chunk(msgspec.Struct):
-    """What matters of a chunk. Unknown keys are passed over."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_decode = msgspec.json.Decoder(_Chunk).decode
-
-
-class StreamError(Exception):
-    """The server's stream is not a whole answer; says why."""
-
-
-class EventParser:
-    """Server-sent events out of bytes that may be cut anywhere: the payload of each `data:` line."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
-
-
-@dataclass
-class Recorder:
-    """Turns the events of one request into its Record."""
-
-    request: Request
-    arrival_s: float  # when it was due, on the monotonic clock
-    start_s: float = 0.0  # set when it goes on the wire
-    _ttft_s: float = 0.0
-    _last_s: float = 0.0
-    _itls_s: list[float] = field(default_factory=list)
-    _texts: list[str] = field(default_factory=list)
-    _usage: _Usage | None = None
-    is_over: bool = False
-
-    def event(self, data: bytes, now_s: float) -> None:
-        """An event's payload came. Raises StreamError or msgspec.DecodeError."""
-        if data == b"[DONE]":
-            self.is_over = True
-            return
-        chunk = _decode(data)
-        if chunk.error is not None:
-            raise StreamError(f"error in the stream: {_message(chunk.error)}")
-        if chunk.choices:
-            if self._texts:
-                self._itls_s.append(now_s - self._last_s)
-            else:
-                self._ttft_s = now_s - self.start_s
-            self._last_s = now_s
-            self._texts.append(chunk.choices[0].text or "")
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-
-    def finish(self) -> Record:
-        """The record of a stream that has ended by itself. Raises StreamError if it is not whole."""
-        if not self.is_over:
-            raise StreamError("the stream ended without [DONE]")
-        if not self._texts:
-            raise StreamError("the stream had no choices")
-        if self._usage is None:
-            raise StreamError("the stream had no usage, so its tokens cannot be counted")
-        usage = self._usage
-        return self._record(usage.prompt_tokens, usage.completion_tokens, self._last_s, "", usage.cached_tokens)
-
-    def fail(self, reason: str, now_s: float) -> Record:
-        return self._record(self.request.input_tokens, 0, now_s, reason)
-
-    def _record(
-        self, input_tokens: int, output_tokens: int, end_s: float, error: str, cached_tokens: int | None = None
-    ) -> Record:
-        start_s = self.start_s or end_s  # it may have failed before it was on the wire
-        return Record(
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            queue_s=start_s - self.arrival_s,
-            start_s=start_s,
-            ttft_s=self._ttft_s,
-            itls_s=self._itls_s,
-            latency_s=end_s - start_s,
-            text="".join(self._texts),
-            error=error,
-            cached_tokens=cached_tokens,
-        )
 
 
 class CompletionClient:
-    """Streams completions from one server. Use it as an async context manager."""
+    """Streams completions, or answers of a chat, from one server. Use it as an async context manager."""
 
     def __init__(
         self,
@@ -151,11 +35,14 @@ class CompletionClient:
         extra_body: Mapping[str, Any] | None = None,
         verify_tls: bool = True,
     ) -> None:
-        """`extra_body`: more keys of every request's body."""
+        """An endpoint that ends in `/chat/completions` gets each prompt as a user's message.
+
+        `extra_body`: more keys of every request's body.
+        """
+        self._is_chat = endpoint.rstrip("/").endswith("/chat/completions")
         self._url = base_url.rstrip("/") + endpoint
-        self._body = {"model": model, "stream": True, "stream_options": {"include_usage": True}} | dict(
-            extra_body or {}
-        )
+        self._body = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
+        self._extra_body = dict(extra_body or {})
         self._session = make_session(headers, verify_tls, trace_configs=[_start_clock()])
 
     async def __aenter__(self) -> CompletionClient:
@@ -167,20 +54,36 @@ class CompletionClient:
     async def complete(self, request: Request, arrival_s: float) -> Record:
         """Run one request that was due at `arrival_s`. Failures are recorded, not raised."""
         recorder = Recorder(request, arrival_s)
-        body = self._body | {"prompt": request.prompt, "max_tokens": request.max_tokens}
         parser = EventParser()
         try:
-            async with self._session.post(self._url, json=body, trace_request_ctx=recorder) as response:
+            async with self._session.post(self._url, json=self._json(request), trace_request_ctx=recorder) as response:
                 if response.status != 200:
-                    raise StreamError(f"HTTP {response.status}: {_message(await response.text())}")
+                    raise StreamError(f"HTTP {response.status}: {await _said(response)}")
+                head = b""
                 async for data in response.content.iter_any():
                     now_s = time.monotonic()
+                    head = head or data
                     for event in parser.feed(data):
                         recorder.event(event, now_s)
+                for event in parser.end():
+                    recorder.event(event, time.monotonic())
+            if not parser.has_events:
+                raise StreamError(f"the answer is no stream of events: {message_of(head[:MAX_BYTES])}")
             return recorder.finish()
-        except (aiohttp.ClientError, OSError, TimeoutError, StreamError, msgspec.DecodeError) as error:
-            reason = str(error) if isinstance(error, StreamError) else f"{type(error).__name__}: {error}"
-            return recorder.fail(reason, time.monotonic())
+        except StreamError as error:
+            return recorder.fail(str(error), time.monotonic())
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, msgspec.DecodeError, RecursionError) as error:
+            return recorder.fail(f"{type(error).__name__}: {error}", time.monotonic())
+
+    def _json(self, request: Request) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt": request.prompt}
+        if self._is_chat:
+            prompt = {"messages": [{"role": "user", "content": request.prompt}]}
+        return self._body | {"max_tokens": request.max_tokens} | prompt | self._extra_body
+
+
+async def _said(response: aiohttp.ClientResponse) -> str:
+    return message_of(await response.content.read(MAX_BYTES)) or str(response.reason)
 
 
 def make_session(headers: Mapping[str, str] | None, verify_tls: bool, **options: Any) -> aiohttp.ClientSession:
@@ -208,16 +111,3 @@ def _start_clock() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
     config.on_request_headers_sent.append(on_sent)
     return config
-
-
-def _message(error: Any) -> str:
-    """The readable part of an error's body, in any of the shapes that servers use."""
-    if isinstance(error, str):
-        try:
-            error = msgspec.json.decode(error)
-        except msgspec.DecodeError:
-            return error[:MAX_ERROR_CHARS]
-    if isinstance(error, dict):
-        inner = error.get("error", error)
-        error = inner.get("message", inner) if isinstance(inner, dict) else inner
-    return str(error)[:MAX_ERROR_CHARS]

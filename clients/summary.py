@@ -31,6 +31,7 @@ def summary(
         _line("Benchmark duration (s):", result["duration"]),
         _line("Total input tokens:", result["total_input_tokens"]),
         _line("Total generated tokens:", result["total_output_tokens"]),
+        *_counting(result["output_tokens_counted_by"]),
         _line("Request throughput (req/s):", result["request_throughput"]),
     ]
     if result["prefix_cache_hit_rate"] is not None:
@@ -58,5 +59,16 @@ def summary(
     return "\n".join([*lines, "=" * WIDTH])
 
 
-def _line(label: str, value: float) -> str:
+def _counting(counted_by: str | None) -> list[str]:
+    """A word of warning where the server did not count its tokens."""
+    if counted_by == "tokenizer":
+        return ["  (the server sent no usage: counted by --tokenizer)"]
+    if counted_by == "events":
+        return ["  (the server sent no usage: an event counts as a token; --tokenizer counts exactly)"]
+    return []
+
+
+def _line(label: str, value: float | None) -> str:
+    if value is None:
+        return f"{label:<40} {'-':<10}"
     return f"{label:<40} {value:<10.2f}" if isinstance(value, float) else f"{label:<40} {value:<10}"

@@ -13,6 +13,7 @@ from typing import Any
 from clients.datasets import iter_items
 
 MICROSECONDS = 1e6
+QUANTITIES = ("bytes", "tokens", "sequences", "drain_s")  # of a span, which the report draws
 EVENTS_KEY = '"traceEvents"'
 HEAD_CHARS = 4096
 
@@ -62,8 +63,8 @@ def read_trace(path: Path) -> Timeline:
     """Raises ValueError if it holds no event with a time."""
     with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(HEAD_CHARS)
-        file.seek(head.index("[", head.index(EVENTS_KEY)))
-        events = [event for event in iter_items(file) if "ts" in event]
+        start = head.index("[", head.index(EVENTS_KEY))
+        events = [event for event in iter_items(file, head[start:]) if "ts" in event]
     if not events:
         raise ValueError(f"{path} holds no events")
     origin_us = min(event["ts"] for event in events)
@@ -75,7 +76,7 @@ def read_trace(path: Path) -> Timeline:
         duration_s = event.get("dur", 0.0) / MICROSECONDS
         end_s = max(end_s, start_s + duration_s)
         if event["ph"] == "X":
-            spans[event.get("cat", "")].append(Span(event["name"], start_s, duration_s, event.get("args", {})))
+            spans[event.get("cat", "")].append(Span(event["name"], start_s, duration_s, _args(event)))
         elif event["ph"] == "C":
             for key, value in event["args"].items():
                 counters[event["name"]][key].times_s.append(start_s)
@@ -89,3 +90,13 @@ def read_trace(path: Path) -> Timeline:
         counters={name: dict(series) for name, series in counters.items()},
         duration_s=end_s,
     )
+
+
+def _args(event: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError if what is drawn is no number."""
+    args: dict[str, Any] = event.get("args", {})
+    wanted = ("bytes",) if event.get("cat") == "swap" else ()
+    for name in {*wanted, *(name for name in QUANTITIES if name in args)}:
+        if not isinstance(args.get(name), int | float):
+            raise ValueError(f"{event['name']!r} has a {name} that is no number")
+    return args

@@ -6,18 +6,21 @@ Called by `clients.load_test`. Prompts are text where the data is text, and rand
 from __future__ import annotations
 
 import csv
+import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.datasets import Tokenizer, load_sharegpt
 from clients.errors import ClientError
+from clients.random_text import RandomTexts, TextTokenizer
+from clients.recorder import Request
 from clients.sharegpt import sharegpt
-from clients.streaming import Request
 
 SHAREGPT_MAX_PROMPT_TOKENS = 1024
 DEFAULT_VOCAB = 256  # no model has fewer tokens
+MAX_TOKENS = 10_000_000  # of a prompt or an output: no model reads or writes more
 
 
 @dataclass(frozen=True)
@@ -84,21 +87,54 @@ def prefix_repetition_workload(
     return Workload([Request(prompt, len(prompt), output_tokens) for prompt in prompts])
 
 
+def as_text(workload: Workload, tokenizer: TextTokenizer, seed: int) -> Workload:
+    """The same with texts in place of random token ids."""
+    texts = RandomTexts(tokenizer, seed)
+    requests = []
+    for request in workload.requests:
+        text, tokens = texts.of(request.prompt) if isinstance(request.prompt, list) else (request.prompt, 0)
+        requests.append(replace(request, prompt=text, input_tokens=tokens or request.input_tokens))
+    return replace(workload, requests=requests)
+
+
 def _random_requests(lengths: Sequence[tuple[int, int]], seed: int, vocab_size: int) -> list[Request]:
     rng = random.Random(seed)
     return [Request(rng.choices(range(vocab_size), k=prompt), prompt, output) for prompt, output in lengths]
 
 
 def _read_rows(path: Path, columns: Sequence[str], num: int) -> list[list[float]]:
+    rows: list[list[float]] = []
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            missing = [column for column in columns if column not in reader.fieldnames]
             if missing:
                 raise ClientError(f"{path} has no column {missing[0]}: it must have {', '.join(columns)}")
-            rows = [[float(row[column]) for column in columns] for _, row in zip(range(num), reader, strict=False)]
-    except (OSError, TypeError, ValueError) as error:
+            for row in reader:
+                if len(rows) == num:
+                    break
+                try:
+                    rows.append([_number(row, column) for column in columns])
+                except ValueError as error:
+                    raise ClientError(f"cannot read {path}, line {reader.line_num}: {error}") from None
+    except (OSError, UnicodeError, csv.Error) as error:
         raise ClientError(f"cannot read {path}: {error}") from None
     if len(rows) < num:
         raise ClientError(f"{path} has {len(rows)} rows, fewer than --num-prompts {num}: ask for fewer")
     return rows
+
+
+def _number(row: Mapping[str, str | None], column: str) -> float:
+    """Seconds where the column is a time, else tokens. Raises ValueError."""
+    text = row[column] or ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if column == "arrival_s":
+        if not math.isfinite(value):
+            raise ValueError(f"{column} must be a number of seconds, not {text!r}")
+    elif not 1 <= value <= MAX_TOKENS or value != int(value):
+        raise ValueError(f"{column} must be a whole number from 1 to {MAX_TOKENS}, not {text!r}")
+    return value

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from clients.datasets import load_sharegpt
+from clients.provenance import provenance
 from clients.sharegpt import sharegpt
 from clients.wheels import FetchError
 from engine.bench.bounds import Host
@@ -86,6 +87,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     args = _parser(prog).parse_args(argv)
+    args.provenance = provenance(prog, argv)
     if not args.workload:
         args.dataset = args.dataset or "sharegpt"
         args.num_requests = args.num_requests or NUM_REQUESTS
@@ -225,6 +227,7 @@ def _report(
     info = results[0][0].info
     return {
         "kind": "seesaw-offline",
+        **args.provenance,
         "model": config.model,
         "device": info.device,
         "dtype": info.dtype,

@@ -1,6 +1,7 @@
 """Prometheus metrics: what requests went through, and the engine's own counters. Served by `server.http.app`.
 
 Names are vLLM's where the meaning is the same, under the prefix `seesaw:`; dashboards depend on them.
+`http_requests_total` has no prefix there, either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ PHASES = ("prefill", "decode", "tail")
 STEPS = ("prefill", "decode", "mixed")
 DIRECTIONS = ("out", "in")
 PARTS = ("drain", "evacuate", "weights")
+GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+STATUSES = ("200", "400", "404", "413", "500", "503")
 IDLE_CAUSES = ("drain", "weights", "swap_in", "pipeline", "host")
 
 # vLLM's buckets, in seconds.
@@ -64,6 +67,15 @@ class Metrics:
         )
         for reason in FinishReason:
             self.request_success.labels(reason.wire)
+        self.http_requests = Counter(
+            "http_requests",
+            "Answers, by the status that they begin with.",
+            ["handler", "method", "status"],
+            registry=self._registry,
+        )
+        for handler in GENERATING:
+            for status in STATUSES:
+                self.http_requests.labels(handler, "POST", status)
 
     def expect_layouts(self, info: EngineInfo) -> None:
         """Show the changes between these layouts from the start."""

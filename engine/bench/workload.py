@@ -94,7 +94,7 @@ def read_lengths(
     Longer prompts are passed over, longer outputs cut. Raises ConfigError.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lengths = [(int(row["prompt_len"]), int(row["output_len"])) for row in csv.DictReader(file)]
         if any(min(row) < 1 for row in lengths):
             raise ValueError("a prompt or output without tokens")

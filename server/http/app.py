@@ -19,10 +19,12 @@ from engine.values.errors import SeesawError
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http import errors
+from server.http.counting import RequestCounts
 from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
 from server.http.openapi import make_document
 from server.link.bridge import Bridge
 from server.link.grammar_check import GrammarCheck
+from server.metrics import Metrics
 from server.openai.chat import Chat
 from server.openai.completions import Completions
 from server.openai.models import Models, model_names
@@ -37,6 +39,7 @@ from server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
 SCRAPE_TIMEOUT_S = 1.0
+READ = ["GET", "HEAD"]  # load balancers and proxies ask with either
 
 
 def create_app(
@@ -91,24 +94,24 @@ def create_app(
             without=() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",),
         )
     )
-    _add_middleware(app, config)
+    _add_middleware(app, config, bridge.metrics)
     errors.install(app)
 
     tokenization = Tokenization(serving, chat)
     app.add_api_route("/v1/completions", completions.create, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat.create, methods=["POST"])
     app.add_api_route("/v1/responses", Responses(serving, chat).create, methods=["POST"])
-    app.add_api_route("/v1/models", models.list, response_model=None)
-    app.add_api_route("/v1/models/{model:path}", models.retrieve, response_model=None)
+    app.add_api_route("/v1/models", models.list, response_model=None, methods=READ)
+    app.add_api_route("/v1/models/{model:path}", models.retrieve, response_model=None, methods=READ)
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
 
     if config.enable_tokenizer_info_endpoint:
         info_of_tokenizer = tokenizer_info(tokenizer, template)
-        app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None)
+        app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
 
-    @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.api_route("/ping", methods=[*READ, "POST"])
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         """200 if the engine's loop turns: it answered just now."""
         try:
@@ -127,16 +130,16 @@ def create_app(
             return _hung(config.health_timeout_s)
         return JSONResponse({})
 
-    @app.get("/load")
+    @app.api_route("/load", methods=READ)
     async def load() -> dict[str, int]:
         """How many requests there are, as vLLM tells load balancers."""
         return {"server_load": bridge.num_live}
 
-    @app.get("/version")
+    @app.api_route("/version", methods=READ)
     async def show_version() -> dict[str, str]:
         return {"version": app.version}
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         with contextlib.suppress(TimeoutError, SeesawError):
             await bridge.ping(SCRAPE_TIMEOUT_S)
@@ -149,7 +152,7 @@ def _hung(timeout_s: float) -> Response:
     return errors.ErrorInfo(503, f"The engine did not answer within {timeout_s:g} s.").response
 
 
-def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
+def _add_middleware(app: FastAPI, config: ServerConfig, metrics: Metrics) -> None:
     """What is added last sees a request first."""
     app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
     if config.api_key:
@@ -163,5 +166,6 @@ def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
             allow_credentials=config.allow_credentials,
         )
     app.add_middleware(RequestIds)
+    app.add_middleware(RequestCounts, counter=metrics.http_requests)
     if config.root_path:
         app.add_middleware(RootPath, root_path=config.root_path)

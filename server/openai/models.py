@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ class Models:
             }
             for name in names
         }
-        self._path = info.model
+        self._known = {*names, info.model, info.model.rstrip("/")}
         self._listed = " and ".join(map(repr, names))
 
     async def list(self) -> ModelList:
@@ -57,11 +59,11 @@ class Models:
         if not model:
             return await self.list()
         self.check(model)
-        return self._cards.get(model, self._cards[self.name])
+        return self._cards.get(model.rstrip("/"), self._cards[self.name])
 
     def check(self, model: str | None) -> None:
-        """Raise ModelNotFoundError unless the name is ours, the checkpoint's path, or empty."""
-        if model and model not in self._cards and model != self._path:
+        """Raise ModelNotFoundError unless the name is ours, the checkpoint's path as it was given, or empty."""
+        if model and not {model, model.rstrip("/")} & self._known:
             does = "does" if len(self._cards) == 1 else "do"
             raise ModelNotFoundError(f"The model {model[:100]!r} does not exist; {self._listed} {does}.", "model")
 
@@ -71,4 +73,9 @@ def model_names(config: ServerConfig, info: EngineInfo) -> tuple[str, ...]:
     if config.served_model_name or not info.model:
         return config.served_model_name or ("simulated",)
     folder = Path(info.model).expanduser()
-    return (folder.resolve().name if folder.is_dir() else info.model,)
+    if not folder.is_dir():
+        return (info.model,)
+    # Not resolved: of a link, its own name is meant.
+    folder = Path(os.path.abspath(folder))
+    hub_name = re.fullmatch("models--(.+)", folder.parent.parent.name) if folder.parent.name == "snapshots" else None
+    return (hub_name[1].replace("--", "/") if hub_name else folder.name or info.model,)

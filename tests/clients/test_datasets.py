@@ -64,6 +64,44 @@ def test_first_two_turns_of_conversations_that_have_them(tmp_path):
     assert list(read_pairs(write(tmp_path / "x.json", items))) == [("a", "b"), ("d", "e")]
 
 
+@pytest.mark.parametrize("bad", ["{'a': 1}", '{"a": 1 "b"}', '{"a": tru}', '{"a": "\\x"}', "nothing", '{"a": 1}}'])
+@pytest.mark.parametrize("read_chars", [1, 1000])
+def test_a_broken_object_is_named_with_its_place(monkeypatch, bad, read_chars):
+    monkeypatch.setattr(datasets, "READ_CHARS", read_chars)
+    text = f'[{{"value": 1}}, {bad}, {{"value": 3}}, {{"value": 4}}]'
+    got = iter_items(io.StringIO(text))
+    assert next(got) == {"value": 1}
+    with pytest.raises(ValueError, match=r"item \d is broken at character (\d+)") as error:
+        list(got)
+    place = int(str(error.value).split("character ")[1].split(":")[0])
+    assert text.index(bad) <= place <= text.index(bad) + len(bad)
+
+
+def test_nesting_that_is_too_deep_is_named():
+    with pytest.raises(ValueError, match="item 2, at character 11, is nested too deeply"):
+        list(iter_items(io.StringIO('[{"a": 1}, ' + '{"a":' * 100_000)))
+
+
+def test_an_array_within_an_object_ends_with_it():
+    assert list(iter_items(io.StringIO(' {"b": 2}], "more": [{"c": 3}]}'), '[{"a": 1},')) == [{"a": 1}, {"b": 2}]
+
+
+def test_conversations_in_other_shapes(tmp_path):
+    turns = [
+        [{"from": "human"}, {"value": "no question"}],
+        ["as a", "string"],
+        {"0": "a", "1": "dict"},
+        [{"role": "user", "content": "as"}, {"role": "assistant", "content": "messages"}],
+        [{"value": None}, {"value": 3}],
+        [["list"], None],
+        None,
+        [{"value": "half \ud83d"}, {"value": "\ud83d\ude00 whole"}],
+    ]
+    path = tmp_path / "x.json"
+    path.write_text("\ufeff" + json.dumps([{"conversations": each} for each in turns]), encoding="utf-8")
+    assert list(read_pairs(path)) == [("as a", "string"), ("as", "messages"), ("half \ufffd", "\U0001f600 whole")]
+
+
 def test_filter_and_limits(tmp_path):
     lengths = [(3, 50), (50, 3), (4, 4), (10, 30), (30, 10), (30, 11)]
     path = write(tmp_path / "x.json", [conversation(words(p), words(o)) for p, o in lengths])

@@ -9,7 +9,8 @@ import pytest
 
 from clients.driver import drive
 from clients.record import Record
-from clients.streaming import CompletionClient, Request
+from clients.recorder import Request
+from clients.streaming import CompletionClient
 from tests.clients.conftest import Site
 
 pytestmark = pytest.mark.anyio

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import io
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from clients import arguments, load_test
+from clients.errors import ClientError
 from clients.figures import figures
 from clients.record import from_columns
-from tests.clients.conftest import Site
+from tests.clients.conftest import DONE, Site, event
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SMALL = ["--num-prompts", "6", "--random-input-len", "4", "--random-output-len", "3", "--disable-tqdm"]
@@ -96,6 +100,111 @@ async def test_failed_requests_are_counted_with_their_reason(
     assert "6 x HTTP 503: come back later" in capsys.readouterr().out
 
 
+class Halves:
+    """A tokenizer of two tokens a letter."""
+
+    vocab_size, all_special_ids = 9, [0]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [1] * (2 * len(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "x" * (len(token_ids) // 2)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_takes_text_only_and_counts_nothing(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_test, "load_tokenizer", lambda name: Halves())
+    site.takes_ids = False
+    refused = await run(site, tmp_path / "ids")
+    assert (refused["completed"], refused["mean_ttft_ms"], refused["output_tokens_counted_by"]) == (0, None, None)
+    printed, hint = capsys.readouterr()
+    assert "     6 x HTTP 500: 2 validation errors: {'msg': 'Input should" in printed
+    assert "Mean TTFT (ms):                          -" in printed
+    assert "--no-tokenize-prompt --tokenizer" in hint
+
+    saved = await run(site, tmp_path / "text", "--no-tokenize-prompt")
+    assert {body["prompt"] for body in site.bodies[6:]} == {"xx"}
+    assert (saved["completed"], saved["total_input_tokens"]) == (6, 24)
+    assert (saved["output_lens"], saved["output_tokens_counted_by"]) == ([6] * 6, "tokenizer")
+    assert all(len(itls) == 2 for itls in saved["itls"])  # type: ignore[attr-defined]
+    assert "counted by --tokenizer" in capsys.readouterr().out
+
+
+@pytest.mark.anyio
+async def test_tokens_that_nobody_counts_are_events(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.answer = [event("a"), event("b"), DONE.strip()]
+    saved = await run(site, tmp_path)
+    assert (saved["output_lens"], saved["output_tokens_counted_by"]) == ([2] * 6, "events")
+    assert "an event counts as a token" in capsys.readouterr().out
+
+
+@pytest.mark.anyio
+async def test_chats(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_test, "load_tokenizer", lambda name: Halves())
+    saved = await run(site, tmp_path, "--backend", "openai-chat", "--no-ignore-eos")
+    assert site.bodies[0]["messages"] == [{"role": "user", "content": "xx"}]
+    assert "ignore_eos" not in site.bodies[0]
+    assert (saved["completed"], saved["total_input_tokens"], saved["total_output_tokens"]) == (6, 54, 18)
+    assert (saved["backend"], saved["output_tokens_counted_by"]) == ("openai-chat", "usage")
+
+
+@pytest.mark.anyio
+async def test_a_result_that_cannot_be_written_is_found_before_the_run(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for flags in (
+        ["--result-dir", str(tmp_path / "file")],
+        ["--result-filename", "x" * 300],
+        ["--result-filename", "."],
+    ):
+        with pytest.raises(ClientError, match="cannot write"):
+            await run(site, tmp_path, *flags)
+    assert site.bodies == [] and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "answer", ["{}", "[]", '{"data": []}', '{"data": [{"id": 5}]}', '{"data": 1}', "[" * 100_000, "\udcff"]
+)
+async def test_a_list_of_models_that_is_none(site: Site, answer: str) -> None:
+    site.models = answer.encode(errors="surrogateescape")
+    with pytest.raises(ClientError, match="gives no model"):
+        await load_test.run(arguments.parse(["--base-url", site.url], "x"))
+
+
+def test_an_api_key_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments.parse(["--header", "X-A=b"], "x")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1\n")  # as out of a file
+    assert load_test.request_headers(args) == {"Authorization": "Bearer sk-1", "X-A": "b"}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk\n1")
+    with pytest.raises(ClientError, match="OPENAI_API_KEY"):
+        load_test.request_headers(args)
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.anyio
+async def test_a_run_whose_readers_are_gone_is_saved(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    argv = [*SMALL[:-1], "--base-url", site.url, "--save-result", "--result-dir", str(tmp_path)]
+    with pytest.raises(BrokenPipeError):  # as of any command
+        await load_test.run(arguments.parse(argv, "x"))
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["completed"] == 6
+
+
 @pytest.mark.anyio
 async def test_an_interrupted_run_keeps_what_had_ended(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -143,7 +252,7 @@ def test_default_names_need_no_quotes(flags: list[str], name: str) -> None:
     [
         (["--dataset-name", "csv"], "needs --dataset-path"),
         (["--dataset-path", "x"], "takes no --dataset-path"),
-        (["--request-rate", "0"], "must be positive"),
+        (["--request-rate", "0"], "must be a number from 1e-06"),
         (["--ramp-up-strategy", "linear"], "needs --ramp-up-start-rps"),
         (["--goodput", "ttft"], "KEY:MILLISECONDS"),
         (["--goodput", "itl:3"], "knows ttft"),
@@ -152,7 +261,7 @@ def test_default_names_need_no_quotes(flags: list[str], name: str) -> None:
         (["--nonsense"], "unrecognized arguments"),
         (["--dataset-name", "prefix_repetition", "--num-prompts", "9"], "must be at most --num-prompts"),
         (["--dataset-name", "prefix_repetition", "--input-len", "9"], "no --input-len"),
-        (["--dataset-name", "prefix_repetition", "--prefix-repetition-suffix-len", "0"], "must be at least 1"),
+        (["--dataset-name", "prefix_repetition", "--prefix-repetition-suffix-len", "0"], "a whole number from 1"),
         (["--self-timed"], "needs --dataset-name timed_trace"),
         (["--port", "1"], "start the server"),
     ],
@@ -161,6 +270,46 @@ def test_what_the_user_can_fix(flags: list[str], reason: str, capsys: pytest.Cap
     assert load_test.main(flags, "seesaw bench serve") == 2
     message = capsys.readouterr().err
     assert message.startswith("seesaw bench serve: error: ") and reason in message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(
+            [flag, value]
+            for flag in ("--input-len", "--output-len", "--random-input-len", "--random-output-len", "--num-prompts")
+            for value in ("0", "-1", "nan", "1.5", "1e9", "")
+        ),
+        *(
+            [flag, value]
+            for flag in ("--request-rate", "--burstiness", "--ramp-up-start-rps", "--ramp-up-end-rps")
+            for value in ("0", "-1", "nan", "1e-300", "x")
+        ),
+        *(["--ramp-up-end-rps", "inf"], ["--sharegpt-output-len", "0"], ["--max-concurrency", "0"]),
+        *(["--num-warmups", "-1"], ["--seed", "-1"], ["--port", "0"], ["--port", "65536"]),
+        *(["--random-range-ratio", "1"], ["--random-range-ratio", "nan"], ["--ready-check-timeout-sec", "inf"]),
+        *(["--temperature", "nan"], ["--top-p", "1.1"], ["--top-k", "2.5"], ["--min-p", "-0.1"]),
+        *(["--metric-percentiles", "nan"], ["--metric-percentiles", "101"], ["--metric-percentiles", ""]),
+        *(["--goodput", "ttft:nan"], ["--goodput", "ttft:-1"], ["--goodput", "ttft:inf"]),
+        *(["--base-url", "localhost:8000"], ["--base-url", "http://"], ["--base-url", "http://a:b"], ["--host", ""]),
+        *(["--endpoint", "v1/completions"], ["--header", "a b=c"], ["--header", "a=b\nc: d"]),
+        *(
+            ["--extra-body", "{"],
+            ["--extra-body", "[]"],
+            ["--extra-body", '{"a": NaN}'],
+            ["--extra-body", "[" * 90_000],
+        ),
+        *(["--backend", "openai-chat", "--endpoint", "/v1/completions"], ["--endpoint", "/v1/chat/completions"]),
+        *(["--backend", "openai-chat", "--tokenize-prompt"], ["--dataset-name", "sharegpt", "--tokenize-prompt"]),
+    ],
+)
+def test_what_is_no_number_text_or_place_is_refused_in_a_sentence(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_test, "run", None)  # nothing is sent
+    assert load_test.main(flags, "x") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("x: error: ") and message.count("\n") == 1
 
 
 def test_defaults_are_the_fields() -> None:

@@ -12,9 +12,10 @@ import pytest
 from clients import report
 from clients.errors import ClientError
 from clients.figures import figures
+from clients.page import STYLE
 from clients.results import Results, read_results
 from clients.trace import read_trace
-from tests.clients.test_figures import RECORDS
+from tests.clients.test_figures import FAILED, RECORDS
 
 
 def span(cat: str, name: str, start_s: float, duration_s: float, **args: object) -> dict[str, Any]:
@@ -131,6 +132,16 @@ def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None
     assert (round(crossing.get_x(), 3), round(crossing.get_width(), 3)) == (1.2, 0.05)
 
 
+@pytest.mark.parametrize(("most_shapes", "is_picture"), [(1, False), (0, True)])
+def test_many_shapes_are_painted_as_one_picture(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, most_shapes: int, is_picture: bool
+) -> None:
+    plots = pytest.importorskip("clients.plots")
+    monkeypatch.setattr(plots, "MOST_SHAPES", most_shapes)
+    (_, _, _, figure) = next(report._sections(Results(timelines={"run": read_trace(files[2])})))
+    assert ("<image" in report._svg(figure)) is is_picture
+
+
 def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
     text = files[2].read_text()
     files[2].write_text(text[: text.index('"decode"') + 4])
@@ -146,10 +157,25 @@ def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
         "nonsense",
         '{"traceEvents": []}',
         '{"kind": "seesaw-offline"}',
+        '{"output_throughput": 1.0}',
+        '{"output_throughput": "1", "request_throughput": 1, "total_token_throughput": 1}',
+        '{"output_throughput": NaN, "request_throughput": 1, "total_token_throughput": 1}',
+        '{"output_throughput": 1, "request_throughput": 1, "total_token_throughput": 1, "p99_ttft_ms": "x"}',
+        '{"a": ' * 100_000,
+        '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "swap"}]}',
+        '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "step", "args": ["tokens"]}]}',
+        '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "step", "args": {"tokens": "9"}}]}',
+        '{"traceEvents": [{"ts": "1"}]}',
+        '{"traceEvents": [{"ts": 1}]}',
+        '{"traceEvents": [{"ts": 1, "ph": "C", "name": "a", "args": {"b": []}}]}',
+        '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a"}, {x}, {"ts": 2}]}',
         '{"kind": "seesaw-offline", "workloads": 7}',
         '{"kind": "seesaw-offline", "workloads": []}',
         json.dumps(OFFLINE | {"workloads": [{"workload": "2x5:5", "systems": []}]}),
         json.dumps(OFFLINE | {"workloads": [{"workload": "2x5:5", "systems": [{"name": "P2"}]}]}),
+        json.dumps(OFFLINE).replace("2000.0", '"fast"'),
+        json.dumps(OFFLINE).replace('{"prefill": 1.0}', "[1]"),
+        json.dumps(OFFLINE).replace('{"P2->T2": 1}', '{"P2->T2": []}'),
     ],
 )
 def test_what_is_no_result(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,15 +187,40 @@ def test_what_is_no_result(tmp_path: Path, content: str, capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith("seesaw bench report: error: ")
 
 
-def test_the_page(files: list[Path], tmp_path: Path) -> None:
+def test_each_result_says_where_it_comes_from(files: list[Path]) -> None:
     pytest.importorskip("matplotlib")
+    made = {"command": "seesaw bench serve --label 'a <b>'", "version": "1.2", "host": "here"}
+    files[0].write_text(json.dumps(json.loads(files[0].read_text()) | made))
+    files[1].write_text(json.dumps(OFFLINE | made))
+    _, (_, _, load, _), (_, _, offline, _) = report._sections(read_results(files[:2]))
+    for name, below in (("one", load), ("2x50:2000", offline)):
+        assert f"<dt>{name}</dt><dd><code>seesaw bench serve --label &#x27;a &lt;b&gt;&#x27;</code></dd>" in below
+        assert "<dd>Seesaw 1.2</dd><dd>here</dd>" in below
+
+
+def test_latencies_of_nothing_are_not_drawn(files: list[Path]) -> None:
+    pytest.importorskip("matplotlib")
+    files[0].write_text(json.dumps({"label": "none"} | figures([FAILED], 99.0, (50, 99))))
+    (_, _, table, _), (_, _, _, latency) = report._sections(read_results(files[:1]))
+    assert "<td>-</td>" in table
+    assert [bar.get_height() for axes in latency.axes for bar in axes.patches] == []
+
+
+def test_the_page(files: list[Path], tmp_path: Path) -> None:
+    plots = pytest.importorskip("clients.plots")
     page = tmp_path / "out.html"
     assert report.main([*map(str, files), "-o", str(page), "--title", "a < b"]) == 0
     text = page.read_text()
     names = ["throughput", "latency", "offline-1", "timeline-1"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(f"out-{name}.png" for name in names)
-    assert text.count('src="data:image/png;base64,') == len(names)
-    assert not re.search(r'(?:src|href)="(?!data:)', text)  # nothing is loaded from elsewhere
+    assert text.count("<svg ") == text.count('role="img"') == len(names)
+    loaded = re.findall(r"""(?:src|href)=["']?([^"'>]*)|url\(([^)]*)|(@import)|(fetch\()""", text)
+    assert all(source.startswith(("#", "data:")) for found in loaded for source in found if source)  # nothing else
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) > len(names)
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', text)) <= set(ids)
+    assert text.count(plots.INK) == STYLE.count(plots.INK) == 1  # pictures take the page's ink, dark or light
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert "a &lt; b" in text
     assert "<td>P2-&gt;T2 at 1.000 s</td><td>0.25</td><td>0.2</td>" in text
     assert "<td>T2</td><td>2</td><td>1</td><td>0.5</td>" in text  # half of the first system's rate

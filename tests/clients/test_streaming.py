@@ -8,30 +8,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.events import EventParser
 from clients.record import Record
-from clients.streaming import CompletionClient, EventParser, Recorder, Request, StreamError
-from tests.clients.conftest import DONE, Site, event, usage
+from clients.recorder import Recorder, Request, StreamError
+from clients.streaming import CompletionClient
+from tests.clients.conftest import DONE, Site, delta, event, usage
 
 REQUEST = Request([1, 2, 3], 3, 4)
 
 
-@given(st.lists(st.integers(1, 200), max_size=8))
-def test_events_are_whole_however_the_bytes_are_cut(cuts: list[int]) -> None:
-    data = b": keep-alive\n\n" + event("a\nb") + b"event: x\r\ndata: [DONE]\r\n\r\n"
+@given(st.lists(st.integers(1, 200), max_size=8), st.sampled_from([b"", b"\n", b"\r\n", b"\n\n", b"\r\n\r\n"]))
+def test_events_are_whole_however_the_bytes_are_cut(cuts: list[int], end: bytes) -> None:
+    data = b": keep-alive\n\n" + event("a\nb") + b":\r\n\r\nevent: x\r\nid: 3\r\ndata:[DONE]" + end
     parser, got = EventParser(), []
     for cut in cuts:
         piece, data = data[:cut], data[cut:]
         got += parser.feed(piece)
-    got += parser.feed(data)
+    got += parser.feed(data) + parser.end()
     assert got == [event("a\nb")[6:-2], b"[DONE]"]
 
 
-def test_the_record_of_a_stream() -> None:
+def recorded(*events: tuple[float, bytes]) -> Record:
+    """Of a stream that was due at 9 and went on the wire at 10."""
     recorder = Recorder(REQUEST, arrival_s=9.0)
     recorder.start_s = 10.0
-    for now_s, data in ((10.5, event("a")), (10.75, event("")), (11.5, event("b")), (12.0, usage(7, 5)), (12.5, DONE)):
+    for now_s, data in events:
         recorder.event(data[6:-2], now_s)
-    assert recorder.finish() == Record(
+    return recorder.finish()
+
+
+def test_the_record_of_a_stream() -> None:
+    record = recorded((10.5, event("a")), (10.75, event("")), (11.5, event("b")), (12.0, usage(7, 5)), (12.5, DONE))
+    assert record == Record(
         input_tokens=7,  # the server's count, not ours
         output_tokens=5,
         queue_s=1.0,
@@ -45,30 +53,47 @@ def test_the_record_of_a_stream() -> None:
 
 
 @pytest.mark.parametrize(
+    "last", [((12.0, event("", finish_reason="length")),), ((12.0, event("", finish_reason="length")), (12.0, DONE))]
+)
+def test_without_usage_events_are_counted(last: tuple[tuple[float, bytes], ...]) -> None:
+    record = recorded((10.5, event("a")), (11.0, event("")), (11.5, event("b")), *last)
+    assert (record.output_tokens, record.counted_by, record.input_tokens) == (3, "events", 3)
+    assert (record.itls_s, record.latency_s) == ([0.5, 0.5], 2.0)  # what closes the stream is no token
+
+
+@pytest.mark.parametrize("opening", [{"role": "assistant"}, {"role": "assistant", "content": ""}])
+def test_a_chats_first_token_is_not_its_role(opening: dict[str, object]) -> None:
+    events = [delta(**opening), delta(reasoning="a"), delta(content=""), delta(content="b"), delta("stop"), DONE]
+    record = recorded(*((10.5 + number, data) for number, data in enumerate(events)))
+    assert (record.ttft_s, record.itls_s, record.text) == (1.5, [1.0, 1.0], "ab")
+    assert (record.output_tokens, record.counted_by) == (3, "events")
+
+
+def test_an_answer_without_a_token() -> None:
+    record = recorded((10.5, event("", finish_reason="stop")), (10.75, usage(3, 1)), (11.0, DONE))
+    assert (record.ttft_s, record.itls_s, record.output_tokens) == (0.5, [], 1)
+
+
+@pytest.mark.parametrize(
     ("details", "cached_tokens"),
     [({"cached_tokens": 3, "audio_tokens": 0}, 3), ({"cached_tokens": None}, None), (None, None)],
 )
 def test_cached_tokens_are_recorded_if_they_are_told(details: object, cached_tokens: int | None) -> None:
-    recorder = Recorder(REQUEST, arrival_s=9.0)
-    for data in (event("a"), usage(7, 5, prompt_tokens_details=details), DONE):
-        recorder.event(data[6:-2], 10.0)
-    assert recorder.finish().cached_tokens == cached_tokens
+    record = recorded((10.5, event("a")), (10.5, usage(7, 5, prompt_tokens_details=details)), (10.5, DONE))
+    assert record.cached_tokens == cached_tokens
 
 
 @pytest.mark.parametrize(
     ("events", "reason"),
     [
         ([event("a"), usage(1, 1)], r"ended without \[DONE\]"),
-        ([event("a"), DONE], "no usage"),
         ([usage(1, 1), DONE], "no choices"),
+        ([b'data: {"choices": null, "usage": null}\n\n', DONE], "no choices"),
     ],
 )
 def test_what_is_not_whole(events: list[bytes], reason: str) -> None:
-    recorder = Recorder(REQUEST, arrival_s=1.0)
-    for data in events:
-        recorder.event(data[6:-2], 2.0)
     with pytest.raises(StreamError, match=reason):
-        recorder.finish()
+        recorded(*((11.0, data) for data in events))
 
 
 @pytest.mark.anyio
@@ -93,21 +118,53 @@ async def test_a_completion(site: Site) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_chat(site: Site) -> None:
+    async with CompletionClient(site.url, "/v1/chat/completions", model="m") as client:
+        record = await client.complete(Request("say", 1, 2), arrival_s=0.0)
+    assert (record.error, record.input_tokens, record.output_tokens, record.text) == ("", 9, 2, "tt")
+    assert site.bodies[0]["messages"] == [{"role": "user", "content": "say"}]
+    assert "prompt" not in site.bodies[0] and site.bodies[0]["max_tokens"] == 2
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
         ([event("a"), b'data: {"error": {"message": "the engine died"}}\n\n', DONE], "stream: the engine died"),
+        ([event("a"), b'data: {"object": "error", "message": "it died"}\n\n', DONE], "stream: it died"),
         ([event("a"), b"data: {broken\n\n"], "DecodeError"),
-        ([event("a")], r"without \[DONE\]"),
+        ([event("a"), b"data: \xff\xfe\n\n"], "DecodeError"),
+        ([event("a"), b'data: {"choices": [{"text": "\xff"}]}\n\n'], "Error"),
+        ([event("a"), b'data: {"x": ' + b"[" * 100_000 + b"\n\n"], "RecursionError"),
+        ([event("a"), b'data: {"choices": [], "usage": {"completion_tokens": -4}}\n\n'], "ValidationError"),
+        ([event("a")], "without [DONE]"),
     ],
 )
 async def test_a_stream_that_fails_is_recorded(site: Site, answer: list[bytes], reason: str) -> None:
     site.answer = answer
     async with CompletionClient(site.url, model="m") as client:
         record = await client.complete(REQUEST, arrival_s=0.0)
-    assert reason.replace("\\", "") in record.error
+    assert reason in record.error
     assert (record.output_tokens, record.text) == (0, "a")
     assert record.latency_s > 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ([b'{"detail": [{"msg": "Field required", "loc": ["body", 0], "input": {}}]}'], "Field required (body.0)"),
+        ([b'{"message": "not\\n here"}'], "not here"),
+        ([b"<html>\xff"], "<html>\ufffd"),
+        ([b"[" * 100_000], "[["),
+        ([], "no stream of events"),
+    ],
+)
+async def test_an_answer_that_is_no_stream_says_what_it_is(site: Site, answer: list[bytes], reason: str) -> None:
+    site.answer = answer
+    async with CompletionClient(site.url, model="m") as client:
+        record = await client.complete(REQUEST, arrival_s=0.0)
+    assert reason in record.error and len(record.error) < 400
 
 
 @pytest.mark.anyio

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from clients.errors import ClientError
 from clients.workloads import (
+    as_text,
     csv_workload,
     prefix_repetition_workload,
     random_workload,
@@ -42,7 +45,15 @@ def test_a_trace_brings_its_times(tmp_path: Path) -> None:
     [
         ("prompt_len,output_len\n1,2\n", "1 rows, fewer"),
         ("a,b\n1,2\n", "no column prompt_len"),
-        ("prompt_len,output_len\nx,1\n", "cannot read"),
+        ("prompt_len,output_len\nx,1\n", "line 2: prompt_len must be a whole number from 1"),
+        *(
+            (f"prompt_len,output_len\n1,1\n1,{bad}\n", "line 3: output_len")
+            for bad in ("nan", "-1", "0", "inf", "1e9", "")
+        ),
+        ("prompt_len,output_len\n1\n", "line 2: output_len"),
+        ("prompt_len,output_len\n1,2\n1,\x00\n", "cannot read"),
+        (f"prompt_len,output_len\n1,{'9' * 200_000}\n", "field larger than"),
+        ("", "no column prompt_len"),
     ],
 )
 def test_a_csv_that_does_not_fit(tmp_path: Path, content: str, reason: str) -> None:
@@ -50,6 +61,47 @@ def test_a_csv_that_does_not_fit(tmp_path: Path, content: str, reason: str) -> N
     path.write_text(content)
     with pytest.raises(ClientError, match=reason):
         csv_workload(path, 2, seed=0, vocab_size=256)
+
+
+def test_a_trace_without_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("arrival_s,prompt_len,output_len\nnan,3,5\n")
+    with pytest.raises(ClientError, match="line 2: arrival_s must be a number of seconds"):
+        trace_workload(path, 1, seed=0, vocab_size=256)
+
+
+def test_a_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("prompt_len, output_len\r\n3,5.0\r\n".encode("utf-8-sig"))
+    (request,) = csv_workload(path, 1, seed=0, vocab_size=7).requests
+    assert (request.input_tokens, request.max_tokens) == (3, 5)
+    path.write_bytes("prompt_len,output_len\n3,5\n".encode("utf-16"))
+    with pytest.raises(ClientError, match="cannot read"):
+        csv_workload(path, 1, seed=0, vocab_size=7)
+
+
+class Letters:
+    """Tokens are letters, `#` is special and begins every prompt, and `ab` is one token if it comes together."""
+
+    vocab_size, all_special_ids = 4, [0]
+    texts = ("#", "a", "b", "ab")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids = [self.texts.index(piece) for piece in re.findall("ab|#|a|b", text)]
+        return [0, *ids] if add_special_tokens else ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.texts[id] for id in token_ids)
+
+
+def test_random_prompts_as_text_have_as_many_tokens() -> None:
+    ids = random_workload(30, 40, 3, 0.5, seed=0, vocab_size=4)
+    workload = as_text(ids, Letters(), seed=0)
+    for request, before in zip(workload.requests, ids.requests, strict=True):
+        assert isinstance(request.prompt, str) and "#" not in request.prompt
+        assert len(Letters().encode(request.prompt)) == request.input_tokens
+        assert abs(request.input_tokens - before.input_tokens) <= 1 and request.max_tokens == before.max_tokens
+    assert workload == as_text(ids, Letters(), seed=0)
 
 
 def test_random_lengths_stay_in_their_range() -> None:

@@ -123,7 +123,7 @@ def test_a_file_that_is_not_sharegpt(cache, tmp_path):
     source = tmp_path / "x.json"
     source.write_text('{"a": 1}')
     target = tmp_path / "kept"
-    with pytest.raises(FetchError, match="holds no ShareGPT conversation"):
+    with pytest.raises(FetchError, match="holds no conversation"):
         sharegpt.keep(source, target)
     assert not target.exists()
 

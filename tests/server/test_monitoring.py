@@ -90,7 +90,7 @@ def test_promtool_passes_the_configuration() -> None:
 
 def test_every_metric_of_the_dashboard_is_in_a_scrape(scrape: str) -> None:
     dashboard = json.loads((REPOSITORY / "configs" / "grafana" / "dashboard.json").read_text())
-    queried = set(re.findall(r"seesaw:\w+", json.dumps(dashboard)))
+    queried = set(re.findall(r"(?:seesaw:|http_)\w+", json.dumps(dashboard)))
     families = list(text_string_to_metric_families(scrape))
     shown = {sample.name for family in families for sample in family.samples}
     assert queried <= shown

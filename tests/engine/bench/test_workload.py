@@ -63,6 +63,8 @@ def test_lengths_are_filtered_and_cut(tmp_path: Path) -> None:
     path.write_text("prompt_len,output_len\n10,3\n500,4\n20,90\n")
     assert read_lengths(path, 2) == [Job(10, 3), Job(500, 4)]
     assert read_lengths(path, 2, 100, 50) == [Job(10, 3), Job(20, 50)]
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as spreadsheets save it
+    assert read_lengths(path, 1) == [Job(10, 3)]
     with pytest.raises(ConfigError, match=r"2 rows that fit, of 3 asked for: ask for fewer requests"):
         read_lengths(path, 3, 100)
     path.write_text("prompt,output\n1,2\n")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -10,6 +13,8 @@ from engine.values.errors import EngineDeadError
 from engine.wire.messages import Add, LayoutSpeed, Ping, ResetPrefixCache, Speeds, Stats
 from server.config import ServerConfig
 from server.http import app
+from server.http.errors import ModelNotFoundError
+from server.openai.models import Models, model_names
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
@@ -30,6 +35,35 @@ async def test_a_model_without_a_name_is_served_by_its_path(make_site: MakeSite)
     assert (await site.client.get("/v1/models/fake/model")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("abc123", "abc123"),
+        ("link", "link"),
+        ("link/", "link"),
+        ("./abc123/../link", "link"),
+        ("hub/models--org--some-model/snapshots/0f3a", "org/some-model"),
+        ("org/model", "org/model"),  # of the hub
+    ],
+)
+async def test_a_folder_is_served_by_the_name_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, name: str
+) -> None:
+    (tmp_path / "abc123").mkdir()
+    (tmp_path / "link").symlink_to("abc123")
+    (tmp_path / "hub/models--org--some-model/snapshots/0f3a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    info = msgspec.structs.replace(INFO, model=given)
+    names = model_names(ServerConfig(), info)
+    assert names == (name,)
+    models = Models(names, info)
+    for accepted in (name, given, given.rstrip("/"), given + "/"):
+        models.check(accepted)
+        assert (await models.retrieve(accepted))["id"] == name  # type: ignore[typeddict-item]
+    with pytest.raises(ModelNotFoundError):
+        models.check("other")
+
+
 async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
     site = await make_site(ServerConfig(health_timeout_s=PATIENCE_S))
     for path in ("/health", "/ping"):
@@ -40,7 +74,8 @@ async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
 
 
 async def test_health_and_load_answer_every_method_that_balancers_use(site: Site) -> None:
-    for method, path in (("HEAD", "/health"), ("HEAD", "/ping"), ("POST", "/ping")):
+    reads = ("/health", "/ping", "/load", "/version", "/metrics", "/v1/models", "/v1/models/", "/v1/models/fake")
+    for method, path in (*(("HEAD", path) for path in reads), ("POST", "/ping")):
         assert (await site.client.request(method, path)).status_code == 200, (method, path)
     assert (await site.client.get("/load")).json() == {"server_load": 0}
     waiting = site.bridge.submit("a", [([1], SamplingParams(n=2)), ([2], SamplingParams())])
@@ -140,6 +175,41 @@ async def test_keys_guard_what_costs_work(make_site: MakeSite) -> None:
     for path in ("/tokenize", "/detokenize", "/reset_prefix_cache"):
         assert (await site.client.post(path, json={})).status_code == 401
     assert (await site.client.get("/health")).status_code == 200
+
+
+async def test_every_answer_is_counted_by_its_status(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(api_key=("k",), max_body_bytes=100, served_model_name=("fake",)))
+    site.engine.script = answer("x")
+    key = {"Authorization": "Bearer k"}
+    for body in ({"prompt": "p"}, {"prompt": 3}, {"prompt": "p", "model": "other"}, {"prompt": "p" * 200}):
+        await site.client.post("/v1/completions", json=body, headers=key)
+    await site.client.post("/v1/completions", json={"prompt": "p"})
+    for path in ("/a", "/b", "/v1/models/c", "/v1/models/d"):
+        await site.client.get(path, headers=key)
+    for method in ("BREW", "WHEN", "DELETE"):
+        await site.client.request(method, "/v1/completions", headers=key)
+    site.bridge.fail(EngineDeadError("gone"))
+    await site.client.get("/health")
+    found = await samples(site)
+    counted = {name.split(",", 1)[1]: value for name, value in found.items() if name.startswith("http_requests_total,")}
+    expected = {f"/v1/completions,POST,{status}": 1 for status in (200, 400, 404, 413, 401)}
+    expected |= {"none,GET,404": 2, "/v1/models/{model:path},GET,404": 2, "/health,GET,503": 1}
+    expected |= {"/v1/completions,other,405": 3}
+    assert {name: value for name, value in counted.items() if value} == expected
+    assert counted["/v1/chat/completions,POST,503"] == 0  # shown before it happens
+
+
+async def test_what_fails_unforeseen_is_counted(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = await make_site(ServerConfig(health_timeout_s=PATIENCE_S))
+
+    async def broken(timeout_s: float) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.bridge, "ping", broken)
+        with pytest.raises(RuntimeError):
+            await site.client.get("/health")
+    assert (await samples(site))["http_requests_total,/health,GET,500"] == 1
 
 
 async def samples(site: Site) -> dict[str, float]:
