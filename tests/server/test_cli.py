@@ -193,7 +193,7 @@ def test_files_that_cannot_be_used_are_said_before_anything_starts(
     for flag, value, part in (
         ("--chat-template", str(broken), "syntax error in line 1"),
         ("--chat-template", "{{ 1 | unheard_of }}", "syntax error"),
-        ("--generation-config", str(broken), "cannot read"),
+        ("--generation-config", str(broken), "is not valid JSON"),
         ("--generation-config", str(tmp_path / "nowhere"), "there is no"),
     ):
         # A port that cannot be taken would be the next error.
