@@ -97,14 +97,15 @@ def _indexed_files(folder: Path) -> list[Path]:
     named = read_object(index, _AGAIN).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         raise ConfigError(f"{index} is not a safetensors index: {_AGAIN}")
-    names = sorted(set(named.values()))
-    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise ConfigError(f"{index} names {outside[0][:200]!r}, which is not in its folder: {_AGAIN}")
-    missing = [name for name in names if not _is_there(folder / name)]
+    names = sorted({Path(name) for name in named.values()})
+    if outside := [name for name in names if name.is_absolute() or ".." in name.parts]:
+        raise ConfigError(f"{index} names {outside[0]}, which is not in its folder: {_AGAIN}")
+    files = [folder / name for name in names]
+    missing = [file.name for file in files if not _is_there(file)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"{index} names {missing[0][:200]}{more}, not in the folder: {_AGAIN}")
-    return [folder / name for name in names]
+        raise ConfigError(f"{index} names {missing[0]}{more}, not in the folder: {_AGAIN}")
+    return files
 
 
 def _is_there(file: Path) -> bool:
