@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from engine.grammar.grammars import MAX_COMPILED, Grammars
+from engine.main_module import main_left_out
 from engine.sampling.structured import StructuredOutputs
 from engine.supervision import deaf_children, exit_with_parent, ignore_ctrl_c
 from engine.values.errors import ConfigError, QueueFullError, RequestError
@@ -113,7 +114,7 @@ class GrammarCheck:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._arguments), name="grammar-check", daemon=True)
-        with deaf_children():
+        with deaf_children(), main_left_out():
             process.start()
         theirs.close()
         self._child = process, ours
