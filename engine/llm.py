@@ -34,7 +34,7 @@ from engine.text.result import CompletionOutput, RequestOutput
 from engine.text.template_source import read_template
 from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
+from engine.values.errors import EngineDeadError, RequestError
 from engine.values.foreign_options import check_keywords
 from engine.wire.messages import Add, EngineInfo, Output, Stats
 
@@ -68,13 +68,22 @@ class LLM:
     """
 
     def __init__(
-        self, model: str, *, skip_tokenizer: bool = False, generation_config: str = "auto", **options: Any
+        self,
+        model: str | os.PathLike[str],
+        *,
+        skip_tokenizer: bool = False,
+        generation_config: str = "auto",
+        **options: Any,
     ) -> None:
-        """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out.
-        `generation_config`: where default sampling comes from, as `--generation-config` says it to a server."""
+        """Starts the workers. `skip_tokenizer`: token ids in, ids out. `generation_config`: where default sampling
+        comes from, as `--generation-config` says it to a server. Other options that are None are as if not given.
+
+        Raises ConfigError or EngineDeadError.
+        """
         check_keywords(options, OPTIONS)
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
-        self.config = EngineConfig(model=model, **{"max_queued_requests": UNBOUNDED, **options})
+        given = {name: _as_text(value) for name, value in options.items() if value is not None}
+        self.config = EngineConfig(model=_as_text(model), **{"max_queued_requests": UNBOUNDED, **given})
         check_early(self.config)
         self._tokenizer: Tokenizer = (
             NoTokenizer() if skip_tokenizer else load_tokenizer(self.config.tokenizer or self.config.model)
@@ -141,6 +150,8 @@ class LLM:
         The prompt is the one that `/v1/chat/completions` makes. Tool calls stay in the text. Raises as `generate` does,
         and ConfigError for a template that cannot be read.
         """
+        if not isinstance(chat_template_kwargs or {}, Mapping):
+            raise RequestError("chat_template_kwargs must be a dict of a template's variables.", "chat_template_kwargs")
         template = read_template(chat_template or "")
         texts = [
             self._template.render(
@@ -273,6 +284,11 @@ class LLM:
             if all(text.finish_reason is not None for text in request.texts):
                 del self._requests[output.id]
                 request.unfinished.discard(output.id)
+
+
+def _as_text(option: Any) -> Any:
+    """A path's text; what else an option may be, as it is."""
+    return os.fspath(option) if isinstance(option, os.PathLike) else option
 
 
 def _end(owner: int, core: Core, executor: Executor) -> None:

@@ -140,6 +140,9 @@ def test_a_conversation_that_is_none(alphabet: LLM) -> None:
         alphabet.chat([USER], chat_template=TEMPLATE, continue_final_message=True)
     with pytest.raises(RequestError, match=r"messages\.0\.content"):
         alphabet.chat([{"role": "user", "content": 5}], chat_template=TEMPLATE)
+    variables: Any = 5
+    with pytest.raises(RequestError, match="chat_template_kwargs must be a dict"):
+        alphabet.chat([USER], chat_template=TEMPLATE, chat_template_kwargs=variables)
     with pytest.raises(ConfigError, match="cannot read the chat template"):
         alphabet.chat([USER], chat_template="/no/such/file")
 
@@ -284,6 +287,16 @@ def test_an_option_of_others_is_told_what_it_is_called_here(options: dict[str, A
     with pytest.raises(ConfigError) as raised:
         LLM("", executor="simulated", skip_tokenizer=True, **options)
     assert str(raised.value).endswith(sentence)
+
+
+def test_options_may_be_paths_or_none_and_are_checked_for_their_types() -> None:
+    options: dict[str, Any] = {"executor": "simulated", "skip_tokenizer": True}
+    folder = Path(__file__).parents[2] / "configs/models/llama2-7b"
+    with LLM(folder, **options, tokenizer=folder, quantization=None, max_model_len=None) as llm:
+        assert (llm.shape.vocab, llm.info.max_model_len) == (32000, 4096)
+    for wrong in ({"model": 5}, {"prefill": 2}, {"tokenizer": 3.0}):
+        with pytest.raises(ConfigError, match="must be text, not"):
+            LLM(**{"model": "", **options, **wrong})
 
 
 @pytest.mark.parametrize("salt", ["", 5, ["a"]])
