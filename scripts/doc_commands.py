@@ -31,6 +31,10 @@ class Command:
     def words(self) -> list[str]:
         return shlex.split(self.text.replace("\\\n", " "), comments=True)
 
+    def is_one_of(self, *programs: str) -> bool:
+        """Whether it is a command that runs one of these programs."""
+        return self.language == "bash" and self.arguments_of(*programs) is not None
+
     def arguments_of(self, *programs: str) -> list[str] | None:
         """What follows the first of these programs (`seesaw serve`, `scripts/soak`); None if the command runs none."""
         words = self.words

@@ -133,7 +133,8 @@ def _serve(connection: Connection, tokenizer: str, vocab_size: int, eos_token_id
     ignore_ctrl_c()
     exit_with_parent()
     grammars = Grammars(tokenizer, vocab_size, eos_token_ids, num_threads=1)
-    grammars.validate(StructuredOutputs("json_object"))  # loads the tokenizer
+    with suppress(RequestError):  # which each request gets, too
+        grammars.validate(StructuredOutputs("json_object"))  # loads the tokenizer
     connection.send(None)
     while True:
         kind, text, choices, param = connection.recv()
