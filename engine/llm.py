@@ -52,7 +52,7 @@ class _Request:
 
     result: RequestOutput
     texts: list[OutputText]
-    unfinished: set[str]  # the ids of its call's requests that are
+    unfinished: set[str]  # ids of its call's requests
 
 
 class LLM:
@@ -221,12 +221,13 @@ class LLM:
                     request = self._requests[add.id] = self._request(add, prompt.text, arrived_s, unfinished)
                     results.append(request.result)
             self._run(unfinished)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 for add in adds:
                     self._core.abort(add.id)
                     self._requests.pop(add.id, None)
-            self._check_open()  # whatever it raised when it was closed meanwhile
+            if isinstance(error, Exception):
+                self._check_open()  # whatever it raised when it was closed meanwhile
             raise
         return results
 
