@@ -35,6 +35,8 @@ def _check_cpu_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWa
     needs = cpu_memory_bytes(config, geometry, way)
     parts = ", ".join(f"{what} {as_size(num_bytes)}" for what, num_bytes in needs.items() if num_bytes)
     flags = device_option(config) if config.plan.is_static else f"{device_option(config)} or {host_option(config)}"
+    if _logits_bytes(config, geometry.shape) > WORKER_BYTES:
+        flags = f"--max-num-seqs, {flags}"
     check_memory(
         sum(needs.values()),
         f"plan {config.plan} on the CPU ({parts})",
