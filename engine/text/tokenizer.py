@@ -53,12 +53,11 @@ class FastTokenizer:
         whole = [text.encode(errors="replace").decode() for text in texts]
         try:
             with panics_are_errors():
-                if len(whole) == 1:
-                    return [self._core.encode(whole[0], add_special_tokens=add_special_tokens).ids]
+                # Also of one text: only this call lets other threads run meanwhile.
                 encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
-                return [encoding.ids for encoding in encodings]
         except Exception as error:
-            raise RequestError(f"The model's tokenizer fails on this text ({_first_line(error)}): change it.") from None
+            raise RequestError(f"The tokenizer cannot read this text ({_first_line(error)}): change it.") from error
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
         try:
@@ -146,11 +145,11 @@ def _try_out(tokenizer: FastTokenizer, name: str) -> None:
             tokenizer.encode([text])
             return
         except RequestError as error:
-            reason = str(error)
+            reason = _first_line(error.__cause__)
     raise ConfigError(
-        f"the tokenizer of {name} fails on any text: download it again, or name another --tokenizer. It said: {reason}"
+        f"the tokenizer of {name} cannot read any text ({reason}): download it again, or name another --tokenizer"
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().split("\n")[0][:100]

@@ -132,7 +132,7 @@ def test_a_text_that_a_tokenizer_cannot_cope_with_is_the_clients_to_change(
     tokenizer = load_tokenizer(_write(tmp_path, **changes))
     assert tokenizer.encode(["abc"]) == [[0, 1, 2]]
     for texts in (["a" * 40 + "!x"], ["abc", "a" * 40 + "!x"]):
-        with pytest.raises(RequestError, match="tokenizer fails on this text"):
+        with pytest.raises(RequestError, match="tokenizer cannot read this text"):
             tokenizer.encode(texts)
     assert tokenizer.encode(["abc"]) == [[0, 1, 2]]
 
@@ -147,5 +147,5 @@ def test_tokens_that_a_tokenizer_cannot_decode_are_replaced(tmp_path: Path) -> N
 def test_a_template_that_names_an_unknown_token_is_refused_at_the_start(tmp_path: Path) -> None:
     sequence, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<nowhere>", "type_id": 0}}
     processor = {"type": "TemplateProcessing", "single": [begin, sequence], "pair": [sequence], "special_tokens": {}}
-    with pytest.raises(ConfigError, match=r"the tokenizer of .* fails on any text: download it again"):
+    with pytest.raises(ConfigError, match=r"the tokenizer of .* cannot read any text .*: download it again"):
         load_tokenizer(_write(tmp_path, post_processor=processor))
