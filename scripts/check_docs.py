@@ -27,7 +27,7 @@ from doc_commands import ROOT, Command, commands
 from fetch_default_model import default_model
 
 PORT = 8000
-READY_S, COMMAND_S, STOP_S, POLL_S = 300.0, 600.0, 60.0, 0.2
+READY_S, COMMAND_S, STOP_S, POLL_S = 300.0, 1800.0, 60.0, 0.2
 SHOWN_LINES = 15  # of what a failed command printed
 
 SERVERS = ("scripts/serve", "seesaw serve")
