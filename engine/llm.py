@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,6 +18,8 @@ import zmq
 
 from engine.core import Core, describe
 from engine.executor import make_executor
+from engine.executor.base import Executor
+from engine.fair_lock import FairLock
 from engine.model.shapes import ModelShape
 from engine.sampling.defaults import load_defaults
 from engine.sampling.params import SamplingParams
@@ -30,7 +34,7 @@ from engine.text.result import CompletionOutput, RequestOutput
 from engine.text.template_source import read_template
 from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
+from engine.values.errors import EngineDeadError, RequestError
 from engine.values.foreign_options import check_keywords
 from engine.wire.messages import Add, EngineInfo, Output, Stats
 
@@ -48,6 +52,7 @@ class _Request:
 
     result: RequestOutput
     texts: list[OutputText]
+    unfinished: set[str]  # ids of its call's requests
 
 
 class LLM:
@@ -58,18 +63,27 @@ class LLM:
             print(result.outputs[0].text)
 
     Methods, their parameters and results have vLLM's names; other keyword arguments are the fields of `EngineConfig`.
-    Use it as a context manager, or call `close`. Scripts need the usual `if __name__ == "__main__":`, since workers are
-    processes that import the main module. Not thread-safe.
+    Use it as a context manager, or call `close`; else it ends with its last reference, or with the program. Several
+    threads may call it at once: their requests run together.
     """
 
     def __init__(
-        self, model: str, *, skip_tokenizer: bool = False, generation_config: str = "auto", **options: Any
+        self,
+        model: str | os.PathLike[str],
+        *,
+        skip_tokenizer: bool = False,
+        generation_config: str = "auto",
+        **options: Any,
     ) -> None:
-        """Starts the workers. Raises ConfigError or EngineDeadError. `skip_tokenizer`: token ids in, ids out.
-        `generation_config`: where default sampling comes from, as `--generation-config` says it to a server."""
+        """Starts the workers. `skip_tokenizer`: token ids in, ids out. `generation_config`: where default sampling
+        comes from, as `--generation-config` says it to a server. Other options that are None are as if not given.
+
+        Raises ConfigError or EngineDeadError.
+        """
         check_keywords(options, OPTIONS)
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
-        self.config = EngineConfig(model=model, **{"max_queued_requests": UNBOUNDED, **options})
+        given = {name: _as_text(value) for name, value in options.items() if value is not None}
+        self.config = EngineConfig(model=_as_text(model), **{"max_queued_requests": UNBOUNDED, **given})
         check_early(self.config)
         self._tokenizer: Tokenizer = (
             NoTokenizer() if skip_tokenizer else load_tokenizer(self.config.tokenizer or self.config.model)
@@ -88,7 +102,9 @@ class LLM:
         if self._handle is not None:
             self._poller.register(self._handle, zmq.POLLIN)
         self._ids = itertools.count()
-        self._closed = False
+        self._requests: dict[str, _Request] = {}  # of all threads' calls, those that have not finished
+        self._lock = FairLock()  # whoever has it owns the core and the executor
+        self._end = weakref.finalize(self, _end, os.getpid(), self._core, self._executor)
 
     @property
     def info(self) -> EngineInfo:
@@ -134,6 +150,8 @@ class LLM:
         The prompt is the one that `/v1/chat/completions` makes. Tool calls stay in the text. Raises as `generate` does,
         and ConfigError for a template that cannot be read.
         """
+        if not isinstance(chat_template_kwargs or {}, Mapping):
+            raise RequestError("chat_template_kwargs must be a dict of a template's variables.", "chat_template_kwargs")
         template = read_template(chat_template or "")
         texts = [
             self._template.render(
@@ -151,17 +169,19 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """No prompt that comes finds what was computed before."""
-        self._core.reset_prefix_cache()
+        with self._lock:
+            self._core.reset_prefix_cache()
 
     def stats(self) -> Stats:
         """The engine's counters since start."""
-        return self._core.stats()
+        with self._lock:
+            return self._core.stats()
 
     def close(self) -> None:
-        """End the workers and give back all memory; nothing can be generated any more. Idempotent."""
-        self._closed = True
-        self._core.close()
-        self._executor.close()
+        """End the workers and give back all memory; nothing can be generated any more, and calls that other threads are
+        in raise EngineDeadError. Idempotent."""
+        with self._lock:
+            self._end()
 
     def __enter__(self) -> LLM:
         return self
@@ -172,8 +192,7 @@ class LLM:
     def _complete(
         self, prompts: Sequence[EncodedPrompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[RequestOutput]:
-        if self._closed:
-            raise EngineDeadError("this LLM is closed: make a new one")
+        self._check_open()
         one = self.get_default_sampling_params() if sampling_params is None else sampling_params
         each = list(map(typed, one)) if isinstance(one, Sequence) else [typed(one)] * len(prompts)
         if len(each) != len(prompts):
@@ -190,38 +209,59 @@ class LLM:
             )
             for prompt, sampling in zip(prompts, each, strict=True)
         ]
+        results, unfinished = [], {add.id for add in adds}
         try:
-            for add in adds:
-                self._core.add(add)
-            self._core.compile_now(COMPILE_LIMIT_S)
-            # Not before: only now are the token ids known to have a text.
-            requests = [self._request(add, prompt.text, arrived_s) for add, prompt in zip(adds, prompts, strict=True)]
-            self._run({request.result.request_id: request for request in requests})
-        except BaseException:
-            for add in adds:
-                self._core.abort(add.id)
+            with self._lock:
+                self._check_open()
+                for add in adds:
+                    self._core.add(add)
+                self._core.compile_now(COMPILE_LIMIT_S)
+                # Not before: only now are the token ids known to have a text.
+                for add, prompt in zip(adds, prompts, strict=True):
+                    request = self._requests[add.id] = self._request(add, prompt.text, arrived_s, unfinished)
+                    results.append(request.result)
+            self._run(unfinished)
+        except BaseException as error:
+            with self._lock:
+                for add in adds:
+                    self._core.abort(add.id)
+                    self._requests.pop(add.id, None)
+            if isinstance(error, Exception):
+                self._check_open()  # whatever it raised when it was closed meanwhile
             raise
-        return [request.result for request in requests]
+        return results
 
-    def _request(self, add: Add, prompt: str | None, arrived_s: float) -> _Request:
+    def _request(self, add: Add, prompt: str | None, arrived_s: float, unfinished: set[str]) -> _Request:
         outputs = [CompletionOutput(index) for index in range(add.sampling.n)]
         texts = [OutputText(self._tokenizer, add.prompt, add.sampling) for _ in outputs]
-        return _Request(RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s), texts)
+        return _Request(RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s), texts, unfinished)
 
-    def _run(self, requests: dict[str, _Request]) -> None:
-        while not self._core.is_idle:
-            with _uninterrupted():
-                outputs = self._core.turn()
-                now = self._executor.now()
-                for prompt in outputs.cached:
-                    if prompt.id in requests:
-                        requests[prompt.id].result.num_cached_tokens = prompt.tokens
-                for output in outputs:
-                    request = requests.get(output.id)
-                    if request is not None:  # else of an earlier call that was interrupted
-                        self._take(request, output, now)
-            if self._handle is not None and not self._core.is_idle:
-                self._poller.poll(POLL_MS)
+    def _check_open(self) -> None:
+        if not self._end.alive:
+            raise EngineDeadError("this LLM is closed: make a new one")
+
+    def _run(self, unfinished: set[str]) -> None:
+        """Turn the loop until these requests have finished; whoever is the last, until nothing is left to do."""
+        while True:
+            with self._lock:
+                self._check_open()
+                if self._core.is_idle or not (unfinished or not self._requests):
+                    return
+                with _uninterrupted():
+                    self._turn()
+                if self._handle is not None and not self._core.is_idle:
+                    self._poller.poll(POLL_MS)
+
+    def _turn(self) -> None:
+        outputs = self._core.turn()
+        now = self._executor.now()
+        for prompt in outputs.cached:
+            if prompt.id in self._requests:
+                self._requests[prompt.id].result.num_cached_tokens = prompt.tokens
+        for output in outputs:
+            request = self._requests.get(output.id)
+            if request is not None:  # else of a call that was interrupted, or on its way when a stop string came
+                self._take(request, output, now)
 
     def _take(self, request: _Request, output: Output, now: float) -> None:
         """What the engine says of one sequence."""
@@ -242,6 +282,21 @@ class LLM:
             completion.finish_reason, completion.stop_reason = text.finish_reason.wire, text.stop_reason
             if output.finish_reason is None:
                 self._core.abort(output.id, output.index)
+            if all(text.finish_reason is not None for text in request.texts):
+                del self._requests[output.id]
+                request.unfinished.discard(output.id)
+
+
+def _as_text(option: Any) -> Any:
+    """A path's text; what else an option may be, as it is."""
+    return os.fspath(option) if isinstance(option, os.PathLike) else option
+
+
+def _end(owner: int, core: Core, executor: Executor) -> None:
+    """End what an LLM has started, unless this process is a fork of the one that it belongs to."""
+    if os.getpid() == owner:
+        core.close()
+        executor.close()
 
 
 @contextmanager

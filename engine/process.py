@@ -24,6 +24,7 @@ from engine.core import COMPILING_POLL_MS, Core, describe
 from engine.executor import make_executor
 from engine.executor.base import Executor
 from engine.heap import freeze_heap
+from engine.main_module import main_left_out
 from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, ignore_ctrl_c, make_run_dir
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
@@ -66,7 +67,7 @@ class EngineProcess:
         # Not daemonic: it has children of its own.
         process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
         try:
-            with deaf_children():
+            with deaf_children(), main_left_out():
                 process.start()
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)

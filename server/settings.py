@@ -7,7 +7,6 @@ same fields.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError
-from engine.values.foreign_options import advice, as_flag
+from engine.values.foreign_options import as_flag, as_key, hint
 from engine.values.wording import at_least
 from server.config import ServerConfig
 
@@ -29,7 +28,7 @@ UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
 }
-MODEL_FLAGS = ("model", "model_path")  # of others; here it stands alone
+MODEL_FLAGS = ("model", "model_path", "model_id")  # of others; here it stands alone
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
 BESIDE_THE_FILE = ("shape", "host_profile")  # keys whose relative paths start at the config file's folder
 
@@ -87,15 +86,11 @@ class Parser(argparse.ArgumentParser):
             return f"there is no place for {unknown!r}"
         flag, _, value = unknown.partition("=")
         following = given[given.index(unknown) + 1 : given.index(unknown) + 2]
-        name = flag.lstrip("-").replace("-", "_")
+        name = _underscored(flag)
         if name in MODEL_FLAGS:
-            instead: str | None = "name the model without a flag, as in `seesaw serve MODEL`"
-        else:
-            instead = advice(name, value or "".join(following), as_flag)
-        if instead:
-            return f"there is no flag {flag}: {instead}"
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return f"there is no flag {flag}" + (f": did you mean {near[0]}?" if near else "")
+            return f"there is no flag {flag}: name the model without a flag, as in `seesaw serve MODEL`"
+        known = [_underscored(option) for option in self._option_string_actions if option.startswith("--")]
+        return f"there is no flag {flag}{hint(name, value or ''.join(following), known, as_flag)}"
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, config: type[Any], *, without: str = "") -> None:
@@ -153,9 +148,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         values.pop(key, None)
     for key in values:
         if key not in HINTS:
-            near = difflib.get_close_matches(key, HINTS, n=1, cutoff=0.0)
-            instead = advice(key, str(values[key]), as_flag) or f"did you mean {near[0]!r}?"
-            raise ConfigError(f"unknown key {key!r} in the config file {path}: {instead}")
+            instead = hint(key, str(values[key]), HINTS, as_key)
+            raise ConfigError(f"unknown key {key!r} in the config file {path}{instead}")
     read = {key: _from_json(key, value, f"{key} in {path}") for key, value in values.items()}
     return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
 
@@ -211,6 +205,10 @@ def _kind(name: str) -> str:
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _underscored(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 HINTS: dict[str, Any] = {

@@ -1,13 +1,19 @@
-"""What the documents point to exists: files, flags and scripts."""
+"""What the documents point to exists: files, flags and scripts. `scripts/check_docs.py` runs what they show."""
 
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+from doc_commands import Command, commands
+from soak import parse_args
 
+from clients import arguments
+from engine.bench import limits
 from engine.values.config import EngineConfig
+from server import bench, cli
 from server.config import ServerConfig
+from server.settings import read_configs
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -28,3 +34,33 @@ def test_flags():
     fields = {f.name.replace("_", "-") for config in (EngineConfig, ServerConfig) for f in dataclasses.fields(config)}
     assert len(named) > 10
     assert named <= fields
+
+
+def test_programs():
+    programs = [command for command in commands() if command.language == "python"]
+    assert programs
+    for program in programs:
+        compile(program.text, program.where, "exec")
+
+
+@pytest.mark.parametrize(
+    "command", [each for each in commands() if each.language == "bash"], ids=lambda each: each.where
+)
+def test_commands(command: Command, monkeypatch):
+    """Flags, their values and the config files that they name."""
+    monkeypatch.chdir(REPOSITORY)
+    if (argv := command.arguments_of("scripts/serve", "seesaw serve")) is not None:
+        flags = vars(cli.make_parser().parse_args(["serve", *argv]))
+        del flags["command"]
+        read_configs({"model": "the default one", **flags})
+    elif (argv := command.arguments_of("scripts/run_benchmark.sh", "seesaw bench offline")) is not None:
+        bench._config(bench._parse(argv if argv and argv[0][0] != "-" else ["--model", "m", *argv], "bench offline"))
+    elif (argv := command.arguments_of("seesaw bench serve")) is not None:
+        arguments.parse(argv, "bench serve")
+    elif (argv := command.arguments_of("seesaw bench limits")) is not None:
+        limits._parser("bench limits").parse_args(argv)
+    elif (argv := command.arguments_of("scripts/soak")) is not None:
+        cli.make_parser().parse_args(["serve", *parse_args(argv).server_args])
+    else:
+        known = command.arguments_of("seesaw bench report") is not None
+        assert known or command.arguments_of("seesaw") is None, "no parser is known for this command"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 
 from engine.executor.ranks import GRACE_S, fork_server
+from engine.main_module import main_left_out
 from engine.supervision import end_children, exit_with_parent, ignore_ctrl_c
 from engine.values.errors import EngineDeadError
 
@@ -17,7 +18,8 @@ def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
     context = fork_server()
     answers, asked = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(num_devices, asked), name="memory", daemon=True)
-    process.start()
+    with main_left_out():
+        process.start()
     asked.close()  # so that the process's end is the pipe's
     try:
         if not answers.poll(timeout_s):

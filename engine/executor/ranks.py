@@ -21,6 +21,7 @@ from typing import NoReturn
 import msgspec
 import zmq
 
+from engine.main_module import main_left_out
 from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
 from engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
@@ -80,7 +81,8 @@ class Ranks:
         for spec in specs:
             # Daemonic, so that an engine that ends without `close` terminates them instead of joining them for ever.
             process = context.Process(target=run_worker, args=(spec,), name=f"worker-{spec.rank}", daemon=True)
-            process.start()
+            with main_left_out():
+                process.start()
             self._processes.append(process)
         self._watch = ChildWatch(self._processes, self._announce_death)
 

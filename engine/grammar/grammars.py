@@ -21,7 +21,8 @@ from engine.grammar.text import grammar_text
 from engine.grammar.token_table import load_token_table
 from engine.sampling.structured import Reasoning, StructuredOutputs
 from engine.sampling.token_masks import mask_words, tokens_of
-from engine.values.errors import RequestError
+from engine.values.errors import ConfigError, RequestError
+from engine.values.panics import panics_are_errors
 
 MAX_COMPILED = 128
 _TRIES, _TRIED_TOKENS = 3, 16
@@ -125,6 +126,13 @@ class Grammars:
                         del self._compiled[spec]
                 grammar.set_exception(error)
 
+    def _load_table(self) -> LLTokenizer:
+        try:
+            with panics_are_errors():
+                return load_token_table(self._tokenizer, self.vocab_size, self.eos_token_ids)
+        except (ConfigError, RuntimeError) as error:
+            raise RequestError(_reason(str(error))) from None
+
     def _compile(self, spec: StructuredOutputs) -> LLMatcher:
         try:
             text = grammar_text(spec)
@@ -132,7 +140,7 @@ class Grammars:
             raise RequestError(_reason(str(error))) from None
         with self._loading:
             if self._table is None:
-                self._table = load_token_table(self._tokenizer, self.vocab_size, self.eos_token_ids)
+                self._table = self._load_table()
         grammar = LLMatcher(self._table, text, log_level=0, limits=_LIMITS)
         if grammar.is_error():
             raise RequestError(_reason(grammar.get_error()))

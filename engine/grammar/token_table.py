@@ -55,7 +55,7 @@ def load_token_table(name: str, vocab_size: int, eos_token_ids: Sequence[int]) -
         if whole.vocab_size <= vocab_size and eos_token_ids:
             return LLTokenizer(text, n_vocab=vocab_size, eos_token=[id for id in eos_token_ids if id < vocab_size])
     except ValueError as error:
-        raise ConfigError(f"the tokenizer of {name} cannot be used for structured outputs: {error}") from None
+        raise ConfigError(f"the tokenizer of {name} is not of a kind that grammars can follow: {error}") from None
     ids = range(whole.vocab_size)
     return _from_bytes([whole.decode_bytes([id]) for id in ids], list(filter(whole.is_special_token, ids)), vocab_size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from engine.model.quantization_config import read_quantization
 from engine.model.rope_config import read_rope
 from engine.model.shapes import DTYPE_BYTES, ModelShape
 from engine.values.errors import ConfigError
+from engine.values.json_file import read_object
 
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")  # families take them for granted
 _MODALITIES = ("text", "vision", "audio", "thinker", "talker", "llm")
@@ -29,25 +29,15 @@ def read_shape(folder: Path, dtype: str = "auto", tensors: Mapping[str, StoredTe
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"no config.json in {folder}: give a checkpoint folder or a hub name")
-    raw = _read_object(path)
+    raw = read_object(path, "download the checkpoint again")
     generation = folder / "generation_config.json"
-    if generation.is_file():
+    if generation.exists():
         # Chat models name here the end-of-turn token that config.json leaves out.
-        also = _read_object(generation).get("eos_token_id")
+        also = read_object(generation, "mend it, or remove it").get("eos_token_id")
         raw["eos_token_id"] = _merged_ids(raw.get("eos_token_id"), also)
     if tensors is None:
         tensors = _tensors_of(folder)
     return shape_from_config(raw | _what_files_say(raw, tensors), str(path), dtype)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no JSON object: give a checkpoint folder")
-    return raw
 
 
 def _merged_ids(*ids: Any) -> list[Any]:

@@ -7,7 +7,6 @@ server and by `engine.LLM`.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,13 @@ from engine.hub import find_model
 from engine.sampling.params import SamplingParams
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, RequestError
+from engine.values.json_file import read_object
 
 logger = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 OPENAI_ONLY = "vllm"  # vLLM's word for leaving the checkpoint's values out
+_MEND = "mend it, or set --generation-config vllm"
 SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
@@ -46,7 +47,7 @@ def check_defaults(choice: str, engine: EngineConfig) -> None:
     if choice == "auto" and Path(engine.model).expanduser().is_dir():
         path = _own_file(engine)
     if path is not None:
-        _defaults(path, _read(path))
+        _defaults(path, read_object(path, _MEND))
 
 
 def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
@@ -54,7 +55,7 @@ def load_defaults(choice: str, engine: EngineConfig) -> SamplingDefaults:
     path = _own_file(engine) if choice == "auto" else _chosen_file(choice)
     if path is None:
         return NO_DEFAULTS
-    defaults = _defaults(path, _read(path))
+    defaults = _defaults(path, read_object(path, _MEND))
     shown = defaults.values | _cap(defaults.max_tokens)
     if shown:
         logger.info("requests that do not say otherwise sample with %s, as %s says", shown, path)
@@ -81,17 +82,7 @@ def _own_file(engine: EngineConfig) -> Path | None:
     except ConfigError as error:  # the engine says so better, and of a fake one nobody asks for files
         logger.debug("no generation config: %s", error)
         return None
-    return path if path.is_file() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path} ({error}): mend it, or set --generation-config vllm") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold one JSON object: mend it, or set --generation-config vllm")
-    return raw
+    return path if path.exists() else None
 
 
 def _defaults(path: Path, raw: dict[str, Any]) -> SamplingDefaults:
@@ -100,7 +91,7 @@ def _defaults(path: Path, raw: dict[str, Any]) -> SamplingDefaults:
         max_tokens = None if raw.get("max_new_tokens") is None else int(raw["max_new_tokens"])
         defaults = SamplingDefaults(values, max_tokens)
         defaults.params().validate()
-    except (RequestError, TypeError, ValueError) as error:
+    except (OverflowError, RequestError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a value that cannot be ({error}): set --generation-config vllm") from None
     return defaults
 

@@ -44,4 +44,4 @@ def _plain(value: Any) -> Any:
             return [_plain(each) for each in value]
         case dict():
             return {_plain(key): _plain(each) for key, each in value.items()}
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value  # an array, or numpy's own truth

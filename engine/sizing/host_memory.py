@@ -13,6 +13,7 @@ from engine.values.config import EngineConfig
 from engine.values.wording import MIB, as_size
 
 TOKEN_BYTES = 8  # int64
+LOGIT_BYTES = 4  # float32
 WORKER_BYTES = 256 * MIB  # an idle worker has 50 MiB of its own (torch is shared); the rest is for a step's activations
 
 
@@ -34,6 +35,8 @@ def _check_cpu_memory(config: EngineConfig, geometry: KVGeometry, way: WeightsWa
     needs = cpu_memory_bytes(config, geometry, way)
     parts = ", ".join(f"{what} {as_size(num_bytes)}" for what, num_bytes in needs.items() if num_bytes)
     flags = device_option(config) if config.plan.is_static else f"{device_option(config)} or {host_option(config)}"
+    if _logits_bytes(config, geometry.shape) > WORKER_BYTES:
+        flags = f"--max-num-seqs, {flags}"
     check_memory(
         sum(needs.values()),
         f"plan {config.plan} on the CPU ({parts})",
@@ -46,6 +49,11 @@ def message_bytes(config: EngineConfig, shape: ModelShape) -> tuple[int, int]:
     return config.max_num_batched_tokens * shape.hidden * shape.dtype_bytes, config.max_num_seqs * TOKEN_BYTES
 
 
+def _logits_bytes(config: EngineConfig, shape: ModelShape) -> int:
+    """Of the largest step of a replica: nothing but the vocabulary bounds what they take."""
+    return config.max_num_seqs * shape.vocab * LOGIT_BYTES
+
+
 def cpu_memory_bytes(config: EngineConfig, geometry: KVGeometry, way: WeightsWay) -> dict[str, int]:
     """Bytes by what takes them, of all ranks together, where they compute on the host's CPUs."""
     ranks, blocks = range(config.plan.world_size), num_device_blocks(config, geometry, "cpu")
@@ -54,5 +62,5 @@ def cpu_memory_bytes(config: EngineConfig, geometry: KVGeometry, way: WeightsWay
         "weights": store_bytes(geometry, way) + sum(device_weight_bytes(geometry, way)),
         "device KV pools": sum(geometry.device_pool_bytes(rank, blocks) for rank in ranks),
         "host KV pool": num_host_blocks(config, geometry) * geometry.host_block_bytes,
-        "workers": len(ranks) * WORKER_BYTES,
+        "workers": len(ranks) * WORKER_BYTES + config.plan.decode.dp * _logits_bytes(config, geometry.shape),
     }

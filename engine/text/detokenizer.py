@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizer import REPLACEMENT, Tokenizer
 
 # Text may depend on the tokens before it (SentencePiece drops the first space), so decoding starts a few earlier.
 CONTEXT_TOKENS = 6
 # No character takes more than 4 byte tokens; what is still broken after so many will not become one.
 MAX_PENDING_TOKENS = 16
-
-REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:

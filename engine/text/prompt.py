@@ -42,6 +42,8 @@ class EncodedPrompt(NamedTuple):
 def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or many as a list. What begins with a number is one prompt of token ids. Raises ValueError for what
     is no prompt and holds none."""
+    if hasattr(prompts, "tolist"):  # an array, of one prompt or a row for each
+        prompts = prompts.tolist()
     if not isinstance(prompts, Iterable):
         raise ValueError(NO_PROMPT)
     if isinstance(prompts, (str, Mapping)):

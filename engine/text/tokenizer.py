@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from engine.hub import find_model
-from engine.values.errors import ConfigError
+from engine.values.errors import ConfigError, RequestError
+from engine.values.panics import panics_are_errors
 
 logger = logging.getLogger(__name__)
 
 BYTES_TOKENIZER = "bytes"
+REPLACEMENT = "\ufffd"
+_SAMPLES = ("a", "A", "0", " ", "Hello")  # no tokenizer knows none of them
 _CONVERTIBLE = ("tokenizer.json", "tokenizer.model", "vocab.json")  # files that transformers makes a tokenizer of
 
 
@@ -25,10 +28,12 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text, with the special tokens (such as BOS) that the model expects before and after it,
-        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`."""
+        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`. Raises RequestError for texts that
+        the tokenizer's own rules cannot cope with."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens, special ones included. Broken UTF-8 becomes U+FFFD, unknown ids nothing."""
+        """The text of the tokens, special ones included. Broken UTF-8, and tokens that the tokenizer's own rules cannot
+        cope with, become U+FFFD, unknown ids nothing."""
 
 
 class FastTokenizer:
@@ -46,13 +51,22 @@ class FastTokenizer:
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         whole = [text.encode(errors="replace").decode() for text in texts]
-        if len(whole) == 1:
-            return [self._core.encode(whole[0], add_special_tokens=add_special_tokens).ids]
-        encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        try:
+            with panics_are_errors():
+                # Also of one text: only this call lets other threads run meanwhile.
+                encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        except Exception as error:
+            raise RequestError(f"The tokenizer cannot read this text ({_first_line(error)}): change it.") from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._core.decode(tokens, skip_special_tokens=False)
+        try:
+            with panics_are_errors():
+                text: str = self._core.decode(tokens, skip_special_tokens=False)
+        except Exception:
+            logger.debug("a tokenizer cannot decode %s", tokens, exc_info=True)
+            return REPLACEMENT
+        return text
 
     def as_json(self) -> str:
         """What its tokenizer.json would hold."""
@@ -108,7 +122,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
+        with panics_are_errors():
+            loaded = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises nearly anything: OSError, ValueError, KeyError, ImportError
         logger.debug("transformers cannot load a tokenizer from %s", folder, exc_info=True)
         raise ConfigError(
@@ -118,4 +133,23 @@ def load_tokenizer(name: str) -> Tokenizer:
     core = getattr(loaded, "backend_tokenizer", None)
     if core is None:
         raise ConfigError(f"{name!r} has no fast tokenizer: convert it to a tokenizer.json or name another --tokenizer")
-    return FastTokenizer(core, loaded)
+    tokenizer = FastTokenizer(core, loaded)
+    _try_out(tokenizer, name)
+    return tokenizer
+
+
+def _try_out(tokenizer: FastTokenizer, name: str) -> None:
+    """Raise ConfigError for a tokenizer that fails on any text: what its rules name may not be there."""
+    for text in _SAMPLES:
+        try:
+            tokenizer.encode([text])
+            return
+        except RequestError as error:
+            reason = _first_line(error.__cause__)
+    raise ConfigError(
+        f"the tokenizer of {name} cannot read any text ({reason}): download it again, or name another --tokenizer"
+    )
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().split("\n")[0][:100]

@@ -33,6 +33,7 @@ _KINDS: dict[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
+    str: (str, "text"),
 }
 
 

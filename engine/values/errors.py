@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+MOST_CHARS = 1500  # of what a ConfigError says
+
 
 class SeesawError(Exception):
     """Base of all errors that Seesaw raises on purpose. The message is one sentence for a person."""
 
 
 class ConfigError(SeesawError):
-    """The configuration, checkpoint or host cannot work; says what to change. The CLI exits with 2."""
+    """The configuration, checkpoint or host cannot work; says what to change. The CLI exits with 2.
+
+    It may quote the files of others, and goes to a terminal: of a long message the middle is left out, and what has no
+    glyph is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MOST_CHARS:
+            message = f"{message[: MOST_CHARS // 2]} ... {message[-MOST_CHARS // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class RequestError(SeesawError):

@@ -16,52 +16,79 @@ from engine.values.wording import GIB, at_least
 
 # What is part of a layout here.
 LAYOUTS = {
-    **dict.fromkeys(("tensor_parallel_size", "tp_size", "tp"), "T"),
+    **dict.fromkeys(("tensor_parallel_size", "tp_size", "tp", "num_shard"), "T"),
     **dict.fromkeys(("pipeline_parallel_size", "pp_size", "pp"), "P"),
     **dict.fromkeys(("data_parallel_size", "dp_size", "dp"), "D"),
 }
+Value = str | int | bool | None
+
 # What to write instead, and an example of its value where that is another one.
 _DEVICE_POOL = "give each device's KV pool its size", "kv_cache_memory_bytes", 20 * GIB
 _HOST_POOL = "give the host's KV pool its size", "host_kv_bytes", 64 * GIB
-INSTEAD: dict[str, tuple[str, str, str | int | None]] = {
+_DEFAULTS = "write it to a file and name that", "generation_config", "generation_config.json"
+INSTEAD: dict[str, tuple[str, str, Value]] = {
     "tokenizer_path": ("use", "tokenizer", None),
-    "context_length": ("use", "max_model_len", None),
-    "gpu_memory_utilization": _DEVICE_POOL,
-    "mem_fraction_static": _DEVICE_POOL,
+    **dict.fromkeys(("context_length", "ctx_size", "n_ctx", "max_seq_len"), ("use", "max_model_len", None)),
+    **dict.fromkeys(("gpu_memory_utilization", "mem_fraction_static", "max_total_tokens"), _DEVICE_POOL),
     "num_gpu_blocks_override": ("use", "num_device_blocks", None),
     "page_size": ("use", "block_size", None),
-    "swap_space": _HOST_POOL,
-    "kv_offloading_size": _HOST_POOL,
-    "hicache_size": _HOST_POOL,
-    "max_running_requests": ("use", "max_num_seqs", None),
-    "chunked_prefill_size": ("use", "max_num_batched_tokens", None),
-    "max_num_queued_reqs": ("use", "max_queued_requests", None),
+    **dict.fromkeys(("swap_space", "kv_offloading_size", "enable_hierarchical_cache"), _HOST_POOL),
+    **dict.fromkeys(("hicache_size", "hicache_ratio"), _HOST_POOL),
+    **dict.fromkeys(("max_running_requests", "parallel"), ("use", "max_num_seqs", None)),
+    **dict.fromkeys(
+        ("chunked_prefill_size", "max_prefill_tokens", "max_batch_prefill_tokens"),
+        ("use", "max_num_batched_tokens", None),
+    ),
+    **dict.fromkeys(("max_num_queued_reqs", "max_concurrent_requests"), ("use", "max_queued_requests", None)),
+    "schedule_policy": ("use", "scheduling_policy", None),
+    "disable_radix_cache": ("write it", "enable_prefix_caching", False),
+    **dict.fromkeys(("decode_attention_backend", "prefill_attention_backend"), ("use", "attention_backend", None)),
+    **dict.fromkeys(("watchdog_timeout", "dist_timeout"), ("use", "step_timeout_s", None)),
     "shutdown_timeout": ("use", "shutdown_timeout_s", None),
     "sse_keep_alive_interval": ("use", "sse_keep_alive_s", None),
     "random_seed": ("use", "seed", None),
-    "uvicorn_log_level": ("use", "log_level", None),
+    **dict.fromkeys(("uvicorn_log_level", "log_level_http", "log_config_file"), ("use", "log_level", None)),
+    **dict.fromkeys(("enable_log_requests", "log_requests"), ("write it", "access_log", True)),
+    **dict.fromkeys(("override_generation_config", "preferred_sampling_params"), _DEFAULTS),
     "disable_custom_all_reduce": ("choose how shards add up", "custom_all_reduce", "off"),
 }
 _ALWAYS = "it is always done, so leave it out"
 _NEVER = "it is never done, so leave it out"
 _UNKNOWN = "there is nothing like it yet, so leave it out"
+_ONE_HOST = "an engine runs on one host, so leave it out"
+_REQUESTS = "requests say it, or the checkpoint's generation_config.json"
+_CONFIG_JSON = "change the checkpoint's config.json"
 NOTHING = {
-    "enable_chunked_prefill": _ALWAYS,
-    "enable_request_id_headers": _ALWAYS,
-    "enable_metrics": _ALWAYS,
-    "enable_prompt_tokens_details": _ALWAYS,
-    "trust_remote_code": _NEVER,
-    "disable_log_requests": _NEVER,
-    "no_enable_log_requests": _NEVER,
-    "disable_uvicorn_access_log": _NEVER,
-    "enforce_eager": _UNKNOWN,
-    "enable_lora": _UNKNOWN,
-    "speculative_config": _UNKNOWN,
-    "cpu_offload_gb": _UNKNOWN,
+    **dict.fromkeys(("enable_chunked_prefill", "enable_mixed_chunk", "async_scheduling"), _ALWAYS),
+    **dict.fromkeys(("enable_request_id_headers", "enable_metrics", "enable_server_load_tracking"), _ALWAYS),
+    **dict.fromkeys(("enable_prompt_tokens_details", "enable_cache_report"), _ALWAYS),
+    **dict.fromkeys(("trust_remote_code", "disable_log_requests", "no_enable_log_requests"), _NEVER),
+    **dict.fromkeys(("disable_uvicorn_access_log", "enable_ssl_refresh"), _NEVER),
+    **dict.fromkeys(("enforce_eager", "disable_cuda_graph", "enable_torch_compile", "compilation_config"), _UNKNOWN),
+    **dict.fromkeys(
+        ("enable_lora", "lora_modules", "lora_paths", "speculative_config", "speculative_algorithm"), _UNKNOWN
+    ),
+    **dict.fromkeys(("cpu_offload_gb", "revision", "ep_size", "enable_expert_parallel"), _UNKNOWN),
+    **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port", "dist_init_addr"), _ONE_HOST),
+    **dict.fromkeys(("distributed_executor_backend", "data_parallel_backend"), _ONE_HOST),
+    **dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "n_predict"), _REQUESTS),
+    **dict.fromkeys(("hf_overrides", "rope_scaling", "rope_theta", "json_model_override_args"), _CONFIG_JSON),
+    "download_dir": "set HF_HOME to it",
+    "hf_token": "set HF_TOKEN to it",
+    "threads": "set OMP_NUM_THREADS to it",
 }
+_LIKENESS = 0.8  # of a misspelt name; what is less like it is another option
 
-Write = Callable[[str, str | int | None], str]
+Write = Callable[[str, Value], str]
 """How one writes an option of ours, alone or with a value."""
+
+
+def hint(name: str, value: str, known: Collection[str], write: Write) -> str:
+    """What ends a message about an option that is not `known`: what to do instead of it with such a value, or which it
+    may have meant; nothing if that cannot be said."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_LIKENESS)
+    instead = advice(name, value, write) or (f"did you mean {write(near[0], None)}?" if near else "")
+    return f": {instead}" if instead else ""
 
 
 def advice(name: str, value: str, write: Write) -> str | None:
@@ -75,19 +102,32 @@ def advice(name: str, value: str, write: Write) -> str | None:
     return NOTHING.get(name)
 
 
-def as_flag(option: str, value: str | int | None = None) -> str:
-    flag = f"--{option.replace('_', '-')}"
-    return flag if value is None else f"{flag} {at_least(value) if isinstance(value, int) else value}"
+def as_flag(option: str, value: Value = None) -> str:
+    name = option.replace("_", "-")
+    match value:
+        case None | True:
+            return f"--{name}"
+        case False:
+            return f"--no-{name}"
+        case _:
+            return f"--{name} {at_least(value) if isinstance(value, int) else value}"
 
 
-def as_keyword(option: str, value: str | int | None = None) -> str:
-    return option if value is None else f"{option}={json.dumps(value)}"
+def as_key(option: str, value: Value = None) -> str:
+    """Of a config file."""
+    if value is None:
+        return f'"{option}"'
+    return f'"{option}": {json.dumps(at_least(value) if type(value) is int else value)}'
+
+
+def as_keyword(option: str, value: Value = None) -> str:
+    if value is None:
+        return option
+    return f"{option}={value if isinstance(value, int) else json.dumps(value)}"
 
 
 def check_keywords(given: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise ConfigError for a keyword argument that is not known, with what may have been meant."""
     for name in given:
         if name not in known:
-            near = [f"did you mean {match}?" for match in difflib.get_close_matches(name, known, n=1)]
-            instead = advice(name, str(given[name]), as_keyword) or "".join(near)
-            raise ConfigError(f"there is no option {name}" + (f": {instead}" if instead else ""))
+            raise ConfigError(f"there is no option {name}{hint(name, str(given[name]), known, as_keyword)}")

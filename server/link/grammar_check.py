@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from engine.grammar.grammars import MAX_COMPILED, Grammars
+from engine.main_module import main_left_out
 from engine.sampling.structured import StructuredOutputs
 from engine.supervision import deaf_children, exit_with_parent, ignore_ctrl_c
 from engine.values.errors import ConfigError, QueueFullError, RequestError
@@ -113,7 +114,7 @@ class GrammarCheck:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._arguments), name="grammar-check", daemon=True)
-        with deaf_children():
+        with deaf_children(), main_left_out():
             process.start()
         theirs.close()
         self._child = process, ours
@@ -132,7 +133,8 @@ def _serve(connection: Connection, tokenizer: str, vocab_size: int, eos_token_id
     ignore_ctrl_c()
     exit_with_parent()
     grammars = Grammars(tokenizer, vocab_size, eos_token_ids, num_threads=1)
-    grammars.validate(StructuredOutputs("json_object"))  # loads the tokenizer
+    with suppress(RequestError):  # which each request gets, too
+        grammars.validate(StructuredOutputs("json_object"))  # loads the tokenizer
     connection.send(None)
     while True:
         kind, text, choices, param = connection.recv()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -68,3 +72,36 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
     [choice] = answer["choices"]
     assert (choice["text"], choice["stop_reason"]) == (stopped.outputs[0].text, stop)
     assert answer["usage"]["completion_tokens"] == len(stopped.outputs[0].token_ids)
+
+
+SCRIPT = """
+import psutil
+from engine import LLM, SamplingParams
+
+def say():
+    llm = LLM({model!r}, tokenizer="bytes", max_model_len=256, prefill="T2")
+    assert len(llm.generate(["hi"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4
+    return llm
+
+llm = say()
+children = psutil.Process().children(recursive=True)
+assert len(children) == 4, children  # multiprocessing's own two, and the workers
+del llm
+assert len(psutil.Process().children(recursive=True)) == 2
+kept = say()
+"""
+
+
+def test_a_script_without_guard_or_close_from_standard_input_leaves_nothing(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "model", layers=2, vocab=256)
+    run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `tmp_path`: socket paths must be short
+    ended = subprocess.run(
+        [sys.executable, "-"],
+        input=SCRIPT.format(model=str(folder)),
+        env={**os.environ, "TMPDIR": str(run_folders)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    run_folders.rmdir()  # nothing is in there

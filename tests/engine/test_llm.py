@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import msgspec
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.executor.simulated import SimulatedExecutor
 from engine.text.prompt import Prompt
 from engine.values.errors import ConfigError, EngineDeadError, RequestError
 from engine.wire.messages import Add, CachedPrompt, Outputs
+from tests.patience import PATIENCE_S
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
@@ -135,6 +140,9 @@ def test_a_conversation_that_is_none(alphabet: LLM) -> None:
         alphabet.chat([USER], chat_template=TEMPLATE, continue_final_message=True)
     with pytest.raises(RequestError, match=r"messages\.0\.content"):
         alphabet.chat([{"role": "user", "content": 5}], chat_template=TEMPLATE)
+    variables: Any = 5
+    with pytest.raises(RequestError, match="chat_template_kwargs must be a dict"):
+        alphabet.chat([USER], chat_template=TEMPLATE, chat_template_kwargs=variables)
     with pytest.raises(ConfigError, match="cannot read the chat template"):
         alphabet.chat([USER], chat_template="/no/such/file")
 
@@ -168,6 +176,81 @@ def test_an_interrupt_falls_between_turns_and_the_next_call_works(monkeypatch: p
     with pytest.raises(EngineDeadError, match="closed"):
         llm.generate([1])
     llm.close()
+
+
+def test_calls_of_several_threads_run_together(alphabet: LLM) -> None:
+    """Each has its whole texts, and none waits for the end of another's."""
+    sampling = SamplingParams(max_tokens=15, n=2)
+    others_ended = threading.Event()
+
+    def say(length: int) -> list[list[str]]:
+        prompts = ["p" * n for n in range(length, length + 40)]
+        return [[output.text for output in result.outputs] for result in alphabet.generate(prompts, sampling)]
+
+    def say_again_and_again(length: int) -> list[list[str]]:
+        said = say(length)
+        while not others_ended.is_set():
+            assert say(length) == said
+        return said
+
+    expected = [say(length) for length in range(40, 200, 40)]
+    with ThreadPoolExecutor(4) as threads:
+        busy = threads.submit(say_again_and_again, 40)
+        others = [threads.submit(say, length) for length in range(80, 200, 40)]
+        said = [other.result(PATIENCE_S) for other in others]
+        others_ended.set()
+        assert [busy.result(PATIENCE_S), *said] == expected
+    assert alphabet.stats().device_blocks_used == 0
+
+
+def test_one_call_goes_on_when_another_is_invalid(alphabet: LLM) -> None:
+    core: Any = alphabet._core
+    turn, went_wrong = core.turn, threading.Event()
+
+    def turn_beside_others() -> object:
+        if not went_wrong.is_set():
+            went_wrong.set()
+            with pytest.raises(RequestError):
+                alphabet.generate([TOKENS, []])
+        return turn()
+
+    core.turn = turn_beside_others
+    try:
+        assert alphabet.generate(PROMPT)[0].outputs[0].text == "@ABCDEFGHIJKLMNO"
+    finally:
+        core.turn = turn
+
+
+def test_a_call_that_another_thread_closes_ends() -> None:
+    llm = LLM("", executor="simulated", skip_tokenizer=True)
+    core: Any = llm._core
+    turn = core.turn
+
+    def turn_until_closed() -> object:
+        closing.start()
+        core.turn = turn
+        return turn()
+
+    closing = threading.Thread(target=llm.close)
+    core.turn = turn_until_closed
+    with pytest.raises(EngineDeadError, match="closed: make a new one"):
+        while True:
+            llm.generate([1, 2, 3], SamplingParams(max_tokens=1000, ignore_eos=True))
+    closing.join(PATIENCE_S)
+    llm.close()
+
+
+def test_without_close_it_ends_with_its_last_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(SimulatedExecutor, "close", lambda executor: closed.append(executor))
+    for in_a_fork in (True, False):
+        llm = LLM("", executor="simulated", skip_tokenizer=True)
+        assert len(llm.generate([1, 2])[0].outputs[0].token_ids) == 16
+        with monkeypatch.context() as process:
+            if in_a_fork:
+                process.setattr(os, "getpid", lambda: 0)
+            del llm
+        assert len(closed) == (0 if in_a_fork else 1)
 
 
 def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
@@ -204,6 +287,16 @@ def test_an_option_of_others_is_told_what_it_is_called_here(options: dict[str, A
     with pytest.raises(ConfigError) as raised:
         LLM("", executor="simulated", skip_tokenizer=True, **options)
     assert str(raised.value).endswith(sentence)
+
+
+def test_options_may_be_paths_or_none_and_are_checked_for_their_types() -> None:
+    options: dict[str, Any] = {"executor": "simulated", "skip_tokenizer": True}
+    folder = Path(__file__).parents[2] / "configs/models/llama2-7b"
+    with LLM(folder, **options, tokenizer=folder, quantization=None, max_model_len=None) as llm:
+        assert (llm.shape.vocab, llm.info.max_model_len) == (32000, 4096)
+    for wrong in ({"model": 5}, {"prefill": 2}, {"tokenizer": 3.0}):
+        with pytest.raises(ConfigError, match="must be text, not"):
+            LLM(**{"model": "", **options, **wrong})
 
 
 @pytest.mark.parametrize("salt", ["", 5, ["a"]])

@@ -70,6 +70,11 @@ def test_sizes(text: str, size: int) -> None:
         (["m", "--disable-custom-all-reduce"], "as in `--custom-all-reduce off`"),
         (["m", "--trust-remote-code"], "never done"),
         (["m", "--enable-lora=1"], "nothing like it yet"),
+        (["m", "--disable-radix-cache"], "write it, as in `--no-enable-prefix-caching`"),
+        (["m", "--enable-log-requests"], "write it, as in `--access-log`"),
+        (["m", "--swap-space", "4"], "as in `--host-kv-bytes 64GiB`"),
+        (["m", "--task", "generate"], "there is no flag --task; see"),  # and not: did you mean --tail?
+        (["m", "--scheduler-cls", "x"], "there is no flag --scheduler-cls; see"),
         (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
         (["m", "--shutdown-timeout-s", "nan"], "shutdown_timeout_s must be"),
         (["m", "--health-timeout-s", "nan"], "health_timeout_s must be a positive number"),
@@ -106,9 +111,10 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(
     ("values", "part"),
     [
         ({"prefil": "P4"}, "unknown key 'prefil' in the config file"),
-        ({"prefil": "P4"}, "did you mean 'prefill'?"),
-        ({"tensor_parallel_size": 4}, "write it as a layout, as in `--prefill T4`"),
-        ({"gpu_memory_utilization": 0.9}, "as in `--kv-cache-memory-bytes 20GiB`"),
+        ({"prefil": "P4"}, 'did you mean "prefill"?'),
+        ({"tensor_parallel_size": 4}, 'write it as a layout, as in `"prefill": "T4"`'),
+        ({"gpu_memory_utilization": 0.9}, 'as in `"kv_cache_memory_bytes": "20GiB"`'),
+        ({"disable_radix_cache": True}, 'write it, as in `"enable_prefix_caching": false`'),
         ({"port": "x"}, "port in "),
         ({"port": True}, "must be a whole number"),
         ({"api_key": [1]}, "text or a list of texts"),
@@ -193,7 +199,7 @@ def test_files_that_cannot_be_used_are_said_before_anything_starts(
     for flag, value, part in (
         ("--chat-template", str(broken), "syntax error in line 1"),
         ("--chat-template", "{{ 1 | unheard_of }}", "syntax error"),
-        ("--generation-config", str(broken), "cannot read"),
+        ("--generation-config", str(broken), "is not valid JSON"),
         ("--generation-config", str(tmp_path / "nowhere"), "there is no"),
     ):
         # A port that cannot be taken would be the next error.

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from engine.grammar import grammars as grammars_module
 from engine.grammar.grammars import Grammars
@@ -342,3 +343,15 @@ def test_a_grammar_whose_tokens_take_ever_longer_is_given_up() -> None:
             break
     assert first.failure == second.failure == "its grammar takes too long to follow"
     second.accept(98)  # whatever was sampled
+
+
+def test_a_tokenizer_that_grammars_cannot_follow_is_said_of_each_request(tmp_path: Path) -> None:
+    """It has no decoder, so nobody knows which bytes its tokens are."""
+    core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    core.save(str(tmp_path / "tokenizer.json"))
+    grammars = Grammars(str(tmp_path), VOCAB, [EOS])
+    for _ in range(2):
+        with pytest.raises(
+            RequestError, match=r"response_format cannot be enforced: the tokenizer of .* is not of a kind"
+        ):
+            grammars.validate(StructuredOutputs("json_object"), "response_format")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from engine.model.checkpoint_files import same_numbers, stored_tensors
 from engine.model.config_json import read_shape
 from engine.parallel.layout import Layout
 from engine.values.errors import ConfigError
+from engine.values.json_file import MOST_BYTES
 from engine.weights.checkpoint import resolve_checkpoint
 from tests.tiny import layout_error, write_tiny_checkpoint
 
@@ -105,20 +108,42 @@ def test_an_index_that_names_missing_files(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "says"),
     [
-        "[]",
-        "{}",
-        "{",
-        '{"weight_map": {"a": 3}}',
-        '{"weight_map": {"a": []}}',
-        f'{{"weight_map": {{"a": "{"x" * 300}"}}}}',
+        (b"[]", "holds no JSON object"),
+        (b"{}", "is not a safetensors index"),
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b'{"weight_map": ' * 100_000, "is not valid JSON"),
+        (b'{"weight_map": {"a": 3}}', "is not a safetensors index"),
+        (b'{"weight_map": {"a": []}}', "is not a safetensors index"),
+        (b'{"weight_map": [["a", "b"]]}', "is not a safetensors index"),
+        (json.dumps({"weight_map": {"a": "x" * 300}}).encode(), "names x+, not in the folder"),
+        (json.dumps({"weight_map": {"a": "a\0b"}}).encode(), "not in the folder"),
+        (json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode(), "which is not in its folder"),
+        (json.dumps({"weight_map": {"a": "b/../../model.safetensors"}}).encode(), "which is not in its folder"),
+        (json.dumps({"weight_map": {"a": "/dev/zero"}}).encode(), "which is not in its folder"),
+        (b'{"weight_map": {}}' + b" " * MOST_BYTES, "has more than 32.0 MiB"),
     ],
 )
-def test_an_index_that_is_none(sharded: Path, content: str) -> None:
-    (sharded / INDEX).write_text(content)
-    with pytest.raises(ConfigError, match="is not a safetensors index"):
+def test_an_index_that_is_none(sharded: Path, content: bytes, says: str) -> None:
+    (sharded / INDEX).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{says}.*: download the checkpoint again"):
         stored_tensors(sharded)
+
+
+@pytest.mark.parametrize("name", [WHOLE, "model-00001-of-00002.safetensors", INDEX, "generation_config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_never_opened(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    """Reading a FIFO would wait for ever, and /dev/zero would never end."""
+    folder = write_tiny_checkpoint(tmp_path, layers=1)
+    for file in (WHOLE, "generation_config.json"):
+        if name != "generation_config.json" or file == name:
+            (folder / file).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(ConfigError, match=f"{name} .*is no regular file|{name} is no regular file"):
+        read_shape(folder)
+        stored_tensors(folder)
 
 
 def _with_entry(content: bytes, entry: dict[str, Any]) -> bytes:
@@ -142,13 +167,18 @@ def _with_entry(content: bytes, entry: dict[str, Any]) -> bytes:
         lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [-(10**6), 4]}),
         lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [2**64, 4]}),
         lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}),  # of another's
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [3], "data_offsets": [0, 0]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}),
+        lambda content: _with_entry(content, {"dtype": "F32", "shape": [0] * 10**6, "data_offsets": [0, 0]}),
+        lambda content: _with_entry(content, {"dtype": ["F32"], "shape": [0], "data_offsets": [0, 0]}),
     ],
 )
 def test_a_file_that_is_broken(tmp_path: Path, damage: object) -> None:
     assert callable(damage)
     folder = write_tiny_checkpoint(tmp_path, layers=1)
     (folder / WHOLE).write_bytes(damage((folder / WHOLE).read_bytes()))
-    with pytest.raises(ConfigError, match=rf"cannot read .*{WHOLE} \(.*\): download the checkpoint again"):
+    with pytest.raises(ConfigError, match=rf"{WHOLE} .*: download the checkpoint again"):
         resolve_checkpoint(str(folder))
     assert read_shape(folder).num_layers == 1  # from config.json, without its weights
 

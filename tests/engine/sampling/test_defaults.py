@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,14 @@ def test_random_weights_ask_for_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [[], {"temperature": "hot"}, {"temperature": -1}, {"top_p": 5}, {"max_new_tokens": 0}],
+    [
+        [],
+        {"temperature": "hot"},
+        {"temperature": -1},
+        {"top_p": 5},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": math.inf},
+    ],
 )
 def test_values_that_cannot_be(tmp_path: Path, content: Any) -> None:
     engine = checkpoint(tmp_path, content)
@@ -56,9 +64,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     engine = EngineConfig(model=str(tmp_path))
     (tmp_path / "generation_config.json").write_text("{")
     for read in (load_defaults, check_defaults):
-        with pytest.raises(ConfigError, match="cannot read"):
+        with pytest.raises(ConfigError, match="is not valid JSON"):
             read("auto", engine)
-        with pytest.raises(ConfigError, match="cannot read"):
+        with pytest.raises(ConfigError, match="is not valid JSON"):
             read(str(tmp_path), EngineConfig(executor="simulated"))
         with pytest.raises(ConfigError, match="there is no"):
             read(str(tmp_path / "nowhere"), EngineConfig(executor="simulated"))

@@ -34,12 +34,13 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
         "temperature": np.float64(0.5),
         "top_p": np.float32(0.5),
         "seed": np.int64(3),
-        "stop_token_ids": [np.int32(4)],
+        "stop_token_ids": np.array([4]),
+        "ignore_eos": np.True_,
         "logit_bias": {np.int64(5): np.float16(1)},
     }
     params = typed(SamplingParams(**given))
     assert params == SamplingParams(
-        temperature=0.5, top_p=0.5, seed=3, stop_token_ids=(4,), logit_bias={5: 1.0}, bad_words=[]
+        temperature=0.5, top_p=0.5, seed=3, stop_token_ids=(4,), ignore_eos=True, logit_bias={5: 1.0}, bad_words=[]
     )
     msgspec.msgpack.encode(params)  # which takes no other numbers
 

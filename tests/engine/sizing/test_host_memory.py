@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,18 @@ def test_what_a_plan_takes() -> None:
     assert needs_gib("llama2-7b", "reload", **layouts) == {"weights": 25.1, **pools}
     static = needs_gib("llama2-7b", "static", prefill="T2")
     assert static == {"weights": 12.6, "device KV pools": 2.0, "host KV pool": 0.0, "workers": workers}
+
+
+def test_a_vocabulary_takes_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config.json may ask for any."""
+    config = EngineConfig(prefill="D2", decode="D2")
+    for vocab, gib in ((32_000, 0.0), (10**8, 2 * 256 * 4e8 / GIB)):
+        shape = replace(read_shape(CONFIGS / "models" / "llama2-7b"), vocab=vocab)
+        needs = cpu_memory_bytes(config, KVGeometry(shape, config.plan, config.block_size), "static")
+        assert needs["workers"] / GIB == pytest.approx(2 * WORKER_BYTES / GIB + gib, abs=0.1)
+    set_host(monkeypatch, 99)
+    with pytest.raises(ConfigError, match="lower --max-num-seqs, --kv-cache-memory-bytes, choose"):
+        check_host_memory(config, KVGeometry(shape, config.plan, config.block_size), "static", "cpu")
 
 
 def test_pools_are_as_large_as_asked_for_and_as_the_fullest_rank_allows() -> None:

@@ -55,6 +55,8 @@ def test_token_ids_of_numpy_are_plain_ones() -> None:
     for prompts in ([tokens], list(tokens), [{"prompt_token_ids": tokens}]):
         [(text, plain, _)] = encode_prompts(BYTES, as_list(prompts))
         assert (text, plain, [*map(type, plain)]) == (None, [1, 2], [int, int])
+    array: Any = tokens
+    assert as_list(array) == [[1, 2]] and as_list(np.stack([array, array])) == [[1, 2], [1, 2]]
 
 
 def test_without_a_tokenizer_only_token_ids_are_prompts() -> None:

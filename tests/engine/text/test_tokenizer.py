@@ -7,13 +7,15 @@ import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer, models
 
 from engine.text.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
-from engine.values.errors import ConfigError
+from engine.values.errors import ConfigError, RequestError
 from tests.engine.text.tokenizers import BYTE_LEVEL, BYTES, SENTENCEPIECE
 
 
@@ -99,3 +101,51 @@ def test_mistrals_own_tokenizer_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     with pytest.raises(ConfigError, match=r"as tekken\.json alone, .* as tokenizer\.json with --tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def _write(folder: Path, **changes: Any) -> str:
+    """A tokenizer.json of a few letters, with some parts changed."""
+    core = Tokenizer(models.BPE(vocab={letter: id for id, letter in enumerate("abc !")}, merges=[]))
+    raw = json.loads(core.to_str())
+    raw["model"] |= changes.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps(raw | changes))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
+
+
+ENDLESS = {"Regex": "(a+)+$"}  # the pattern engine gives up, and panics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "Split", "pattern": ENDLESS, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Replace", "pattern": ENDLESS, "content": "x"}},
+        {"model": {"unk_token": "<nowhere>"}},
+    ],
+    ids=["pattern", "normalizer", "unknown"],
+)
+def test_a_text_that_a_tokenizer_cannot_cope_with_is_the_clients_to_change(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(_write(tmp_path, **changes))
+    assert tokenizer.encode(["abc"]) == [[0, 1, 2]]
+    for texts in (["a" * 40 + "!x"], ["abc", "a" * 40 + "!x"]):
+        with pytest.raises(RequestError, match="tokenizer cannot read this text"):
+            tokenizer.encode(texts)
+    assert tokenizer.encode(["abc"]) == [[0, 1, 2]]
+
+
+def test_tokens_that_a_tokenizer_cannot_decode_are_replaced(tmp_path: Path) -> None:
+    decoder = {"type": "Replace", "pattern": ENDLESS, "content": "x"}
+    vocab = {"a" * 40 + "!": 0, "b": 1}
+    tokenizer = load_tokenizer(_write(tmp_path, decoder=decoder, model={"vocab": vocab}))
+    assert [tokenizer.decode([id]) for id in (1, 0)] == ["b", "\ufffd"]
+
+
+def test_a_template_that_names_an_unknown_token_is_refused_at_the_start(tmp_path: Path) -> None:
+    sequence, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<nowhere>", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [begin, sequence], "pair": [sequence], "special_tokens": {}}
+    with pytest.raises(ConfigError, match=r"the tokenizer of .* cannot read any text .*: download it again"):
+        load_tokenizer(_write(tmp_path, post_processor=processor))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import ConfigError, QueueFullError, RequestError
+from engine.values.errors import QueueFullError, RequestError
 from server.link import grammar_check
 from server.link.grammar_check import GrammarCheck
 from tests.patience import PATIENCE_S
@@ -81,5 +81,5 @@ def test_nothing_is_checked_once_it_is_closed(checker: GrammarCheck) -> None:
 
 
 def test_a_tokenizer_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="did not start"):
+    with pytest.raises(RequestError, match="response_format cannot be enforced: there is no folder /no/such/folder"):
         GrammarCheck("/no/such/folder", 300).check(FINE, "response_format")

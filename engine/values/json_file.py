@@ -1,0 +1,42 @@
+"""JSON files of others: what is read is a regular file of bounded size, and one object. No torch.
+
+Used for what comes with checkpoints (`engine.model`, `engine.sampling.defaults`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.values.errors import ConfigError
+from engine.values.wording import MIB, as_size
+
+# Some millions of empty lists, which take thirty times their text, are all that can come of it. A config.json has some
+# KiB, the index of the largest checkpoints 10 MiB.
+MOST_BYTES = 32 * MIB
+
+
+def read_object(path: Path, otherwise: str) -> dict[str, Any]:
+    """The object in a file. Raises ConfigError, saying what to do `otherwise`, if it holds none."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path} is no regular file: {otherwise}")
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): {otherwise}") from None
+    if len(text) > MOST_BYTES:
+        raise ConfigError(f"{path} has more than {as_size(MOST_BYTES)}: {otherwise}")
+    return parse_object(text, str(path), otherwise)
+
+
+def parse_object(text: bytes, where: str, otherwise: str) -> dict[str, Any]:
+    """As `read_object`, of a text that was read."""
+    try:
+        value = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise ConfigError(f"{where} is not valid JSON ({error}): {otherwise}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} holds no JSON object: {otherwise}")
+    return value
