@@ -29,7 +29,7 @@ def test_files(path):
 
 
 def test_flags():
-    flags = set(re.findall(r"^\| (`--.*?) \|", (REPOSITORY / "README.md").read_text(), re.MULTILINE))
+    flags = set(re.findall(r"^\| (`--.*?) \|", (REPOSITORY / "docs" / "serving.md").read_text(), re.MULTILINE))
     named = {flag for cell in flags for flag in re.findall(r"--([\w-]+)", cell)}
     fields = {f.name.replace("_", "-") for config in (EngineConfig, ServerConfig) for f in dataclasses.fields(config)}
     assert len(named) > 10

@@ -1,4 +1,4 @@
-"""What the README says of parameters that are refused and ignored is what the protocol does."""
+"""What docs/serving.md says of parameters that are refused and ignored is what the protocol does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from server.openai.protocol.completions import CompletionRequest
 from server.openai.protocol.generation import IGNORED, UNSUPPORTED
 from server.openai.protocol.responses import ResponsesRequest
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+SERVING = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
 
 
 def told(pattern: str) -> set[str]:
     """The names in what the pattern's group finds."""
-    found = re.search(pattern, README)
+    found = re.search(pattern, SERVING)
     assert found is not None
     return set(re.findall(r"`(\w+)`", found[1]))
 
