@@ -77,6 +77,9 @@ class ServerConfig:
     sse_keep_alive_s: float = _option(
         0.0, "a stream in which nothing came for so long sends a comment, so that no proxy cuts it; 0 sends none"
     )
+    max_queued_tokens: int = _option(
+        8 * MIB, "most tokens of prompts that wait for their prefill; more are refused with 503"
+    )
     max_body_bytes: int = _option(16 * MIB, "largest request body")
 
     disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
@@ -92,8 +95,9 @@ class ServerConfig:
         for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
+        for name in ("max_body_bytes", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):
             raise ConfigError(f"root_path must begin with a slash and not end with one, not {self.root_path!r}")
         if not self.ssl_certfile and (self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs != "none"):

@@ -98,6 +98,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         handle.send_address,
         handle.receive_address,
         max_queued_requests=engine.max_queued_requests,
+        max_queued_tokens=server.max_queued_tokens,
         sentinel=handle.process.sentinel,
         on_progress=report,
     )

@@ -36,6 +36,7 @@ INSTEAD: dict[str, tuple[str, str, str | int | None]] = {
     "max_running_requests": ("use", "max_num_seqs", None),
     "chunked_prefill_size": ("use", "max_num_batched_tokens", None),
     "max_num_queued_reqs": ("use", "max_queued_requests", None),
+    "max_num_queued_tokens": ("use", "max_queued_tokens", None),
     "shutdown_timeout": ("use", "shutdown_timeout_s", None),
     "sse_keep_alive_interval": ("use", "sse_keep_alive_s", None),
     "random_seed": ("use", "seed", None),

@@ -39,6 +39,7 @@ from engine.wire.messages import (
     Stop,
     ToEngine,
 )
+from server.link.outbox import Outbox
 from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
 
@@ -58,12 +59,14 @@ class Bridge:
         receive_address: str,
         *,
         max_queued_requests: int,
+        max_queued_tokens: int,
         sentinel: int | None = None,
         on_progress: Callable[[str], None] = logger.info,
     ) -> None:
         """`sentinel`: file descriptor that turns readable when the engine process ends."""
         self._addresses = send_address, receive_address
         self.max_queued_requests = max_queued_requests
+        self.max_queued_tokens = max_queued_tokens
         self._sentinel = sentinel
         self._on_progress = on_progress
         self._context = zmq.asyncio.Context()
@@ -71,7 +74,9 @@ class Bridge:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._live: dict[str, LiveRequest] = {}
+        self._outbox = Outbox(self._put)
         self._num_waiting = 0
+        self._waiting_tokens = 0
         self._num_heard = 0  # messages of the engine
         self._stats = Stats()
         self._nonces = itertools.count()
@@ -137,15 +142,19 @@ class Bridge:
             self._death.set_result(error)
             self.fail(EngineDeadError(str(error)))
 
-    def check_room(self, num_sequences: int) -> None:
-        """Raise QueueFullError if so many more may not wait, or what ended the engine."""
+    def check_room(self, num_sequences: int, num_tokens: int = 0) -> None:
+        """Raise QueueFullError if so many more sequences, or tokens of prompts, may not wait, or what ended the
+        engine."""
         if self._failure is not None:
             raise fresh(self._failure)
-        if self._num_waiting + num_sequences > self.max_queued_requests:
-            raise QueueFullError(
-                f"The queue is full: {self._num_waiting} sequences wait and at most {self.max_queued_requests} may; "
-                "try again later."
-            )
+        for kind, waiting, more, most in (
+            ("sequences", self._num_waiting, num_sequences, self.max_queued_requests),
+            ("tokens of prompts", self._waiting_tokens, num_tokens, self.max_queued_tokens),
+        ):
+            if waiting + more > most:
+                raise QueueFullError(
+                    f"The queue is full: {waiting} {kind} wait and at most {most} may; try again later."
+                )
 
     def submit(
         self,
@@ -157,11 +166,10 @@ class Bridge:
     ) -> Stream:
         """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
 
-        Raises QueueFullError if too many sequences wait for their first token, EngineDeadError if the engine
-        died, or what `fail` was given.
+        Raises QueueFullError if too many sequences, or too long prompts, wait for their first token, EngineDeadError if
+        the engine died, or what `fail` was given.
         """
-        num_sequences = sum(sampling.n for _, sampling in requests)
-        self.check_room(num_sequences)
+        self.check_room(sum(sampling.n for _, sampling in requests), sum(len(prompt) for prompt, _ in requests))
         adds = [
             Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
             for index, (prompt, sampling) in enumerate(requests)
@@ -169,9 +177,10 @@ class Bridge:
         payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
         for add, payload in zip(adds, payloads, strict=True):
-            self._live[add.id] = stream.add(add.id, add.sampling.n)
-            self._send_encoded(payload)
-        self._num_waiting += num_sequences
+            request = self._live[add.id] = stream.add(add.id, add.sampling.n, len(add.prompt))
+            self._num_waiting += len(request.waiting)
+            self._waiting_tokens += request.waiting_tokens
+            self._outbox.add(add.id, payload, add.sampling.n)
         return stream
 
     async def ping(self, timeout_s: float) -> Stats:
@@ -202,8 +211,13 @@ class Bridge:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences whose first output has not come."""
+        """Sequences whose first output has not come, and that the engine has not let go of."""
         return self._num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of their prompts."""
+        return self._waiting_tokens
 
     def fail(self, error: SeesawError) -> None:
         """End every stream with this error and accept nothing more."""
@@ -213,7 +227,8 @@ class Bridge:
         for stream in {request.stream for request in self._live.values()}:
             stream.fail(error)
         self._live.clear()
-        self._num_waiting = 0
+        self._outbox.clear()
+        self._num_waiting = self._waiting_tokens = 0
         for waiter in self._pings.values():
             if not waiter.done():
                 waiter.set_exception(error)
@@ -232,24 +247,38 @@ class Bridge:
             await self._reader
         self._context.destroy()
 
-    def _send(self, message: ToEngine) -> None:
-        self._send_encoded(self._encoder.encode(message))
+    def _send(self, message: ToEngine, then: Callable[[], None] | None = None) -> None:
+        self._outbox.control(self._encoder.encode(message), then)
 
-    def _send_encoded(self, payload: bytes) -> None:
+    def _put(self, payload: bytes) -> bool:
         # Again: nobody is connected, so the engine is ending; whoever waits for an answer hears of it by its death.
-        with contextlib.suppress(zmq.Again):
+        try:
             self._send_now.send(payload, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _abort(self, request: LiveRequest, index: int | None) -> None:
         if request.id not in self._live:
             return
-        if index is None:
-            self._forget(request)
-        self._send(Abort(request.id, index))
+        if index is not None:
+            self._send(Abort(request.id, index))
+            return
+        del self._live[request.id]
+        if self._outbox.withdraw(request.id):
+            self._make_room(request)
+        else:  # it takes its room until the engine has heard of it
+            self._send(Abort(request.id), lambda: self._make_room(request))
 
     def _forget(self, request: LiveRequest) -> None:
         del self._live[request.id]
+        self._make_room(request)
+
+    def _make_room(self, request: LiveRequest) -> None:
+        """It waits no more."""
         self._num_waiting -= len(request.waiting)
+        self._waiting_tokens -= request.waiting_tokens
+        request.waiting.clear()
 
     async def _read(self) -> None:
         try:
@@ -272,6 +301,8 @@ class Bridge:
                         self._live[prompt.id].num_cached_tokens = prompt.tokens
                 for output in message:
                     self._deliver(output, now_s)
+                if message.handled:
+                    self._outbox.handled(message.handled)
             case Refused(id=id, message=reason, param=param, queue_full=queue_full):
                 request = self._live.get(id)
                 if request is not None:
@@ -296,8 +327,10 @@ class Bridge:
         if request is None:
             return  # aborted while this was on its way
         if output.index in request.waiting:
+            before = request.waiting_tokens
             request.waiting.discard(output.index)
             self._num_waiting -= 1
+            self._waiting_tokens -= before - request.waiting_tokens
         if request.stream.put(request, output, now_s):
             self._forget(request)
 

@@ -30,6 +30,7 @@ class LiveRequest:
     id: str
     stream: Stream
     choices: range
+    prompt_tokens: int
     num_cached_tokens: int = 0  # of its prompt, whatever the number of choices
     num_open: int = field(init=False)  # of the choices
     waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
@@ -37,6 +38,11 @@ class LiveRequest:
     def __post_init__(self) -> None:
         self.num_open = len(self.choices)
         self.waiting = set(range(len(self.choices)))
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Of its prompt, which is kept once, while one of them waits."""
+        return self.prompt_tokens if self.waiting else 0
 
 
 class Stream:
@@ -101,10 +107,10 @@ class Stream:
 
     # The bridge's side.
 
-    def add(self, id: str, n: int) -> LiveRequest:
+    def add(self, id: str, n: int, prompt_tokens: int) -> LiveRequest:
         """A request of n choices, before its first output. All requests of a stream have the same n."""
         first = len(self._requests) * n
-        request = LiveRequest(id, self, range(first, first + n))
+        request = LiveRequest(id, self, range(first, first + n), prompt_tokens)
         self._requests.append(request)
         self._open.update(request.choices)
         return request

@@ -209,6 +209,12 @@ class Serving:
             return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)
 
         prompt_tokens = sum(map(len, prompts))
+        most = self._bridge.max_queued_tokens
+        if prompt_tokens > most:  # for good: they would never find room
+            raise RequestError(
+                f"The prompts have {prompt_tokens} tokens, more than the {most} that may wait: send fewer at once.",
+                "prompt",
+            )
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0, cache_salt or "")
         text = TextStream(stream, make_text, self._bridge.metrics, by_token=by_token)

@@ -38,10 +38,10 @@ class Line:
 
 
 @asynccontextmanager
-async def connected(max_queued_requests: int = 100) -> AsyncIterator[Line]:
+async def connected(max_queued_requests: int = 100, max_queued_tokens: int = 10_000) -> AsyncIterator[Line]:
     folder = short_dir()
     addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
-    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests)
+    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests, max_queued_tokens=max_queued_tokens)
     bridge.start()
     engine = FakeEngine(*addresses)
     try:

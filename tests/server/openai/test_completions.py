@@ -13,6 +13,7 @@ from engine.wire.messages import Abort, Add, FinishReason, Output
 from server.config import ServerConfig
 from server.http.body import LARGE_BODY_BYTES
 from server.openai.protocol import completions as protocol
+from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
 from tests.server.openai.streams import events, usage
@@ -302,8 +303,16 @@ async def test_a_full_queue_says_come_again(make_site: MakeSite) -> None:
     response = await site.complete(prompt="p")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     waiting.close()
+    await site.bridge.ping(PATIENCE_S)  # by then the engine has let go
     site.engine.script = answer("x")
     assert (await site.complete(prompt="p")).status_code == 200
+
+
+async def test_prompts_that_would_never_find_room_are_refused_for_good(make_site: MakeSite) -> None:
+    site = await make_site()
+    site.bridge.max_queued_tokens = 100
+    response = await site.complete(prompt=[[1] * 50] * 3, max_tokens=1)
+    assert response.status_code == 400 and "150 tokens, more than the 100" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
