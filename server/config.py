@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from engine.values.errors import ConfigError
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 
 ToolCallParser = Literal["none", "hermes", "llama3_json", "mistral", "pythonic"]
 ReasoningParser = Literal["none", "deepseek_r1", "qwen3"]
@@ -81,6 +81,16 @@ class ServerConfig:
         8 * MIB, "most tokens of prompts that wait for their prefill; more are refused with 503"
     )
     max_body_bytes: int = _option(16 * MIB, "largest request body")
+    max_total_body_bytes: int = _option(
+        256 * MIB, "most bytes of the bodies of all requests in progress; what comes beyond is refused with 503"
+    )
+    max_header_bytes: int = _option(64 * KIB, "largest head of a request")
+    max_connections: int = _option(
+        8192, "most connections, fewer where the process may open fewer files; more are closed with 503"
+    )
+    header_timeout_s: float = _option(10.0, "a client whose request's head is not here within this time is cut off")
+    body_timeout_s: float = _option(60.0, "the same of the body")
+    send_timeout_s: float = _option(300.0, "a client that takes nothing of its answer for so long is cut off")
 
     disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
@@ -89,13 +99,14 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, not {self.port}")
-        for name in ("health_timeout_s", "engine_timeout_s"):
+        for name in ("health_timeout_s", "engine_timeout_s", "header_timeout_s", "body_timeout_s", "send_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
         for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
-        for name in ("max_body_bytes", "max_queued_tokens"):
+        least_one = "max_body_bytes", "max_total_body_bytes", "max_header_bytes", "max_connections", "max_queued_tokens"
+        for name in least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):

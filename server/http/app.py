@@ -151,7 +151,9 @@ def _hung(timeout_s: float) -> Response:
 
 def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
     """What is added last sees a request first."""
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_body_bytes=config.max_body_bytes, max_total_body_bytes=config.max_total_body_bytes
+    )
     if config.api_key:
         app.add_middleware(ApiKeys, keys=config.api_key)
     if config.allowed_origins:  # before the keys, since browsers ask without one whether they may

@@ -27,7 +27,7 @@ async def read_body(request: Request, parse: Callable[[bytes], M]) -> M:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise RequestError("The body must be JSON, sent with Content-Type: application/json.")
-    body = await request.body()
+    body = b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
     try:
         return parse(body) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(parse, body)
     except ValidationError as error:
