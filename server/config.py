@@ -80,6 +80,7 @@ class ServerConfig:
     max_queued_tokens: int = _option(
         8 * MIB, "most tokens of prompts that wait for their prefill; more are refused with 503"
     )
+    max_prompts: int = _option(2048, "most prompts in one request")
     max_body_bytes: int = _option(16 * MIB, "largest request body")
     max_total_body_bytes: int = _option(
         256 * MIB, "most bytes of the bodies of all requests in progress; what comes beyond is refused with 503"
@@ -105,8 +106,10 @@ class ServerConfig:
         for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
-        least_one = "max_body_bytes", "max_total_body_bytes", "max_header_bytes", "max_connections", "max_queued_tokens"
-        for name in least_one:
+        for name in (
+            *("max_queued_tokens", "max_prompts", "max_connections"),
+            *("max_body_bytes", "max_total_body_bytes", "max_header_bytes"),
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from engine.hub import find_model
-from engine.values.errors import ConfigError
+from engine.values.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 
 BYTES_TOKENIZER = "bytes"
+_MANY_TOKENS = 1000
 _CONVERTIBLE = ("tokenizer.json", "tokenizer.model", "vocab.json")  # files that transformers makes a tokenizer of
 
 
@@ -25,7 +26,8 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text, with the special tokens (such as BOS) that the model expects before and after it,
-        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`."""
+        or without. Half a surrogate pair, which no UTF-8 can hold, counts as `?`. Raises RequestError for a text that
+        it cannot read."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special ones included. Broken UTF-8 becomes U+FFFD, unknown ids nothing."""
@@ -46,12 +48,20 @@ class FastTokenizer:
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         whole = [text.encode(errors="replace").decode() for text in texts]
-        if len(whole) == 1:
-            return [self._core.encode(whole[0], add_special_tokens=add_special_tokens).ids]
-        encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        try:
+            # Also of one text: only this call lets other threads run meanwhile, and it is the faster one.
+            encodings = self._core.encode_batch_fast(whole, add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            # A panic is no Exception. Patterns give up on some texts, such as a million spaces before a letter.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise RequestError(f"The tokenizer cannot read this text ({str(error)[:100]}): change it.") from None
+            raise
         return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
+        if len(tokens) > _MANY_TOKENS:  # as above
+            [text] = self._core.decode_batch([tokens], skip_special_tokens=False)
+            return text
         return self._core.decode(tokens, skip_special_tokens=False)
 
     def as_json(self) -> str:

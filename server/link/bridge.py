@@ -13,6 +13,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -48,6 +49,11 @@ logger = logging.getLogger(__name__)
 # After the engine process ended, its last words may still be on their way through ZeroMQ: so long nothing must come.
 LAST_WORDS_S = 1.0
 LINGER_MS = 2000  # an upper bound only: Stop goes out at once where the engine lives
+
+
+def size_tokens(prompt: Sequence[int], sampling: SamplingParams) -> int:
+    """The room that a request takes in the queue."""
+    return len(prompt) + sampling.size_tokens
 
 
 class Bridge:
@@ -169,18 +175,20 @@ class Bridge:
         Raises QueueFullError if too many sequences, or too long prompts, wait for their first token, EngineDeadError if
         the engine died, or what `fail` was given.
         """
-        self.check_room(sum(sampling.n for _, sampling in requests), sum(len(prompt) for prompt, _ in requests))
-        adds = [
-            Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
-            for index, (prompt, sampling) in enumerate(requests)
-        ]
-        payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
+        sizes = [size_tokens(prompt, sampling) for prompt, sampling in requests]
+        self.check_room(sum(sampling.n for _, sampling in requests), sum(sizes))
+        seen: SamplingParams | None = None
+        for _, sampling in requests:
+            if sampling is not seen:
+                self._encoder.encode(sampling)  # which may raise: nothing has changed then
+                seen = sampling
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
-        for add, payload in zip(adds, payloads, strict=True):
-            request = self._live[add.id] = stream.add(add.id, add.sampling.n, len(add.prompt))
+        for index, ((prompt, sampling), size) in enumerate(zip(requests, sizes, strict=True)):
+            add = Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
+            request = self._live[add.id] = stream.add(add.id, sampling.n, size)
             self._num_waiting += len(request.waiting)
             self._waiting_tokens += request.waiting_tokens
-            self._outbox.add(add.id, payload, add.sampling.n)
+            self._outbox.add(add.id, partial(self._encoder.encode, add), sampling.n, size)
         return stream
 
     async def ping(self, timeout_s: float) -> Stats:
@@ -216,7 +224,7 @@ class Bridge:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens of their prompts."""
+        """Tokens of their prompts, and what their sampling names."""
         return self._waiting_tokens
 
     def fail(self, error: SeesawError) -> None:

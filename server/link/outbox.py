@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 # What the engine has been sent and not taken: some milliseconds of its work. A larger request goes alone.
 WINDOW_SEQUENCES = 256
-WINDOW_BYTES = 256 << 10
+WINDOW_TOKENS = 64 << 10
 
 
 class _Parcel(NamedTuple):
     """A request on its way."""
 
-    payload: bytes
+    encode: Callable[[], bytes]
     num_sequences: int
+    num_tokens: int
 
 
 class Outbox:
@@ -33,13 +34,13 @@ class Outbox:
         self._waiting: OrderedDict[str, _Parcel] = OrderedDict()
         self._num_sent = 0
         self._num_handled = 0
-        self._window: deque[tuple[int, int, int]] = deque()  # of each request sent: its number, sequences and bytes
-        self._sequences = self._bytes = 0  # in the window
+        self._window: deque[tuple[int, int, int]] = deque()  # of each request sent: its number, sequences and tokens
+        self._sequences = self._tokens = 0  # in the window
         self._then: deque[tuple[int, Callable[[], None]]] = deque()
 
-    def add(self, id: str, payload: bytes, num_sequences: int) -> None:
-        """A request, which is sent when its turn comes."""
-        self._waiting[id] = _Parcel(payload, num_sequences)
+    def add(self, id: str, encode: Callable[[], bytes], num_sequences: int, num_tokens: int) -> None:
+        """A request, which is encoded and sent when its turn comes."""
+        self._waiting[id] = _Parcel(encode, num_sequences, num_tokens)
         self._fill()
 
     def withdraw(self, id: str) -> bool:
@@ -56,9 +57,9 @@ class Outbox:
         """The engine has handled so many messages since it started."""
         self._num_handled = max(count, self._num_handled)
         while self._window and self._window[0][0] <= self._num_handled:
-            _, sequences, size_bytes = self._window.popleft()
+            _, sequences, tokens = self._window.popleft()
             self._sequences -= sequences
-            self._bytes -= size_bytes
+            self._tokens -= tokens
         while self._then and self._then[0][0] <= self._num_handled:
             self._then.popleft()[1]()
         self._fill()
@@ -70,15 +71,15 @@ class Outbox:
 
     def _fill(self) -> None:
         while self._waiting:
-            payload, sequences = next(iter(self._waiting.values()))
-            has_room = self._sequences + sequences <= WINDOW_SEQUENCES and self._bytes + len(payload) <= WINDOW_BYTES
+            encode, sequences, tokens = next(iter(self._waiting.values()))
+            has_room = self._sequences + sequences <= WINDOW_SEQUENCES and self._tokens + tokens <= WINDOW_TOKENS
             if self._window and not has_room:
                 return
             self._waiting.popitem(last=False)
-            self._put(payload)
-            self._window.append((self._num_sent, sequences, len(payload)))
+            self._put(encode())
+            self._window.append((self._num_sent, sequences, tokens))
             self._sequences += sequences
-            self._bytes += len(payload)
+            self._tokens += tokens
 
     def _put(self, payload: bytes) -> None:
         self._num_sent += self._send(payload)

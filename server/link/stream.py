@@ -30,7 +30,7 @@ class LiveRequest:
     id: str
     stream: Stream
     choices: range
-    prompt_tokens: int
+    size_tokens: int  # of its prompt, and of what its sampling names
     num_cached_tokens: int = 0  # of its prompt, whatever the number of choices
     num_open: int = field(init=False)  # of the choices
     waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
@@ -41,8 +41,8 @@ class LiveRequest:
 
     @property
     def waiting_tokens(self) -> int:
-        """Of its prompt, which is kept once, while one of them waits."""
-        return self.prompt_tokens if self.waiting else 0
+        """Its size, which does not depend on how many of them wait, as long as one does."""
+        return self.size_tokens if self.waiting else 0
 
 
 class Stream:
@@ -107,10 +107,10 @@ class Stream:
 
     # The bridge's side.
 
-    def add(self, id: str, n: int, prompt_tokens: int) -> LiveRequest:
+    def add(self, id: str, n: int, size_tokens: int) -> LiveRequest:
         """A request of n choices, before its first output. All requests of a stream have the same n."""
         first = len(self._requests) * n
-        request = LiveRequest(id, self, range(first, first + n), prompt_tokens)
+        request = LiveRequest(id, self, range(first, first + n), size_tokens)
         self._requests.append(request)
         self._open.update(request.choices)
         return request
