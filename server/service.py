@@ -145,6 +145,7 @@ def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
         access_log=server.access_log,
         log_config=None,
         http=connection_class(server),
+        ws="none",
         backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=server.keep_alive_s,  # type: ignore[arg-type]  # a fraction of a second is a time, too
         ssl_certfile=server.ssl_certfile or None,

@@ -47,6 +47,7 @@ class Lanes:
         def work_off() -> None:
             while (item := queue.get()) is not None:
                 _carry_out(*item)
+                del item  # which may hold a body of megabytes
 
         for _ in range(number):
             threading.Thread(target=work_off, name="lane", daemon=True).start()

@@ -21,13 +21,17 @@ M = TypeVar("M", bound=BaseModel)
 LONG_BODY_BYTES = 1 << 20
 
 
-async def read_body(request: Request, parse: Callable[[bytes], M], lanes: Lanes) -> M:
-    """What `parse` makes of the body. Raises RequestError or RequestValidationError if it is bad, and ClientDisconnect
-    if the client leaves before it is here."""
+async def receive_body(request: Request) -> bytes:
+    """All of it. Raises RequestError if it is no JSON by its type, and ClientDisconnect if the client leaves before it
+    is here."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise RequestError("The body must be JSON, sent with Content-Type: application/json.")
-    body = b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
+    return b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
+
+
+async def read_body(body: bytes, parse: Callable[[bytes], M], lanes: Lanes) -> M:
+    """What `parse` makes of the body. Raises RequestError or RequestValidationError if it is bad."""
     try:
         if len(body) <= SMALL_BODY_BYTES:
             return parse(body)

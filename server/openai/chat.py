@@ -75,6 +75,8 @@ class Chat:
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
         self._serving.prompts.check_limit(body, prompts)
+        body.messages = body.messages[-1:]  # what was rendered is not kept while the answer comes
+        arrival.prepared()
         answers, sampling = await self._form(body, sampling, text)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(

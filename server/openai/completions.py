@@ -39,6 +39,7 @@ class Completions:
                 body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
             )
         self._serving.prompts.check_limit(body, prompts)
+        arrival.prepared()
         if (asked := body.structured) is not None:
             sampling = await self._serving.take_form(sampling, *asked)
         running = await self._serving.start(

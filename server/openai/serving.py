@@ -25,12 +25,13 @@ from engine.text.tokenizer import Tokenizer
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
-from server.http.body import read_body
+from server.http.body import read_body, receive_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge, size_tokens
 from server.link.grammar_check import GrammarCheck
 from server.link.text_stream import Delta, TextStream
+from server.openai.gates import Gates
 from server.openai.logprobs import TokenNames
 from server.openai.models import Models
 from server.openai.prompts import Prompts
@@ -55,6 +56,7 @@ class Arrival:
 
     id: str  # of the client's choice: several may have the same
     time_s: float  # on the monotonic clock
+    prepared: Callable[[], None]  # to be called when the request has become token ids
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Serving:
     ) -> None:
         """`lanes` are for the work on large bodies and long texts."""
         self._lanes = lanes
+        self._gates = Gates()
         self.tokens = tokens = TokenizerPool(tokenizer, lanes)
         self.names = TokenNames(tokens.tokenizer)
         self.max_sequences = bridge.max_queued_requests
@@ -145,12 +148,24 @@ class Serving:
     ) -> Response:
         """The response to a request, whose work ends when its client leaves."""
         try:
-            body = await read_body(request, parse, self._lanes)
-            arrival = Arrival(request.state.id, time.monotonic())
-            response = await until_disconnect(request.receive, respond(body, arrival))
+            body = await receive_body(request)
+            response = await until_disconnect(request.receive, self._respond(request.state.id, body, parse, respond))
         except ClientDisconnect:
             response = None
         return response or Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def _respond(
+        self,
+        id: str,
+        body: bytes,
+        parse: Callable[[bytes], B],
+        respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        time_s = time.monotonic()
+        async with self._gates.enter(len(body)) as leave:
+            parsed = await read_body(body, parse, self._lanes)
+            del body
+            return await respond(parsed, Arrival(id, time_s, leave))
 
     def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
         """Everything that can be checked before the prompt is tokenized. Returns the sampling."""
