@@ -41,6 +41,7 @@ from engine.wire.messages import (
     ToEngine,
 )
 from server.link.outbox import Outbox
+from server.link.room import Room, size_tokens
 from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
 
@@ -49,11 +50,6 @@ logger = logging.getLogger(__name__)
 # After the engine process ended, its last words may still be on their way through ZeroMQ: so long nothing must come.
 LAST_WORDS_S = 1.0
 LINGER_MS = 2000  # an upper bound only: Stop goes out at once where the engine lives
-
-
-def size_tokens(prompt: Sequence[int], sampling: SamplingParams) -> int:
-    """The room that a request takes in the queue."""
-    return len(prompt) + sampling.size_tokens
 
 
 class Bridge:
@@ -71,8 +67,7 @@ class Bridge:
     ) -> None:
         """`sentinel`: file descriptor that turns readable when the engine process ends."""
         self._addresses = send_address, receive_address
-        self.max_queued_requests = max_queued_requests
-        self.max_queued_tokens = max_queued_tokens
+        self.room = Room(max_queued_requests, max_queued_tokens)
         self._sentinel = sentinel
         self._on_progress = on_progress
         self._context = zmq.asyncio.Context()
@@ -81,8 +76,6 @@ class Bridge:
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._live: dict[str, LiveRequest] = {}
         self._outbox = Outbox(self._put)
-        self._num_waiting = 0
-        self._waiting_tokens = 0
         self._num_heard = 0  # messages of the engine
         self._stats = Stats()
         self._nonces = itertools.count()
@@ -153,14 +146,7 @@ class Bridge:
         engine."""
         if self._failure is not None:
             raise fresh(self._failure)
-        for kind, waiting, more, most in (
-            ("sequences", self._num_waiting, num_sequences, self.max_queued_requests),
-            ("tokens of prompts", self._waiting_tokens, num_tokens, self.max_queued_tokens),
-        ):
-            if waiting + more > most:
-                raise QueueFullError(
-                    f"The queue is full: {waiting} {kind} wait and at most {most} may; try again later."
-                )
+        self.room.check(num_sequences, num_tokens)
 
     def submit(
         self,
@@ -186,8 +172,7 @@ class Bridge:
         for index, ((prompt, sampling), size) in enumerate(zip(requests, sizes, strict=True)):
             add = Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
             request = self._live[add.id] = stream.add(add.id, sampling.n, size)
-            self._num_waiting += len(request.waiting)
-            self._waiting_tokens += request.waiting_tokens
+            self.room.take(request)
             self._outbox.add(add.id, partial(self._encoder.encode, add), sampling.n, size)
         return stream
 
@@ -217,16 +202,6 @@ class Bridge:
         """Requests that have not ended; of a call with several prompts, each counts."""
         return len(self._live)
 
-    @property
-    def num_waiting(self) -> int:
-        """Sequences whose first output has not come, and that the engine has not let go of."""
-        return self._num_waiting
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Tokens of their prompts, and what their sampling names."""
-        return self._waiting_tokens
-
     def fail(self, error: SeesawError) -> None:
         """End every stream with this error and accept nothing more."""
         if self._failure is not None:
@@ -236,7 +211,7 @@ class Bridge:
             stream.fail(error)
         self._live.clear()
         self._outbox.clear()
-        self._num_waiting = self._waiting_tokens = 0
+        self.room.clear()
         for waiter in self._pings.values():
             if not waiter.done():
                 waiter.set_exception(error)
@@ -274,19 +249,13 @@ class Bridge:
             return
         del self._live[request.id]
         if self._outbox.withdraw(request.id):
-            self._make_room(request)
-        else:  # it takes its room until the engine has heard of it
-            self._send(Abort(request.id), lambda: self._make_room(request))
+            self.room.give_back(request)
+        else:
+            self._send(Abort(request.id), lambda: self.room.give_back(request))
 
     def _forget(self, request: LiveRequest) -> None:
         del self._live[request.id]
-        self._make_room(request)
-
-    def _make_room(self, request: LiveRequest) -> None:
-        """It waits no more."""
-        self._num_waiting -= len(request.waiting)
-        self._waiting_tokens -= request.waiting_tokens
-        request.waiting.clear()
+        self.room.give_back(request)
 
     async def _read(self) -> None:
         try:
@@ -334,11 +303,7 @@ class Bridge:
         request = self._live.get(output.id)
         if request is None:
             return  # aborted while this was on its way
-        if output.index in request.waiting:
-            before = request.waiting_tokens
-            request.waiting.discard(output.index)
-            self._num_waiting -= 1
-            self._waiting_tokens -= before - request.waiting_tokens
+        self.room.begin(request, output.index)
         if request.stream.put(request, output, now_s):
             self._forget(request)
 

@@ -39,11 +39,6 @@ class LiveRequest:
         self.num_open = len(self.choices)
         self.waiting = set(range(len(self.choices)))
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Its size, which does not depend on how many of them wait, as long as one does."""
-        return self.size_tokens if self.waiting else 0
-
 
 class Stream:
     """Batches of (choice, Output); choice `i * n + k` is continuation k of the call's request i.

@@ -28,8 +28,9 @@ from server.config import ServerConfig
 from server.http.body import read_body, receive_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
-from server.link.bridge import Bridge, size_tokens
+from server.link.bridge import Bridge
 from server.link.grammar_check import GrammarCheck
+from server.link.room import size_tokens
 from server.link.text_stream import Delta, TextStream
 from server.openai.gates import Gates
 from server.openai.logprobs import TokenNames
@@ -129,7 +130,7 @@ class Serving:
         self._gates = Gates()
         self.tokens = tokens = TokenizerPool(tokenizer, lanes)
         self.names = TokenNames(tokens.tokenizer)
-        self.max_sequences = bridge.max_queued_requests
+        self._max_sequences = bridge.room.max_sequences
         self.max_model_len = info.max_model_len
         self._bridge = bridge
         self._info = info
@@ -176,10 +177,10 @@ class Serving:
             raise RequestError(
                 f"prompt has {num_prompts} entries, more than {self._max_prompts}: send fewer at once.", "prompt"
             )
-        if num_prompts * sampling.n > self.max_sequences:  # for good: it would never find room
+        if num_prompts * sampling.n > self._max_sequences:  # for good: it would never find room
             made = f"{num_prompts} prompts with n {sampling.n}" if num_prompts > 1 else f"n {sampling.n}"
             raise RequestError(
-                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self.max_sequences} that may "
+                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self._max_sequences} that may "
                 f"wait: {'send fewer prompts at once or ' if num_prompts > 1 else ''}lower n.",
                 "prompt" if num_prompts > 1 else "n",
             )
@@ -233,7 +234,7 @@ class Serving:
         def make_text(choice: int) -> OutputText:
             return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)
 
-        total, most = sum(size_tokens(*request) for request in requests), self._bridge.max_queued_tokens
+        total, most = sum(size_tokens(*request) for request in requests), self._bridge.room.max_tokens
         if total > most:  # for good: they would never find room
             raise RequestError(
                 f"Prompts and parameters have {total} tokens, more than the {most} that may wait: send fewer at once.",

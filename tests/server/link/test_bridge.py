@@ -82,7 +82,7 @@ async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: 
     cut.close()
     await line.bridge.ping(PATIENCE_S)
     assert [m for m in line.engine.received if isinstance(m, Abort)] == [Abort(ids[2])]
-    assert line.bridge.num_waiting == 0
+    assert line.bridge.room.sequences == 0
 
 
 async def test_a_dropped_choice_is_aborted_by_itself_and_the_request_with_the_last(line: Line) -> None:
@@ -126,10 +126,10 @@ async def test_the_queue_counts_sequences() -> None:
         for _ in range(2):  # only the first output ends the wait of its sequence, and of no other
             await line.engine.say(id, "x", index=1)
         await line.bridge.ping(PATIENCE_S)
-        assert line.bridge.num_waiting == 2
+        assert line.bridge.room.sequences == 2
         line.bridge.submit("b", [([1], SamplingParams(n=2))]).close()
         await line.bridge.ping(PATIENCE_S)
-        assert line.bridge.num_waiting == 2
+        assert line.bridge.room.sequences == 2
 
 
 async def test_the_queue_counts_tokens_of_prompts_once_for_all_continuations() -> None:
@@ -141,7 +141,7 @@ async def test_the_queue_counts_tokens_of_prompts_once_for_all_continuations() -
         for index, waiting in ((0, 6), (1, 0)):
             await line.engine.say(id, "x", index=index)
             await line.bridge.ping(PATIENCE_S)
-            assert line.bridge.num_waiting_tokens == waiting
+            assert line.bridge.room.tokens == waiting
 
 
 async def test_an_aborted_request_takes_its_room_until_the_engine_has_let_go() -> None:
@@ -153,7 +153,7 @@ async def test_an_aborted_request_takes_its_room_until_the_engine_has_let_go() -
             line.bridge.submit("b", [([1], GREEDY)])
         line.engine.is_stuck = False
         await line.bridge.ping(PATIENCE_S)
-        assert (line.bridge.num_waiting, line.bridge.num_waiting_tokens) == (0, 0)
+        assert (line.bridge.room.sequences, line.bridge.room.tokens) == (0, 0)
         line.bridge.submit("c", [([1], SamplingParams(n=2))])
 
 
@@ -166,10 +166,10 @@ async def test_pings_and_aborts_go_before_requests_that_the_engine_has_not_taken
         assert sent == ["0-0", "1-0", "2-0", "3-0"]  # though all 40 were accepted
         for stream in many[1:]:
             stream.close()
-        assert line.bridge.num_waiting == WINDOW_SEQUENCES  # those that were not sent are gone
+        assert line.bridge.room.sequences == WINDOW_SEQUENCES  # those that were not sent are gone
         line.engine.is_stuck = False
         await line.bridge.ping(PATIENCE_S)
-        assert line.bridge.num_waiting == WINDOW_SEQUENCES // 4
+        assert line.bridge.room.sequences == WINDOW_SEQUENCES // 4
         assert sum(isinstance(message, Add) for message in line.engine.received) == 4
 
 
@@ -188,7 +188,7 @@ async def test_a_request_larger_than_the_window_goes_alone() -> None:
 async def test_what_cannot_be_encoded_changes_nothing(line: Line) -> None:
     with pytest.raises(OverflowError):
         line.bridge.submit("a", [([1], GREEDY), ([2], SamplingParams(top_k=2**70))])
-    assert line.bridge.num_waiting == 0
+    assert line.bridge.room.sequences == 0
     await line.bridge.ping(PATIENCE_S)
     assert not any(isinstance(message, Add) for message in line.engine.received)
 
@@ -301,4 +301,4 @@ async def test_a_refused_request_ends_its_stream_with_the_reason(line: Line) -> 
     with pytest.raises(QueueFullError):
         await anext(other)
     await line.bridge.ping(PATIENCE_S)
-    assert line.bridge.num_waiting == 0
+    assert line.bridge.room.sequences == 0

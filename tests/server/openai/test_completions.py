@@ -309,7 +309,7 @@ async def test_a_full_queue_says_come_again(make_site: MakeSite) -> None:
 
 async def test_prompts_that_would_never_find_room_are_refused_for_good(make_site: MakeSite) -> None:
     site = await make_site()
-    site.bridge.max_queued_tokens = 100
+    site.bridge.room.max_tokens = 100
     response = await site.complete(prompt=[[1] * 50] * 3, max_tokens=1)
     assert response.status_code == 400 and "150 tokens, more than the 100" in response.json()["error"]["message"]
 

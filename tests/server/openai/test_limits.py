@@ -60,7 +60,7 @@ async def test_token_ids_are_bounded_by_the_body_alone(site: Site) -> None:
     ids = b"[" + b"1," * MAX_ENTRIES + b"1]"
     assert "context length is 64 tokens" in await refused(site, "/v1/completions", b'{"prompt":%b}' % ids)
     site.engine.script = answer("x")
-    site.bridge.max_queued_tokens = 1 << 20
+    site.bridge.room.max_tokens = 1 << 20
     large = {"prompt": [[1, 2, 3]] * 100, "user": "x" * SMALL_BODY_BYTES}
     assert (await site.client.post("/v1/completions", json=large)).status_code == 200
     assert (await site.engine.expect(Add)).prompt == [1, 2, 3]
@@ -124,7 +124,7 @@ async def test_prompts_of_a_request_are_bounded(make_site: MakeSite) -> None:
 
 async def test_what_parameters_name_takes_room_in_the_queue(site: Site) -> None:
     """A few kilobytes of allowed tokens, for each of a hundred prompts."""
-    site.bridge.max_queued_tokens = 1000
+    site.bridge.room.max_tokens = 1000
     body = {"prompt": [[1]] * 10, "allowed_token_ids": [1] * 100}
     assert "1010 tokens, more than the 1000" in await refused(site, "/v1/completions", json.dumps(body).encode())
 
