@@ -50,6 +50,7 @@ STATS_INTERVAL_S = 0.25
 LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
 POLL_MS = 1000  # an upper bound only: sockets wake the loop
+MESSAGES_PER_TURN = 256  # more wait for the next one: running sequences must not
 
 
 class EngineProcess:
@@ -107,7 +108,7 @@ class _Frontend:
         self.inbox = self._context.socket(zmq.PULL)
         self._outbox = self._context.socket(zmq.PUSH)
         for socket in (self.inbox, self._outbox):
-            socket.set_hwm(0)  # the frontend bounds the requests, and so what can queue up
+            socket.set_hwm(0)  # the frontend bounds what it sends before it is handled
         self.inbox.connect(to_engine_address(run_dir))
         self._outbox.connect(from_engine_address(run_dir))
         self._encoder = msgspec.msgpack.Encoder()
@@ -180,6 +181,7 @@ class _Loop:
         if handle is not None:
             self._poller.register(handle, zmq.POLLIN)
         self._stats_sent_s = 0.0
+        self._num_handled = 0  # messages
         self._log = _ProgressLog()
 
     def run(self) -> None:
@@ -187,18 +189,15 @@ class _Loop:
         while True:
             busy = self._is_virtual and not self._core.is_idle
             self._poller.poll(0 if busy else COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
-            while (message := self._frontend.receive()) is not None:
-                match message:
-                    case Add():
-                        self._add(message)
-                    case Abort(id=id, index=index):
-                        self._core.abort(id, index)
-                    case Ping(nonce=nonce):
-                        self._frontend.send(Pong(nonce, self._core.stats()))
-                    case ResetPrefixCache():
-                        self._core.reset_prefix_cache()
-                    case Stop():
-                        return
+            num_told = self._num_handled
+            while self._num_handled < num_told + MESSAGES_PER_TURN:
+                message = self._frontend.receive()
+                if message is None:
+                    break
+                if isinstance(message, Stop):
+                    return
+                self._handle(message)
+                self._num_handled += 1
             self._log.heard(self._core)
             was_idle = self._core.is_idle
             outputs = self._core.turn()
@@ -206,11 +205,23 @@ class _Loop:
                 self._refuse(id, error)
             now = time.monotonic()
             due = now - self._stats_sent_s >= STATS_INTERVAL_S
-            if outputs or due or self._core.is_idle != was_idle:
+            if outputs or due or self._core.is_idle != was_idle or self._num_handled != num_told:
                 stats = self._core.stats() if due or self._core.is_idle else None
                 if stats is not None:
                     self._stats_sent_s = now
-                self._frontend.send(msgspec.structs.replace(outputs, stats=stats))
+                handled = self._num_handled if self._num_handled != num_told else 0
+                self._frontend.send(msgspec.structs.replace(outputs, stats=stats, handled=handled))
+
+    def _handle(self, message: Add | Abort | Ping | ResetPrefixCache) -> None:
+        match message:
+            case Add():
+                self._add(message)
+            case Abort(id=id, index=index):
+                self._core.abort(id, index)
+            case Ping(nonce=nonce):
+                self._frontend.send(Pong(nonce, self._core.stats()))
+            case ResetPrefixCache():
+                self._core.reset_prefix_cache()
 
     def _add(self, request: Add) -> None:
         try:

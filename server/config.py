@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from engine.values.errors import ConfigError
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 
 ToolCallParser = Literal["none", "hermes", "llama3_json", "mistral", "pythonic"]
 ReasoningParser = Literal["none", "deepseek_r1", "qwen3"]
@@ -77,7 +77,21 @@ class ServerConfig:
     sse_keep_alive_s: float = _option(
         0.0, "a stream in which nothing came for so long sends a comment, so that no proxy cuts it; 0 sends none"
     )
+    max_queued_tokens: int = _option(
+        8 * MIB, "most tokens of prompts that wait for their prefill; more are refused with 503"
+    )
+    max_prompts: int = _option(2048, "most prompts in one request")
     max_body_bytes: int = _option(16 * MIB, "largest request body")
+    max_total_body_bytes: int = _option(
+        256 * MIB, "most bytes of the bodies of all requests in progress; what comes beyond is refused with 503"
+    )
+    max_header_bytes: int = _option(64 * KIB, "largest head of a request")
+    max_connections: int = _option(
+        8192, "most connections, fewer where the process may open fewer files; more are closed with 503"
+    )
+    header_timeout_s: float = _option(10.0, "a client whose request's head is not here within this time is cut off")
+    body_timeout_s: float = _option(60.0, "the same of the body")
+    send_timeout_s: float = _option(300.0, "a client that takes nothing of its answer for so long is cut off")
 
     disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
@@ -86,14 +100,18 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, not {self.port}")
-        for name in ("health_timeout_s", "engine_timeout_s"):
+        for name in ("health_timeout_s", "engine_timeout_s", "header_timeout_s", "body_timeout_s", "send_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
         for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"max_body_bytes must be at least 1, not {self.max_body_bytes}")
+        for name in (
+            *("max_queued_tokens", "max_prompts", "max_connections"),
+            *("max_body_bytes", "max_total_body_bytes", "max_header_bytes"),
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if bool(self.root_path) != self.root_path.startswith("/") or self.root_path.endswith("/"):
             raise ConfigError(f"root_path must begin with a slash and not end with one, not {self.root_path!r}")
         if not self.ssl_certfile and (self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs != "none"):

@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from engine.heap import freeze_heap
 from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
@@ -34,6 +35,7 @@ from engine.values.errors import EngineDeadError
 from engine.wire.messages import EngineInfo
 from server.config import ServerConfig
 from server.http.app import create_app
+from server.http.connection import connection_class
 from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
 from server.link.bridge import Bridge
 from server.link.errors import ShuttingDownError
@@ -45,6 +47,9 @@ from server.threads import in_daemon_thread
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
 FLUSH_S = 3.0  # for clients to take their last words
 MAX_OPEN_FILES = 65536  # each connection is one
+# Without a descriptor left asyncio waits a second before it accepts again, but not before it has tried so often. It
+# makes this the length of the kernel's queue, too, which is set right behind it.
+ACCEPTED_AT_ONCE = 1
 CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -98,6 +103,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         handle.send_address,
         handle.receive_address,
         max_queued_requests=engine.max_queued_requests,
+        max_queued_tokens=server.max_queued_tokens,
         sentinel=handle.process.sentinel,
         on_progress=report,
     )
@@ -128,11 +134,19 @@ async def _start(
     """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
     info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
     grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
+    app = create_app(bridge, info, tokenizer, server, grammars, defaults)
+    return make_http_server(app, server), info, grammars
+
+
+def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
+    """Serves an application as configured."""
     config = uvicorn.Config(
-        create_app(bridge, info, tokenizer, server, grammars, defaults),
+        app,
         access_log=server.access_log,
         log_config=None,
-        backlog=BACKLOG,
+        http=connection_class(server),
+        ws="none",
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=server.keep_alive_s,  # type: ignore[arg-type]  # a fraction of a second is a time, too
         ssl_certfile=server.ssl_certfile or None,
         ssl_keyfile=server.ssl_keyfile or None,
@@ -140,7 +154,7 @@ async def _start(
         ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
         timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
-    return HTTPServer(config), info, grammars
+    return HTTPServer(config)
 
 
 def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
@@ -191,6 +205,11 @@ async def _run(
 
 class HTTPServer(uvicorn.Server):
     """uvicorn without its signal handlers, which know nothing of the engine."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,33 +1,67 @@
-"""Work beside the event loop that does not hold up the end of the process. Used by `server.service`."""
+"""Work beside the event loop that does not hold up the end of the process. Used by `server.service` and handlers."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+NUM_SHORT = 2
+NUM_LONG = 2
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
     """As `asyncio.to_thread`, whose threads the process waits for before it ends; this one it does not."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    results: list[T] = []
-    errors: list[Exception] = []
+    future: Future[T] = Future()
+    threading.Thread(target=_carry_out, args=(future, work), name="beside", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            errors.append(error)
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(ended.set)
 
-    threading.Thread(target=run, name="beside", daemon=True).start()
-    await ended.wait()
-    if errors:
-        raise errors[0]
-    return results[0]
+class Lanes:
+    """Threads for work of two lengths: what is short never waits for what is long. Work that nobody waits for any more
+    is not begun; the end of the process waits for none."""
+
+    def __init__(self) -> None:
+        self._short, self._long = (self._start(number) for number in (NUM_SHORT, NUM_LONG))
+
+    async def run(self, work: Callable[[], T], *, is_long: bool) -> T:
+        """The result of the work, or what it raised."""
+        future: Future[T] = Future()
+        (self._long if is_long else self._short).put((future, work))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the threads once they have nothing to do."""
+        for queue, number in ((self._short, NUM_SHORT), (self._long, NUM_LONG)):
+            for _ in range(number):
+                queue.put(None)
+
+    def _start(self, number: int) -> SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]:
+        queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+        def work_off() -> None:
+            while (item := queue.get()) is not None:
+                _carry_out(*item)
+                del item  # which may hold a body of megabytes
+
+        for _ in range(number):
+            threading.Thread(target=work_off, name="lane", daemon=True).start()
+        return queue
+
+
+def _carry_out(future: Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except Exception as error:
+        future.set_exception(error)
+    except BaseException as error:  # a panic of native code, which no handler knows
+        future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+    else:
+        future.set_result(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -68,6 +68,14 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether more is to be told of tokens than their ids."""
         return self.logprobs is not None or self.prompt_logprobs is not None
 
+    @property
+    def size_tokens(self) -> int:
+        """About as many token ids take the room of what it names; there may be more than in a prompt."""
+        named = len(self.stop_token_ids) + len(self.logit_bias) + len(self.allowed_token_ids or ())
+        form = self.structured_outputs
+        chars = 0 if form is None else len(form.text) + sum(map(len, form.choices))
+        return named + sum(map(len, self.bad_words_token_ids)) + chars // 4
+
     def validate(self) -> None:
         """Raise RequestError, naming the field, if a value is out of range."""
         if not 1 <= self.max_tokens <= MAX_INT:
@@ -122,14 +130,14 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def check_vocabulary(self, vocab: int) -> None:
         """Raise RequestError, naming the field, if a token is named that is not of the vocabulary."""
-        named = {
+        named: dict[str, Collection[int]] = {
             "logit_bias": self.logit_bias,
             "bad_words": [token for word in self.bad_words_token_ids for token in word],
             "allowed_token_ids": self.allowed_token_ids or (),
             "reasoning": self.reasoning.tokens if self.reasoning else (),
         }
         for name, tokens in named.items():
-            if not all(0 <= token < vocab for token in tokens):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
                 raise RequestError(f"{name} must name tokens between 0 and {vocab - 1}.", name)
 
 

@@ -61,6 +61,7 @@ def make_sequences(
     # Without a cache only the continuations of one request share its prompt.
     salt = salt_key(request.cache_salt if config.enable_prefix_caching else request.id)
     keys = block_keys(prompt, config.block_size, salt)
+    processing = Processing.of(params, len(prompt), stops, capacity.shape.vocab)
     sequences: list[Sequence] = []
     for index, arrival in enumerate(arrivals):
         seq = Sequence(
@@ -75,7 +76,7 @@ def make_sequences(
             row=RowSampling(params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED),
             keys=keys,
             salt=salt,
-            processing=Processing.of(params, len(prompt), stops, capacity.shape.vocab),
+            processing=processing,
             matcher=grammar.matcher(params.stop_token_ids, params.reasoning) if grammar is not None else None,
         )
         sequences.append(seq)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence as Items
 
 import msgspec
 
@@ -27,7 +26,8 @@ class Sequence:
 
     `tokens` are known to the host; `pending` more are sampled by steps in flight. `dispatched` positions have
     KV (or will, once those steps ran). While the sequence lives, `dispatched < length`: the last token, known
-    or not, is the next step's input.
+    or not, is the next step's input. Until it is on a device they are its prompt itself, which all continuations of a
+    request share: many more may wait than there is room for copies.
 
     While it decodes, what changes with each token is a row of its replica's (`Rotation` writes those of all at once).
     """
@@ -73,7 +73,7 @@ class Sequence:
         index: int,
         arrival: int,
         arrived_s: float,
-        prompt: Items[int],
+        prompt: list[int],
         max_tokens: int,
         params: SamplingParams,
         stops: frozenset[int],
@@ -88,7 +88,7 @@ class Sequence:
         of its logits; `matcher` is where it is in its grammar."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
-        self.tokens, self.prompt_len = list(prompt), len(prompt)
+        self.tokens, self.prompt_len = prompt, len(prompt)
         self.max_length = len(prompt) + max_tokens
         self.params, self.stops, self.row, self.keys = params, stops, row, keys
         # What the key of the block behind those is made of; None: nobody may find what it computes.
@@ -244,6 +244,8 @@ class Sequence:
         self.replica, self.layout, self.slot, self.device_blocks = replica, layout, slot, blocks
         self.table_sent, self.slot_sent = 0, False
         self._step = 0
+        if len(self.tokens) == self.prompt_len:
+            self.tokens = list(self.tokens)
 
     def begin_prefill(self, dispatched: int) -> None:
         """All tokens it has are to be computed, but for the first `dispatched`, which are there or on their way."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.text.json_size import MAX_VALUES, count_values
 from engine.values.errors import RequestError
 
 # The field that has the text, by a part's type.
@@ -92,6 +93,8 @@ def read_arguments(arguments: Any, param: str) -> dict[str, Any]:
     """The arguments of a call, which models write as JSON. Raises RequestError."""
     if isinstance(arguments, dict):
         return arguments
+    if isinstance(arguments, str) and count_values(arguments.encode(errors="replace")).entries > MAX_VALUES:
+        raise RequestError(f"{param} must have at most {MAX_VALUES} entries.", param)
     try:
         value = json.loads(arguments or "{}")
     except (TypeError, ValueError, RecursionError):

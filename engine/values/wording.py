@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MIB, GIB = 1 << 20, 1 << 30
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 def as_size(num_bytes: int) -> str:
@@ -13,8 +13,10 @@ def as_size(num_bytes: int) -> str:
 
 
 def at_least(num_bytes: int) -> str:
-    """The least size that flags take in whole units and that holds so many bytes: `12GiB`, `700MiB`."""
+    """The least size that flags take in whole units and that holds so many bytes: `12GiB`, `700MiB`, `64KiB`."""
     unit, name = (GIB, "GiB") if num_bytes % GIB == 0 or num_bytes > 16 * GIB else (MIB, "MiB")
+    if num_bytes < MIB:
+        unit, name = KIB, "KiB"
     return f"{-(-num_bytes // unit)}{name}"
 
 

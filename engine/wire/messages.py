@@ -149,6 +149,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     stats: Stats | None = None
     steps: list[StepTokens] = []
     cached: list[CachedPrompt] = []
+    handled: int = 0  # of the frontend's messages, since the engine started; 0: as before
 
     def __iter__(self) -> Iterator[Output]:
         """One by one."""

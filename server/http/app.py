@@ -33,8 +33,8 @@ from server.openai.serving import Serving
 from server.openai.tokenization import Tokenization
 from server.openai.tokenizer_info import tokenizer_info
 from server.render.answer import AnswerFormat
-from server.render.tokens import TokenizerPool
 from server.render.tools import TOOL_PARSERS
+from server.threads import Lanes
 from server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
@@ -51,9 +51,9 @@ def create_app(
     defaults: SamplingDefaults = NO_DEFAULTS,
 ) -> FastAPI:
     """The application for an engine that is ready. It closes `grammars` when it ends."""
-    tokens = TokenizerPool(tokenizer)
+    lanes = Lanes()
     models = Models(model_names(config, info), info)
-    serving = Serving(bridge, info, models, tokens, defaults, grammars, config.sse_keep_alive_s)
+    serving = Serving(bridge, info, models, lanes, tokenizer, defaults, grammars, config)
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
     template = read_template(config.chat_template)
@@ -74,7 +74,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        tokens.close()
+        lanes.close()
         grammars.close()
 
     app = FastAPI(
@@ -154,7 +154,9 @@ def _hung(timeout_s: float) -> Response:
 
 def _add_middleware(app: FastAPI, config: ServerConfig, metrics: Metrics) -> None:
     """What is added last sees a request first."""
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_body_bytes=config.max_body_bytes, max_total_body_bytes=config.max_total_body_bytes
+    )
     if config.api_key:
         app.add_middleware(ApiKeys, keys=config.api_key)
     if config.allowed_origins:  # before the keys, since browsers ask without one whether they may

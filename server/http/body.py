@@ -5,7 +5,6 @@ By hand, not by FastAPI, which parses in the event loop's thread: a body of mega
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,21 +13,28 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from engine.values.errors import RequestError
+from server.openai.protocol.body import SMALL_BODY_BYTES
+from server.threads import Lanes
 
 M = TypeVar("M", bound=BaseModel)
 
-# Parsing so much takes about 5 ms; more is parsed in a thread.
-LARGE_BODY_BYTES = 256 << 10
+LONG_BODY_BYTES = 1 << 20
 
 
-async def read_body(request: Request, parse: Callable[[bytes], M]) -> M:
-    """What `parse` makes of the body. Raises RequestError or RequestValidationError if it is bad, and ClientDisconnect
-    if the client leaves before it is here."""
+async def receive_body(request: Request) -> bytes:
+    """All of it. Raises RequestError if it is no JSON by its type, and ClientDisconnect if the client leaves before it
+    is here."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise RequestError("The body must be JSON, sent with Content-Type: application/json.")
-    body = await request.body()
+    return b"".join([chunk async for chunk in request.stream()])  # `request.body` would keep it
+
+
+async def read_body(body: bytes, parse: Callable[[bytes], M], lanes: Lanes) -> M:
+    """What `parse` makes of the body. Raises RequestError or RequestValidationError if it is bad."""
     try:
-        return parse(body) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(parse, body)
+        if len(body) <= SMALL_BODY_BYTES:
+            return parse(body)
+        return await lanes.run(lambda: parse(body), is_long=len(body) > LONG_BODY_BYTES)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None

@@ -69,7 +69,7 @@ def describe(error: Exception) -> ErrorInfo:
     """The status and message for an exception. What is our own fault is not explained to clients."""
     match error:
         case ModelNotFoundError():
-            return ErrorInfo(404, str(error), error.param)
+            return ErrorInfo(404, _bounded(str(error)), error.param)
         case RequestError():
             return ErrorInfo(400, _bounded(str(error)), error.param)
         case QueueFullError() | ShuttingDownError():

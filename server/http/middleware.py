@@ -1,4 +1,4 @@
-"""Middleware of plain ASGI: ids of requests, API keys, a limit on bodies. Used by `server.http.app`.
+"""Middleware of plain ASGI: ids of requests, API keys, limits on bodies. Used by `server.http.app`.
 
 Not Starlette's BaseHTTPMiddleware, which hides the client's disconnect from handlers.
 """
@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.values.wording import as_size
-from server.http.errors import ErrorInfo
+from server.http.errors import RETRY_AFTER_S, ErrorInfo
 
+SMALL_BODY_BYTES = 64 << 10
 REQUEST_ID = "X-Request-Id"
 GUARDED = re.compile(r"/(v1|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
 
@@ -55,11 +56,14 @@ class RequestIds:
 
 
 class BodyLimit:
-    """413 for a request body of more than `max_body_bytes`."""
+    """413 for a request body of more than `max_body_bytes`, and 503 where those of all requests in progress are more
+    than `max_total_body_bytes`. Small bodies always pass: connections are bounded."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_total_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._max_total_body_bytes = max_total_body_bytes
+        self._total_body_bytes = 0
         self._error = ErrorInfo(413, f"The body is larger than {as_size(max_body_bytes)}: send several requests.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,12 +77,23 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal received_bytes
             message = await receive()
-            received_bytes += len(message.get("body", b""))
+            new_bytes = len(message.get("body", b""))
+            received_bytes += new_bytes
+            self._total_body_bytes += new_bytes
             if received_bytes > self._max_body_bytes:
                 raise HTTPException(413, self._error.message)
+            if received_bytes > SMALL_BODY_BYTES and self._total_body_bytes > self._max_total_body_bytes:
+                raise HTTPException(
+                    503,
+                    "The bodies of the requests in progress take too much memory; try again later.",
+                    headers={"Retry-After": str(RETRY_AFTER_S)},
+                )
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._total_body_bytes -= received_bytes
 
 
 class ApiKeys:

@@ -31,12 +31,13 @@ REASONS = {
     400: "The client can mend the request",
     401: "The API key is missing or wrong",
     404: "There is no such model",
+    408: "The request came too slowly",
     413: "The body is too large",
     500: "The engine has failed",
     503: "The engine is busy or does not answer",
 }
-BODY_ERRORS = (400, 404, 413)
-GENERATION_ERRORS = (*BODY_ERRORS, 500, 503)
+BODY_ERRORS = (400, 404, 408, 413, 503)
+GENERATION_ERRORS = (*BODY_ERRORS, 500)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -39,6 +40,8 @@ from engine.wire.messages import (
     Stop,
     ToEngine,
 )
+from server.link.outbox import Outbox
+from server.link.room import Room, size_tokens
 from server.link.stream import LiveRequest, Stream, fresh
 from server.metrics import Metrics
 
@@ -58,12 +61,13 @@ class Bridge:
         receive_address: str,
         *,
         max_queued_requests: int,
+        max_queued_tokens: int,
         sentinel: int | None = None,
         on_progress: Callable[[str], None] = logger.info,
     ) -> None:
         """`sentinel`: file descriptor that turns readable when the engine process ends."""
         self._addresses = send_address, receive_address
-        self.max_queued_requests = max_queued_requests
+        self.room = Room(max_queued_requests, max_queued_tokens)
         self._sentinel = sentinel
         self._on_progress = on_progress
         self._context = zmq.asyncio.Context()
@@ -71,7 +75,7 @@ class Bridge:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._live: dict[str, LiveRequest] = {}
-        self._num_waiting = 0
+        self._outbox = Outbox(self._put)
         self._num_heard = 0  # messages of the engine
         self._stats = Stats()
         self._nonces = itertools.count()
@@ -137,15 +141,12 @@ class Bridge:
             self._death.set_result(error)
             self.fail(EngineDeadError(str(error)))
 
-    def check_room(self, num_sequences: int) -> None:
-        """Raise QueueFullError if so many more may not wait, or what ended the engine."""
+    def check_room(self, num_sequences: int, num_tokens: int = 0) -> None:
+        """Raise QueueFullError if so many more sequences, or tokens of prompts, may not wait, or what ended the
+        engine."""
         if self._failure is not None:
             raise fresh(self._failure)
-        if self._num_waiting + num_sequences > self.max_queued_requests:
-            raise QueueFullError(
-                f"The queue is full: {self._num_waiting} sequences wait and at most {self.max_queued_requests} may; "
-                "try again later."
-            )
+        self.room.check(num_sequences, num_tokens)
 
     def submit(
         self,
@@ -157,21 +158,22 @@ class Bridge:
     ) -> Stream:
         """Hand requests of the same `n` (prompt token ids and sampling) to the engine, all of them or none.
 
-        Raises QueueFullError if too many sequences wait for their first token, EngineDeadError if the engine
-        died, or what `fail` was given.
+        Raises QueueFullError if too many sequences, or too long prompts, wait for their first token, EngineDeadError if
+        the engine died, or what `fail` was given.
         """
-        num_sequences = sum(sampling.n for _, sampling in requests)
-        self.check_room(num_sequences)
-        adds = [
-            Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
-            for index, (prompt, sampling) in enumerate(requests)
-        ]
-        payloads = [self._encoder.encode(add) for add in adds]  # first, since it may raise: nothing has changed then
+        sizes = [size_tokens(prompt, sampling) for prompt, sampling in requests]
+        self.check_room(sum(sampling.n for _, sampling in requests), sum(sizes))
+        seen: SamplingParams | None = None
+        for _, sampling in requests:
+            if sampling is not seen:
+                self._encoder.encode(sampling)  # which may raise: nothing has changed then
+                seen = sampling
         stream = Stream(self._abort, self.metrics, time.monotonic() if arrival_s is None else arrival_s)
-        for add, payload in zip(adds, payloads, strict=True):
-            self._live[add.id] = stream.add(add.id, add.sampling.n)
-            self._send_encoded(payload)
-        self._num_waiting += num_sequences
+        for index, ((prompt, sampling), size) in enumerate(zip(requests, sizes, strict=True)):
+            add = Add(f"{id}-{index}", prompt, sampling, priority, cache_salt)
+            request = self._live[add.id] = stream.add(add.id, sampling.n, size)
+            self.room.take(request)
+            self._outbox.add(add.id, partial(self._encoder.encode, add), sampling.n, size)
         return stream
 
     async def ping(self, timeout_s: float) -> Stats:
@@ -200,11 +202,6 @@ class Bridge:
         """Requests that have not ended; of a call with several prompts, each counts."""
         return len(self._live)
 
-    @property
-    def num_waiting(self) -> int:
-        """Sequences whose first output has not come."""
-        return self._num_waiting
-
     def fail(self, error: SeesawError) -> None:
         """End every stream with this error and accept nothing more."""
         if self._failure is not None:
@@ -213,7 +210,8 @@ class Bridge:
         for stream in {request.stream for request in self._live.values()}:
             stream.fail(error)
         self._live.clear()
-        self._num_waiting = 0
+        self._outbox.clear()
+        self.room.clear()
         for waiter in self._pings.values():
             if not waiter.done():
                 waiter.set_exception(error)
@@ -232,24 +230,32 @@ class Bridge:
             await self._reader
         self._context.destroy()
 
-    def _send(self, message: ToEngine) -> None:
-        self._send_encoded(self._encoder.encode(message))
+    def _send(self, message: ToEngine, then: Callable[[], None] | None = None) -> None:
+        self._outbox.control(self._encoder.encode(message), then)
 
-    def _send_encoded(self, payload: bytes) -> None:
+    def _put(self, payload: bytes) -> bool:
         # Again: nobody is connected, so the engine is ending; whoever waits for an answer hears of it by its death.
-        with contextlib.suppress(zmq.Again):
+        try:
             self._send_now.send(payload, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _abort(self, request: LiveRequest, index: int | None) -> None:
         if request.id not in self._live:
             return
-        if index is None:
-            self._forget(request)
-        self._send(Abort(request.id, index))
+        if index is not None:
+            self._send(Abort(request.id, index))
+            return
+        del self._live[request.id]
+        if self._outbox.withdraw(request.id):
+            self.room.give_back(request)
+        else:
+            self._send(Abort(request.id), lambda: self.room.give_back(request))
 
     def _forget(self, request: LiveRequest) -> None:
         del self._live[request.id]
-        self._num_waiting -= len(request.waiting)
+        self.room.give_back(request)
 
     async def _read(self) -> None:
         try:
@@ -272,6 +278,8 @@ class Bridge:
                         self._live[prompt.id].num_cached_tokens = prompt.tokens
                 for output in message:
                     self._deliver(output, now_s)
+                if message.handled:
+                    self._outbox.handled(message.handled)
             case Refused(id=id, message=reason, param=param, queue_full=queue_full):
                 request = self._live.get(id)
                 if request is not None:
@@ -295,9 +303,7 @@ class Bridge:
         request = self._live.get(output.id)
         if request is None:
             return  # aborted while this was on its way
-        if output.index in request.waiting:
-            request.waiting.discard(output.index)
-            self._num_waiting -= 1
+        self.room.begin(request, output.index)
         if request.stream.put(request, output, now_s):
             self._forget(request)
 

@@ -30,6 +30,7 @@ class LiveRequest:
     id: str
     stream: Stream
     choices: range
+    size_tokens: int  # of its prompt, and of what its sampling names
     num_cached_tokens: int = 0  # of its prompt, whatever the number of choices
     num_open: int = field(init=False)  # of the choices
     waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
@@ -101,10 +102,10 @@ class Stream:
 
     # The bridge's side.
 
-    def add(self, id: str, n: int) -> LiveRequest:
+    def add(self, id: str, n: int, size_tokens: int) -> LiveRequest:
         """A request of n choices, before its first output. All requests of a stream have the same n."""
         first = len(self._requests) * n
-        request = LiveRequest(id, self, range(first, first + n))
+        request = LiveRequest(id, self, range(first, first + n), size_tokens)
         self._requests.append(request)
         self._open.update(request.choices)
         return request

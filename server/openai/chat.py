@@ -58,7 +58,7 @@ class Chat:
         self._trusts_templates = trusts_templates
 
     async def create(self, request: Request) -> Response:
-        return await self._serving.answer(request, ChatRequest.model_validate_json, self._respond)
+        return await self._serving.answer(request, ChatRequest.parse, self._respond)
 
     async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
         running, choices = await self.begin(body, arrival)
@@ -75,6 +75,8 @@ class Chat:
             [text], body.add_special_tokens, body.prompt_param, body.truncate_prompt_tokens
         )
         self._serving.prompts.check_limit(body, prompts)
+        body.messages = body.messages[-1:]  # what was rendered is not kept while the answer comes
+        arrival.prepared()
         answers, sampling = await self._form(body, sampling, text)
         special = answers.needs_special_tokens(body.may_call)
         running = await self._serving.start(
@@ -106,7 +108,8 @@ class Chat:
                 "send fewer.",
                 body.prompt_param,
             )
-        return await self._serving.tokens.run(lambda: self._render(body))
+        num_chars = sum(len(message.content or "") for message in body.messages)
+        return await self._serving.tokens.run(lambda: self._render(body), num_chars)
 
     async def _form(
         self, body: ChatRequest, sampling: SamplingParams, prompt: str
@@ -115,7 +118,7 @@ class Chat:
         if functions := body.must_call:
             signatures = [Signature(function.name, function.parameters) for function in functions]
             several = body.chosen is None and body.parallel_tool_calls is not False
-            form = await self._serving.tokens.run(lambda: self._forced.calls(signatures, several=several))
+            form = await self._serving.tokens.run(lambda: self._forced.calls(signatures, several=several), 0)
             answers, asked = self._forced, (form, "tools")
         elif body.structured is not None:
             answers, asked = self._answers, body.structured

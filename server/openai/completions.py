@@ -17,6 +17,8 @@ from server.openai.protocol.completions import Choice, Completion, CompletionReq
 from server.openai.serving import Arrival, Running, Serving, as_json
 from server.openai.untold import Untold
 
+_MANY_CHOICES = 256
+
 
 class Completions:
     """The handler of `/v1/completions`."""
@@ -25,19 +27,19 @@ class Completions:
         self._serving = serving
 
     async def create(self, request: Request) -> Response:
-        most = self._serving.max_sequences
-        return await self._serving.answer(request, lambda raw: CompletionRequest.parse(raw, most), self._respond)
+        return await self._serving.answer(request, CompletionRequest.parse, self._respond)
 
     async def _respond(self, body: CompletionRequest, arrival: Arrival) -> Response:
         sampling = self._serving.admit(body, body.num_prompts)
         prompts = body.token_lists
         if prompts:
-            prompts = self._serving.prompts.fit(prompts, body.truncate_prompt_tokens, "prompt")
+            prompts = await self._serving.prompts.fit(prompts, body.truncate_prompt_tokens, "prompt")
         else:
             prompts = await self._serving.prompts.encode(
                 body.texts, body.add_special_tokens, "prompt", body.truncate_prompt_tokens
             )
         self._serving.prompts.check_limit(body, prompts)
+        arrival.prepared()
         if (asked := body.structured) is not None:
             sampling = await self._serving.take_form(sampling, *asked)
         running = await self._serving.start(
@@ -116,8 +118,10 @@ async def _whole(running: Running, choices: list[_Choice], body: CompletionReque
     def answer() -> Response:
         return as_json(_completion(running, [choice.told() for choice in choices], num_tokens))
 
-    # Of a long prompt it takes long to tell.
-    return answer() if body.num_prompt_logprobs is None else await asyncio.to_thread(answer)
+    # Of a long prompt it takes long to tell, and of many choices.
+    if body.num_prompt_logprobs is None and len(choices) <= _MANY_CHOICES:
+        return answer()
+    return await asyncio.to_thread(answer)
 
 
 def _chunks(running: Running, choices: list[_Choice], body: CompletionRequest) -> AsyncIterator[bytes]:

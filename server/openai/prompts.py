@@ -11,6 +11,8 @@ from server.render.tokens import TokenizerPool
 
 # Before a prompt that is cut short, since a text that begins elsewhere may begin with other tokens.
 _MORE_TOKENS = 64
+_PIECE_CHARS = 64 << 10
+_MANY_TOKENS = 64 << 10  # are checked off the event loop
 
 
 class Prompts:
@@ -26,19 +28,21 @@ class Prompts:
     ) -> list[list[int]]:
         """Token ids of prompts, which fit the context. `keep`: as of `fit`."""
         if keep is not None:  # of the rest of a text no token would be kept
-            most_chars = (self._kept(keep) + _MORE_TOKENS) * self._tokens.tokenizer.max_token_chars
-            texts = [text[-most_chars:] for text in texts]
+            texts = [await self._end_of(text, self._kept(keep)) for text in texts]
         prompts = (
             await self._tokens.encode(texts, add_special_tokens)
             if keep
             else await self.tokenize(texts, add_special_tokens, param)
         )
-        return self.fit(prompts, keep, param)
+        return await self.fit(prompts, keep, param)
 
-    def fit(self, prompts: Sequence[list[int]], keep: int | None, param: str) -> list[list[int]]:
+    async def fit(self, prompts: Sequence[list[int]], keep: int | None, param: str) -> list[list[int]]:
         """Prompts that are checked, of each no more than the last `keep` tokens; -1: than fit the context."""
         fitting = list(prompts) if keep is None else [prompt[-self._kept(keep) :] for prompt in prompts]
-        self._check(fitting, param)
+        if sum(map(len, fitting)) > _MANY_TOKENS:
+            await self._tokens.run(lambda: self._check(fitting, param), _MANY_TOKENS)
+        else:
+            self._check(fitting, param)
         return fitting
 
     def _kept(self, keep: int) -> int:
@@ -55,15 +59,44 @@ class Prompts:
 
     async def tokenize(self, texts: Sequence[str], add_special_tokens: bool, param: str) -> list[list[int]]:
         """Token ids of texts that may fit the context."""
-        most_chars = self._max_model_len * self._tokens.tokenizer.max_token_chars
         for text in texts:
-            if len(text) > most_chars:  # said now, since tokenizing it would take long
+            if not await self._may_fit(text):  # said now, since tokenizing it would take long, and much memory
                 raise RequestError(
                     f"The prompt has {len(text)} characters, which do not fit this model's maximum context length of "
                     f"{self._max_model_len} tokens: shorten it.",
                     param,
                 )
         return await self._tokens.encode(texts, add_special_tokens)
+
+    async def _may_fit(self, text: str) -> bool:
+        """False for a text that has too many characters for the context, or of which a part has twice its tokens."""
+        if len(text) > self._max_model_len * self._tokens.tokenizer.max_token_chars:
+            return False
+        most = 2 * self._max_model_len
+        if len(text) <= most:
+            return True
+        num_tokens = 0
+        for start in range(0, len(text), _PIECE_CHARS):
+            num_tokens += await self._num_tokens(text[start : start + _PIECE_CHARS], len(text))
+            if num_tokens > most:  # where pieces begin and end, there may be some that the whole text has not
+                return False
+        return True
+
+    async def _end_of(self, text: str, num_tokens: int) -> str:
+        """As much of the text's end as has so many tokens, and some before."""
+        wanted = num_tokens + _MORE_TOKENS
+        end = text[-wanted * self._tokens.tokenizer.max_token_chars :]
+        start, found = len(end), 0
+        while start > 0 and found < 2 * wanted:
+            stop, start = start, max(0, start - _PIECE_CHARS)
+            if start > 0:
+                found += await self._num_tokens(end[start:stop], len(end))
+        return end[start:]
+
+    async def _num_tokens(self, piece: str, num_chars: int) -> int:
+        """Of a piece of a text that is so long."""
+        encode = self._tokens.tokenizer.encode
+        return await self._tokens.run(lambda: len(encode([piece], False)[0]), num_chars)
 
     def _check(self, prompts: Sequence[Sequence[int]], param: str) -> None:
         """Every prompt has a token, leaves room for one, and is of the vocabulary."""

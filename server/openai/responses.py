@@ -44,6 +44,7 @@ class Responses:
 
     async def _respond(self, body: ResponsesRequest, arrival: Arrival) -> HTTPResponse:
         running, [choice] = await self._chat.begin(body.chat, arrival)
+        body.input = []  # as in chats
         answer = _Answer(running, choice, _begun(body, running, arrival))
         if body.stream:
             events = running.events(body.chat, answer.events, lambda events, _: events[0])

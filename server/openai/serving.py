@@ -21,20 +21,24 @@ from engine.sampling.structured import StructuredOutputs
 from engine.scheduler.requests import check_priority
 from engine.text.bad_words import with_bad_words
 from engine.text.output_text import OutputText
+from engine.text.tokenizer import Tokenizer
 from engine.values.errors import RequestError, SeesawError
 from engine.wire.messages import EngineInfo
-from server.http.body import read_body
+from server.config import ServerConfig
+from server.http.body import read_body, receive_body
 from server.http.errors import error_event
 from server.http.streams import EventStream, until_disconnect
 from server.link.bridge import Bridge
 from server.link.grammar_check import GrammarCheck
+from server.link.room import size_tokens
 from server.link.text_stream import Delta, TextStream
+from server.openai.gates import Gates
 from server.openai.logprobs import TokenNames
 from server.openai.models import Models
 from server.openai.prompts import Prompts
 from server.openai.protocol.generation import GenerationRequest, Usage
 from server.render.tokens import TokenizerPool
-from server.threads import in_daemon_thread
+from server.threads import Lanes, in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class Arrival:
 
     id: str  # of the client's choice: several may have the same
     time_s: float  # on the monotonic clock
+    prepared: Callable[[], None]  # to be called when the request has become token ids
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,18 @@ class Serving:
         bridge: Bridge,
         info: EngineInfo,
         models: Models,
-        tokens: TokenizerPool,
+        lanes: Lanes,
+        tokenizer: Tokenizer,
         defaults: SamplingDefaults,
         grammars: GrammarCheck,
-        keep_alive_s: float = 0.0,
+        config: ServerConfig,
     ) -> None:
-        """`keep_alive_s`: as of `EventStream`."""
-        self.tokens = tokens
+        """`lanes` are for the work on large bodies and long texts."""
+        self._lanes = lanes
+        self._gates = Gates()
+        self.tokens = tokens = TokenizerPool(tokenizer, lanes)
         self.names = TokenNames(tokens.tokenizer)
-        self.max_sequences = bridge.max_queued_requests
+        self._max_sequences = bridge.room.max_sequences
         self.max_model_len = info.max_model_len
         self._bridge = bridge
         self._info = info
@@ -130,7 +138,8 @@ class Serving:
         self._defaults = defaults
         self._grammars = grammars
         self.prompts = Prompts(tokens, info)
-        self._keep_alive_s = keep_alive_s
+        self._max_prompts = config.max_prompts
+        self._keep_alive_s = config.sse_keep_alive_s
 
     async def answer(
         self,
@@ -140,22 +149,38 @@ class Serving:
     ) -> Response:
         """The response to a request, whose work ends when its client leaves."""
         try:
-            body = await read_body(request, parse)
-            arrival = Arrival(request.state.id, time.monotonic())
-            response = await until_disconnect(request.receive, respond(body, arrival))
+            body = await receive_body(request)
+            response = await until_disconnect(request.receive, self._respond(request.state.id, body, parse, respond))
         except ClientDisconnect:
             response = None
         return response or Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def _respond(
+        self,
+        id: str,
+        body: bytes,
+        parse: Callable[[bytes], B],
+        respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        time_s = time.monotonic()
+        async with self._gates.enter(len(body)) as leave:
+            parsed = await read_body(body, parse, self._lanes)
+            del body
+            return await respond(parsed, Arrival(id, time_s, leave))
 
     def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
         """Everything that can be checked before the prompt is tokenized. Returns the sampling."""
         self.check_model(body.model)
         body.check()
         sampling = body.sampling(self._defaults)
-        if num_prompts * sampling.n > self.max_sequences:  # for good: it would never find room
+        if num_prompts > self._max_prompts:
+            raise RequestError(
+                f"prompt has {num_prompts} entries, more than {self._max_prompts}: send fewer at once.", "prompt"
+            )
+        if num_prompts * sampling.n > self._max_sequences:  # for good: it would never find room
             made = f"{num_prompts} prompts with n {sampling.n}" if num_prompts > 1 else f"n {sampling.n}"
             raise RequestError(
-                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self.max_sequences} that may "
+                f"{made} would make {num_prompts * sampling.n} sequences, more than the {self._max_sequences} that may "
                 f"wait: {'send fewer prompts at once or ' if num_prompts > 1 else ''}lower n.",
                 "prompt" if num_prompts > 1 else "n",
             )
@@ -196,10 +221,11 @@ class Serving:
         """Hand the prompts to the engine. `kind` is how the answer's id begins. `show_special_tokens`: whatever the
         sampling says, since somebody reads them. `by_token`: as of `TextStream`."""
         if sampling.bad_words:
-            sampling = await self.tokens.run(lambda: with_bad_words(sampling, self.tokens.tokenizer))
+            num_chars = sum(map(len, sampling.bad_words))
+            sampling = await self.tokens.run(lambda: with_bad_words(sampling, self.tokens.tokenizer), num_chars)
         if show_special_tokens:
             sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
-        requests = [(prompt, self._fit(prompt, sampling)) for prompt in prompts]
+        requests = self._fit(prompts, sampling)
         # What the engine would refuse, which a stream could tell only behind its 200.
         sampling.check_vocabulary(self._info.vocab_size)
         min((fitted for _, fitted in requests), key=lambda fitted: fitted.max_tokens).validate()
@@ -208,6 +234,12 @@ class Serving:
         def make_text(choice: int) -> OutputText:
             return OutputText(self.tokens.tokenizer, prompts[choice // sampling.n], sampling)
 
+        total, most = sum(size_tokens(*request) for request in requests), self._bridge.room.max_tokens
+        if total > most:  # for good: they would never find room
+            raise RequestError(
+                f"Prompts and parameters have {total} tokens, more than the {most} that may wait: send fewer at once.",
+                "prompt",
+            )
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0, cache_salt or "")
@@ -226,12 +258,19 @@ class Serving:
         status was sent. `end` comes after all."""
         return EventStream(_until_end(chunks, failed, end), running.text.close, self._keep_alive_s)
 
-    def _fit(self, prompt: Sequence[int], sampling: SamplingParams) -> SamplingParams:
+    def _fit(self, prompts: Sequence[list[int]], sampling: SamplingParams) -> list[tuple[list[int], SamplingParams]]:
         """An answer without a limit of the client's has all the room that is left. None has more than the checkpoint's
         defaults allow."""
-        room = self.max_model_len - len(prompt)
-        most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
-        return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, most))
+        fitted: dict[int, SamplingParams] = {}
+        requests = []
+        for prompt in prompts:
+            room = self.max_model_len - len(prompt)
+            most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
+            limit = min(sampling.max_tokens, most)
+            if limit not in fitted:
+                fitted[limit] = msgspec.structs.replace(sampling, max_tokens=limit)
+            requests.append((prompt, fitted[limit]))
+        return requests
 
 
 async def _until_end(

@@ -27,7 +27,7 @@ class Tokenization:
         return await self._serving.answer(request, read_tokenize, self._tokenize)
 
     async def detokenize(self, request: Request) -> Response:
-        return await self._serving.answer(request, Detokenize.model_validate_json, self._detokenize)
+        return await self._serving.answer(request, Detokenize.parse, self._detokenize)
 
     async def _tokenize(self, body: TokenizeText | TokenizeChat, _: Arrival) -> Response:
         self._serving.check_model(body.model)
@@ -39,11 +39,12 @@ class Tokenization:
         decode = self._serving.tokens.tokenizer.decode
         strings = None
         if body.return_token_strs:
-            strings = await self._serving.tokens.run(lambda: [decode([token]) for token in tokens])
+            strings = await self._serving.tokens.run(lambda: [decode([token]) for token in tokens], len(text))
         return as_json(Tokens(len(tokens), self._serving.max_model_len, tokens, strings))
 
     async def _detokenize(self, body: Detokenize, _: Arrival) -> Response:
         self._serving.check_model(body.model)
         self._serving.prompts.check_ids(body.tokens, "tokens")
-        text = await self._serving.tokens.run(lambda: self._serving.tokens.tokenizer.decode(body.tokens))
+        decode = self._serving.tokens.tokenizer.decode
+        text = await self._serving.tokens.run(lambda: decode(body.tokens), len(body.tokens))
         return as_json(DetokenizedText(text))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,11 @@ import zmq
 from engine import process
 from engine.core import Core
 from engine.executor.simulated import SimulatedExecutor
-from engine.process import _Frontend, _Loop, from_engine_address, run_engine, to_engine_address
+from engine.process import MESSAGES_PER_TURN, _Frontend, _Loop, from_engine_address, run_engine, to_engine_address
+from engine.sampling.params import SamplingParams
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
-from engine.wire.messages import Dead, FromEngine, Ping, Pong, ResetPrefixCache, Stats, Stop
+from engine.wire.messages import Add, Dead, FromEngine, Outputs, Ping, Pong, ResetPrefixCache, Stats, Stop
 from tests.patience import PATIENCE_S
 
 
@@ -53,12 +55,9 @@ def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.Mo
     assert heard[-1] == Dead("a step took too long")
 
 
-def test_a_reset_is_done_before_the_ping_behind_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EngineConfig(executor="simulated", tokenizer="bytes")
-    executor = SimulatedExecutor(config)
-    core, done = Core(config, executor), []
-    monkeypatch.setattr(core, "reset_prefix_cache", lambda: done.append("reset"))
-    monkeypatch.setattr(core, "stats", lambda: Stats(decodes=len(done)))
+@contextmanager
+def looping(core: Core, executor: SimulatedExecutor) -> Iterator[tuple[_Loop, zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    """A loop and the frontend's ends of its sockets: the one to send by, and the one to receive by."""
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,
         zmq.Context() as context,
@@ -68,8 +67,47 @@ def test_a_reset_is_done_before_the_ping_behind_it_is_answered(monkeypatch: pyte
         inbox.bind(from_engine_address(Path(folder)))
         outbox.bind(to_engine_address(Path(folder)))
         with closing(_Frontend(Path(folder))) as frontend:
-            for message in (ResetPrefixCache(), Ping(3), Stop()):
-                outbox.send(msgspec.msgpack.encode(message))
-            _Loop(core, executor, frontend).run()
+            yield _Loop(core, executor, frontend), outbox, inbox
+
+
+def test_a_reset_is_done_before_the_ping_behind_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(executor="simulated", tokenizer="bytes")
+    executor = SimulatedExecutor(config)
+    core, done = Core(config, executor), []
+    monkeypatch.setattr(core, "reset_prefix_cache", lambda: done.append("reset"))
+    monkeypatch.setattr(core, "stats", lambda: Stats(decodes=len(done)))
+    with looping(core, executor) as (loop, outbox, inbox):
+        for message in (ResetPrefixCache(), Ping(3), Stop()):
+            outbox.send(msgspec.msgpack.encode(message))
+        loop.run()
         heard = msgspec.msgpack.decode(inbox.recv(), type=FromEngine)
     assert heard == Pong(3, Stats(decodes=1))
+
+
+def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are there: what runs must go on, and the frontend sends more only when these are handled."""
+    config = EngineConfig(executor="simulated", tokenizer="bytes")
+    executor = SimulatedExecutor(config)
+    core, turn, taken, of_turns = Core(config, executor), Core.turn, [0], []
+
+    def add(request: Add) -> None:
+        taken[0] += 1
+
+    def count() -> Outputs:
+        of_turns.append(taken[0])
+        return turn(core)
+
+    monkeypatch.setattr(core, "add", add)
+    monkeypatch.setattr(core, "turn", count)
+    with looping(core, executor) as (loop, outbox, inbox):
+        for index in range(2 * MESSAGES_PER_TURN + 1):
+            outbox.send(msgspec.msgpack.encode(Add(str(index), [1], SamplingParams())))
+        outbox.send(msgspec.msgpack.encode(Stop()))
+        loop.run()
+        heard = []
+        while inbox.poll(0):
+            heard.append(msgspec.msgpack.decode(inbox.recv(), type=FromEngine))
+    steps = [b - a for a, b in zip([0, *of_turns], of_turns, strict=False)]
+    assert max(steps) <= MESSAGES_PER_TURN
+    told = [message.handled for message in heard if isinstance(message, Outputs) and message.handled]
+    assert told == [count for count, step in zip(of_turns, steps, strict=True) if step]

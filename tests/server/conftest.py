@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-import uvicorn
+from starlette.types import ASGIApp
 
 from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
 from engine.text.tokenizer import ByteTokenizer, Tokenizer
@@ -20,7 +20,7 @@ from server.config import ServerConfig
 from server.http.app import create_app
 from server.link.bridge import Bridge
 from server.link.grammar_check import GrammarCheck
-from server.service import HTTPServer
+from server.service import make_http_server
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 
 
@@ -38,10 +38,10 @@ class Line:
 
 
 @asynccontextmanager
-async def connected(max_queued_requests: int = 100) -> AsyncIterator[Line]:
+async def connected(max_queued_requests: int = 100, max_queued_tokens: int = 10_000) -> AsyncIterator[Line]:
     folder = short_dir()
     addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
-    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests)
+    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests, max_queued_tokens=max_queued_tokens)
     bridge.start()
     engine = FakeEngine(*addresses)
     try:
@@ -122,9 +122,19 @@ async def port(line: Line) -> AsyncIterator[int]:
     """A real HTTP server over `line`, on a free port."""
     config = chat_config(enable_auto_tool_choice=True, tool_call_parser="hermes")
     app = create_app(line.bridge, INFO, ByteTokenizer(), config, GrammarCheck("bytes", INFO.vocab_size))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    async with listening(app, config) as port:
+        yield port
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, config: ServerConfig, listener: socket.socket | None = None) -> AsyncIterator[int]:
+    """An application over a real socket; its port."""
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    server = make_http_server(app, config)
+    server.config.timeout_graceful_shutdown = 1
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    await serving
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving

@@ -97,6 +97,7 @@ class FakeEngine:
     def __init__(self, to_engine: str, from_engine: str, script: Script | None = None) -> None:
         self.script = script
         self.silent = False
+        self.is_stuck = False  # it takes messages and never says that it has handled them
         self.num_cached_tokens = 0  # of every prompt, which answers are told with
         self.stats = Stats(phase="decode", device_blocks_used=25, device_blocks_total=100)
         self.received: list[ToEngine] = []
@@ -140,6 +141,8 @@ class FakeEngine:
                         await self.send(Outputs(cached=[CachedPrompt(message.id, self.num_cached_tokens)]))
                     for output in self.script(message):
                         await self.send(Outputs([output]))
+            if not self.is_stuck:
+                await self.send(Outputs(handled=len(self.received) + 1))
             async with self._arrived:
                 self.received.append(message)
                 self._unread.append(message)

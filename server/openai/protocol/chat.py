@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from engine.sampling.params import MAX_LOGPROBS
 from engine.values.errors import RequestError
+from server.openai.protocol.body import Body
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.messages import Message
 
 
-class Function(BaseModel):
+class Function(Body):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(min_length=1)
@@ -20,7 +21,7 @@ class Function(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(Body):
     """A tool that the model may call; templates are given it as it came."""
 
     model_config = ConfigDict(extra="allow")

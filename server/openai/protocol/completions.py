@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, ClassVar
+import math
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import PlainValidator
 
-from engine.values.errors import RequestError
+from server.openai.protocol.body import SMALL_BODY_BYTES, check_size
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
 from server.openai.protocol.logprobs import CompletionLogprobs, PromptLogprobs
+from server.openai.protocol.token_ids import take_ids
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 Prompt = str | list[str] | list[int] | list[list[int]]
-
-
-class _PromptOnly(msgspec.Struct):
-    prompt: msgspec.Raw = msgspec.Raw()
-
-
-def _num_token_lists(body: bytes) -> int:
-    """How many lists the prompt holds if it is a list of lists, else 0. Makes none of them: with millions that takes
-    seconds, in which no other thread runs."""
-    try:
-        prompt = bytes(msgspec.json.decode(body, type=_PromptOnly).prompt)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0  # the model says what is wrong
-    return prompt.count(b"[") - 1 if re.match(rb"\s*\[\s*\[", prompt) else 0
 
 
 def _read_prompt(value: Any) -> Prompt:
@@ -62,14 +49,16 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = None
 
     @classmethod
-    def parse(cls, body: bytes, max_prompts: int) -> CompletionRequest:
-        """Raises pydantic's ValidationError, and RequestError for too many prompts."""
-        num_lists = _num_token_lists(body)
-        if num_lists > max_prompts:
-            raise RequestError(
-                f"prompt has {num_lists} entries, more than {max_prompts}: send fewer at once.", "prompt"
-            )
-        return cls.model_validate_json(body)
+    def parse(cls, body: bytes) -> Self:
+        if len(body) <= SMALL_BODY_BYTES:
+            return cls.model_validate_json(body)
+        check_size(body, most_entries=math.inf)
+        ids, rest = take_ids(body, "prompt")
+        check_size(rest)
+        request = cls.model_validate_json(rest)
+        if ids is not None:
+            request.prompt = ids
+        return request
 
     @property
     def num_prompts(self) -> int:

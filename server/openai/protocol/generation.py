@@ -6,15 +6,15 @@ Requests are pydantic models; responses are msgspec structs, since a chunk is en
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from engine.sampling.defaults import SamplingDefaults
 from engine.sampling.params import MAX_INT, MAX_TOKENS_NAMED, SamplingParams
 from engine.values.errors import RequestError
+from server.openai.protocol.body import Body
 from server.openai.protocol.structured import StructuredRequest
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
 MAX_BAD_WORDS = 1024
+MAX_TOLD = 100  # parameters without effect
 MAX_BIAS = 100.0  # OpenAI's; vLLM cuts larger ones down to it
 
 # Parameters of OpenAI and vLLM that change what a client gets and are not supported, with the values that ask
@@ -47,15 +48,23 @@ IGNORED = frozenset(
 )
 
 
-@lru_cache(maxsize=1000)  # once for each name
+_told: set[str] = set()
+
+
 def _tell_of_ignored(name: str) -> None:
+    """Once for each name, of so many that clients cannot fill the log with them."""
+    if name in _told or len(_told) >= MAX_TOLD:
+        return
+    _told.add(name)
     if name in IGNORED:
         logger.info("requests hold the parameter %r, which is accepted and has no effect here", name)
     else:
         logger.warning("requests hold the parameter %r, which Seesaw does not know and ignores", name)
+    if len(_told) == MAX_TOLD:
+        logger.warning("requests held %d such parameters; no more will be told of", MAX_TOLD)
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
@@ -147,8 +156,8 @@ class GenerationRequest(StructuredRequest):
             )
         if self.truncate_prompt_tokens == 0:
             raise RequestError("truncate_prompt_tokens must leave a token: give at least 1.", "truncate_prompt_tokens")
-        if not all(self.bad_words or ()):
-            raise RequestError("bad_words must not hold an empty one.", "bad_words")
+        if not all(1 <= len(word) <= MAX_STOP_CHARS for word in self.bad_words or ()):
+            raise RequestError(f"Each of bad_words must have 1 to {MAX_STOP_CHARS} characters.", "bad_words")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true.", "stream_options")
         if len(self.stops) > MAX_STOP_STRINGS:

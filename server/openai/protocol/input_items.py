@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from engine.text.conversation import read_arguments
+from server.openai.protocol.body import Body
 from server.openai.protocol.messages import FunctionCall, Message, Text, ToolCall
 
 NEEDED = {
@@ -19,7 +20,7 @@ NEEDED = {
 UNFINISHED = ("in_progress", "incomplete")
 
 
-class InputItem(BaseModel):
+class InputItem(Body):
     """A message, or a part of one turn of the model: its reasoning, a call of a function, that call's output. The items
     of a response's output are taken as they are, so that clients can send them back."""
 

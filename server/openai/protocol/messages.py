@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PlainValidator
+from pydantic import Field, PlainValidator
 
 from engine.text.conversation import read_content
+from server.openai.protocol.body import Body
 
 Content = str | list[str | dict[str, Any]]
 
@@ -15,18 +16,18 @@ Content = str | list[str | dict[str, Any]]
 Text = Annotated[str, PlainValidator(read_content, json_schema_input_type=Content)]
 
 
-class FunctionCall(BaseModel):
+class FunctionCall(Body):
     name: str
     arguments: str | dict[str, Any] = "{}"
 
 
-class ToolCall(BaseModel):
+class ToolCall(Body):
     id: str | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class Message(BaseModel):
+class Message(Body):
     """A message of any role: what roles there are, the chat template says. What else it holds is ignored."""
 
     role: str = Field(min_length=1, max_length=64)

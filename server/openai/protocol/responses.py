@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
+from server.openai.protocol.body import Body
 from server.openai.protocol.chat import ChatRequest, Tool
 from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
 from server.openai.protocol.input_items import InputItem, as_messages
@@ -22,7 +23,7 @@ def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(Body):
     """A function that the model may call."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,12 +41,12 @@ class FunctionTool(BaseModel):
         )
 
 
-class ReasoningOptions(BaseModel):
+class ReasoningOptions(Body):
     effort: str | None = None
     summary: str | None = None
 
 
-class TextOptions(BaseModel):
+class TextOptions(Body):
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
@@ -83,9 +84,9 @@ class ResponsesRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
 
     @classmethod
-    def parse(cls, body: bytes) -> ResponsesRequest:
+    def parse(cls, body: bytes) -> Self:
         """A request that is a chat. Raises RequestError and pydantic's ValidationError."""
-        request = cls.model_validate_json(body)
+        request = super().parse(body)
         request.check()
         _ = request.chat
         return request

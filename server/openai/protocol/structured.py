@@ -8,18 +8,21 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import RequestError
+from server.openai.protocol.body import Body
 
 # vLLM's, beside the forms: what they ask for changes the text, and False asks for nothing.
 _OPTIONS = ("disable_additional_properties", "disable_any_whitespace", "structural_tag", "whitespace_pattern")
 
+MAX_FORM_CHARS = 1 << 20
+
 Schema = dict[str, Any] | bool
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Body):
     """OpenAI's wrapping of a schema. `strict` makes no difference: every schema is enforced."""
 
     name: str | None = None
@@ -28,12 +31,12 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Body):
     type: str
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputsBody(BaseModel):
+class StructuredOutputsBody(Body):
     """vLLM's: exactly one of the forms."""
 
     model_config = ConfigDict(extra="allow")
@@ -45,7 +48,7 @@ class StructuredOutputsBody(BaseModel):
     json_object: bool | None = None
 
 
-class StructuredRequest(BaseModel):
+class StructuredRequest(Body):
     """The parameters, as fields of a request's body."""
 
     response_format: ResponseFormat | None = None
@@ -63,6 +66,9 @@ class StructuredRequest(BaseModel):
         """
         forms = [*_of_response_format(self.response_format), *_of_body(self.structured_outputs)]
         forms += _forms("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+        for form, param in forms:
+            if len(form.text) + sum(map(len, form.choices)) > MAX_FORM_CHARS:
+                raise RequestError(f"{param} has more than {MAX_FORM_CHARS} characters: simplify it.", param)
         if len(forms) > 1:
             names = " and ".join(param for _, param in forms)
             raise RequestError(f"{names} ask for several forms of one text: choose one.", forms[0][1].split(".")[0])

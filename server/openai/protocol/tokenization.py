@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import msgspec
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from engine.text.json_size import MAX_ENTRIES
 from engine.values.errors import RequestError
+from server.openai.protocol.body import Body
 from server.openai.protocol.chat import ChatRequest
 
-MAX_TOKENS = 1 << 20
 
-
-class TokenizeText(BaseModel):
+class TokenizeText(Body):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
@@ -24,9 +24,9 @@ class TokenizeChat(ChatRequest):
     return_token_strs: bool = False
 
 
-class Detokenize(BaseModel):
+class Detokenize(Body):
     model: str | None = None
-    tokens: list[int] = Field(max_length=MAX_TOKENS)
+    tokens: list[int] = Field(max_length=MAX_ENTRIES)
 
 
 class _Kinds(msgspec.Struct):
@@ -40,15 +40,15 @@ def read_tokenize(body: bytes) -> TokenizeText | TokenizeChat:
     try:
         kinds = msgspec.json.decode(body, type=_Kinds)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return TokenizeText.model_validate_json(body)  # which says what is wrong
+        return TokenizeText.parse(body)  # which says what is wrong
     has_messages, has_prompt = (bytes(kind) not in (b"", b"null") for kind in (kinds.messages, kinds.prompt))
     if has_messages and has_prompt:
         raise RequestError("prompt and messages are two things to tokenize: give one of them.", "prompt")
     if has_messages:
-        return TokenizeChat.model_validate_json(body)
+        return TokenizeChat.parse(body)
     if not has_prompt:
         raise RequestError("There is nothing to tokenize: give a prompt, or the messages of a chat.", "prompt")
-    return TokenizeText.model_validate_json(body)
+    return TokenizeText.parse(body)
 
 
 class Tokens(msgspec.Struct, frozen=True):

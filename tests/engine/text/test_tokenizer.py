@@ -12,11 +12,12 @@ from typing import Any
 import huggingface_hub
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
 
 from engine.text.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from engine.values.errors import ConfigError, RequestError
-from tests.engine.text.tokenizers import BYTE_LEVEL, BYTES, SENTENCEPIECE
+from tests.engine.text.tokenizers import BYTE_LEVEL, BYTES, SENTENCEPIECE, byte_level
 
 
 def test_a_folder_without_a_tokenizer_is_one_sentence_of_ours(tmp_path: object) -> None:
@@ -49,6 +50,36 @@ def test_half_a_surrogate_pair_is_replaced(tokenizer: FastTokenizer | ByteTokeni
 
 def test_the_longest_token_bounds_a_texts_length() -> None:
     assert [each.max_token_chars for each in (BYTES, BYTE_LEVEL, SENTENCEPIECE)] == [1, len("<|end|>"), len("<0x00>")]
+
+
+def test_a_pattern_that_gives_up_is_an_error_of_the_text() -> None:
+    """Rust panics then, which is no Exception. Llama 3's pattern does so on spaces without end."""
+    core = Core(models.BPE(vocab={"a": 0, " ": 1}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a+)+$"), "isolated")
+    tokenizer = FastTokenizer(core)
+    with pytest.raises(RequestError, match=r"cannot read this text \(.*retry-limit"):
+        tokenizer.encode(["a" * 40 + " "])
+    assert tokenizer.encode(["a"]) == [[0]]
+
+
+class Counting:
+    """A tokenizer's core, and which of its calls were made."""
+
+    def __init__(self, core: Core) -> None:
+        self._core, self.calls = core, list[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.calls.append(name)
+        return getattr(self._core, name)
+
+
+def test_long_texts_and_many_tokens_go_through_calls_that_let_other_threads_run() -> None:
+    """Only those of batches do."""
+    tokenizer = byte_level()
+    core = tokenizer._core = Counting(tokenizer._core)
+    (ids,) = tokenizer.encode(["ab" * 1000])
+    assert tokenizer.decode(ids) == "ab" * 1000
+    assert core.calls == ["encode_batch_fast", "decode_batch"]
 
 
 # None begins with a space: there transformers 5 departs from sentencepiece, and it is the reference.
@@ -105,7 +136,7 @@ def test_mistrals_own_tokenizer_alone(tmp_path: Path) -> None:
 
 def _write(folder: Path, **changes: Any) -> str:
     """A tokenizer.json of a few letters, with some parts changed."""
-    core = Tokenizer(models.BPE(vocab={letter: id for id, letter in enumerate("abc !")}, merges=[]))
+    core = Core(models.BPE(vocab={letter: id for id, letter in enumerate("abc !")}, merges=[]))
     raw = json.loads(core.to_str())
     raw["model"] |= changes.pop("model", {})
     (folder / "tokenizer.json").write_text(json.dumps(raw | changes))

@@ -13,7 +13,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("num_bytes", "size", "flag"),
     [
-        (100, "100 bytes", "1MiB"),
+        (100, "100 bytes", "1KiB"),
         (3 << 20, "3.0 MiB", "3MiB"),
         ((3 << 20) + 1, "3.0 MiB", "4MiB"),
         (GIB + GIB // 2, "1.50 GiB", "1536MiB"),

@@ -14,6 +14,7 @@ from engine.sampling.params import SamplingParams
 from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
 from engine.wire.messages import Abort, Add, CachedPrompt, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
 from server.link.bridge import Bridge
+from server.link.outbox import WINDOW_SEQUENCES
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected
 from tests.server.fake_engine import FakeEngine, short_dir
@@ -81,7 +82,7 @@ async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: 
     cut.close()
     await line.bridge.ping(PATIENCE_S)
     assert [m for m in line.engine.received if isinstance(m, Abort)] == [Abort(ids[2])]
-    assert line.bridge.num_waiting == 0
+    assert line.bridge.room.sequences == 0
 
 
 async def test_a_dropped_choice_is_aborted_by_itself_and_the_request_with_the_last(line: Line) -> None:
@@ -111,8 +112,9 @@ async def test_the_queue_is_bounded_by_requests_without_a_first_token() -> None:
         with pytest.raises(QueueFullError):
             line.bridge.submit("d", [([1], GREEDY)])
         stream.close()
+        await line.bridge.ping(PATIENCE_S)
         line.bridge.submit("e", [([1], GREEDY), ([2], GREEDY)])
-        assert [m.id[0] for m in line.engine.received if isinstance(m, Add)] == ["a"]  # nothing of b was sent
+        assert [m.id[0] for m in line.engine.received if isinstance(m, Add)] == ["a", "c", "c"]  # nothing of b or d
 
 
 async def test_the_queue_counts_sequences() -> None:
@@ -124,15 +126,69 @@ async def test_the_queue_counts_sequences() -> None:
         for _ in range(2):  # only the first output ends the wait of its sequence, and of no other
             await line.engine.say(id, "x", index=1)
         await line.bridge.ping(PATIENCE_S)
-        assert line.bridge.num_waiting == 2
+        assert line.bridge.room.sequences == 2
         line.bridge.submit("b", [([1], SamplingParams(n=2))]).close()
-        assert line.bridge.num_waiting == 2
+        await line.bridge.ping(PATIENCE_S)
+        assert line.bridge.room.sequences == 2
+
+
+async def test_the_queue_counts_tokens_of_prompts_once_for_all_continuations() -> None:
+    async with connected(max_queued_tokens=10) as line:
+        line.bridge.submit("a", [([1] * 6, SamplingParams(n=2))])
+        with pytest.raises(QueueFullError, match="6 tokens of prompts wait and at most 10 may"):
+            line.bridge.submit("b", [([1] * 5, GREEDY)])
+        id = (await line.engine.expect(Add)).id
+        for index, waiting in ((0, 6), (1, 0)):
+            await line.engine.say(id, "x", index=index)
+            await line.bridge.ping(PATIENCE_S)
+            assert line.bridge.room.tokens == waiting
+
+
+async def test_an_aborted_request_takes_its_room_until_the_engine_has_let_go() -> None:
+    async with connected(max_queued_requests=2) as line:
+        line.engine.is_stuck = True
+        line.bridge.submit("a", [([1], SamplingParams(n=2))]).close()
+        await line.engine.expect(Abort)
+        with pytest.raises(QueueFullError):
+            line.bridge.submit("b", [([1], GREEDY)])
+        line.engine.is_stuck = False
+        await line.bridge.ping(PATIENCE_S)
+        assert (line.bridge.room.sequences, line.bridge.room.tokens) == (0, 0)
+        line.bridge.submit("c", [([1], SamplingParams(n=2))])
+
+
+async def test_pings_and_aborts_go_before_requests_that_the_engine_has_not_taken() -> None:
+    async with connected(max_queued_requests=10 * WINDOW_SEQUENCES) as line:
+        line.engine.is_stuck = True
+        many = [line.bridge.submit(str(index), [([1], SamplingParams(n=WINDOW_SEQUENCES // 4))]) for index in range(40)]
+        await line.bridge.ping(PATIENCE_S)
+        sent = [message.id for message in line.engine.received if isinstance(message, Add)]
+        assert sent == ["0-0", "1-0", "2-0", "3-0"]  # though all 40 were accepted
+        for stream in many[1:]:
+            stream.close()
+        assert line.bridge.room.sequences == WINDOW_SEQUENCES  # those that were not sent are gone
+        line.engine.is_stuck = False
+        await line.bridge.ping(PATIENCE_S)
+        assert line.bridge.room.sequences == WINDOW_SEQUENCES // 4
+        assert sum(isinstance(message, Add) for message in line.engine.received) == 4
+
+
+async def test_a_request_larger_than_the_window_goes_alone() -> None:
+    async with connected(max_queued_requests=4 * WINDOW_SEQUENCES) as line:
+        line.engine.is_stuck = True
+        for id in "ab":
+            line.bridge.submit(id, [([1], SamplingParams(n=WINDOW_SEQUENCES + 1))])
+        await line.bridge.ping(PATIENCE_S)
+        assert [message.id for message in line.engine.received if isinstance(message, Add)] == ["a-0"]
+        line.engine.is_stuck = False
+        await line.bridge.ping(PATIENCE_S)
+        assert [(await line.engine.expect(Add)).id for _ in range(2)] == ["a-0", "b-0"]
 
 
 async def test_what_cannot_be_encoded_changes_nothing(line: Line) -> None:
     with pytest.raises(OverflowError):
         line.bridge.submit("a", [([1], GREEDY), ([2], SamplingParams(top_k=2**70))])
-    assert line.bridge.num_waiting == 0
+    assert line.bridge.room.sequences == 0
     await line.bridge.ping(PATIENCE_S)
     assert not any(isinstance(message, Add) for message in line.engine.received)
 
@@ -185,7 +241,9 @@ async def test_an_unreadable_message_counts_as_death(line: Line) -> None:
 async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
     folder = short_dir()
     read, write = os.pipe()  # a process's sentinel is such a pipe: readable once its writer is gone
-    bridge = Bridge(f"ipc://{folder}/down", f"ipc://{folder}/up", max_queued_requests=1, sentinel=read)
+    bridge = Bridge(
+        f"ipc://{folder}/down", f"ipc://{folder}/up", max_queued_requests=1, max_queued_tokens=1, sentinel=read
+    )
     bridge.start()
     os.close(write)
     with pytest.raises(EngineDeadError, match="ended without a word"):
@@ -217,7 +275,7 @@ async def test_start_reports_progress_and_what_the_operator_must_fix() -> None:
     folder = short_dir()
     addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
     lines: list[str] = []
-    bridge = Bridge(*addresses, max_queued_requests=1, on_progress=lines.append)
+    bridge = Bridge(*addresses, max_queued_requests=1, max_queued_tokens=1, on_progress=lines.append)
     bridge.start()
     engine = FakeEngine(*addresses)
     waiting = asyncio.create_task(bridge.ready())
@@ -242,4 +300,5 @@ async def test_a_refused_request_ends_its_stream_with_the_reason(line: Line) -> 
     assert await line.engine.expect(Abort) == Abort(ids[0])  # its sibling
     with pytest.raises(QueueFullError):
         await anext(other)
-    assert line.bridge.num_waiting == 0
+    await line.bridge.ping(PATIENCE_S)
+    assert line.bridge.room.sequences == 0

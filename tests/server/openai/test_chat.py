@@ -13,7 +13,7 @@ from engine.sampling.params import SamplingParams
 from engine.sampling.structured import StructuredOutputs
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
-from server.openai.protocol.generation import _tell_of_ignored
+from server.openai.protocol.generation import _told
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
 from tests.server.openai.streams import events, usage
@@ -280,7 +280,7 @@ async def test_unsupported_parameters_may_have_their_default(chatty: Site) -> No
 async def test_what_is_ignored_is_logged_once(chatty: Site, caplog: pytest.LogCaptureFixture) -> None:
     chatty.engine.script = say("x")
     caplog.set_level(logging.INFO)
-    _tell_of_ignored.cache_clear()
+    _told.clear()
     for _ in range(2):
         await chatty.chat(user="me", something_new=5, frequency_penalty=0)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("server.openai")]

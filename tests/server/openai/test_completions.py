@@ -11,8 +11,9 @@ from engine.sampling.params import SamplingParams
 from engine.values.errors import EngineDeadError
 from engine.wire.messages import Abort, Add, FinishReason, Output
 from server.config import ServerConfig
-from server.http.body import LARGE_BODY_BYTES
 from server.openai.protocol import completions as protocol
+from server.openai.protocol.body import SMALL_BODY_BYTES
+from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer
 from tests.server.openai.streams import events, usage
@@ -189,8 +190,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("prompt", {"prompt": [1.5]}, "must be a string"),
         ("prompt", {"prompt": [256]}, "between 0 and 255"),
         ("prompt", {"prompt": [-1]}, "between 0 and 255"),
-        ("prompt", {"prompt": [[1]] * 101}, "101 entries, more than 100"),
-        ("prompt", {"prompt": [["x"]] * 101}, "101 entries"),  # said before the entries are looked at
+        ("prompt", {"prompt": [[1]] * 101}, "101 sequences, more than the 100"),
         ("prompt", {"prompt": ["a"] * 60, "n": 2}, "60 prompts with n 2 would make 120 sequences, more than the 100"),
         ("prompt", {"prompt": ["b", "a" * 65]}, "65 characters, which do not fit"),
         ("temperature", {"temperature": -1}, "between 0 and"),
@@ -211,7 +211,7 @@ async def test_a_limit_that_does_not_fit_beside_the_prompt_is_refused_in_vllms_w
         ("repetition_penalty", {"repetition_penalty": 0}, "between 0.01 and 100"),
         ("min_tokens", {"min_tokens": 9, "max_tokens": 8}, "between 0 and max_tokens"),
         ("allowed_token_ids", {"allowed_token_ids": []}, "is empty"),
-        ("bad_words", {"bad_words": [""]}, "empty one"),
+        ("bad_words", {"bad_words": [""]}, "1 to 1024 characters"),
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 0}, "at least 1"),
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 65}, "64 tokens"),
         ("suffix", {"suffix": "s"}, "not supported"),
@@ -273,7 +273,7 @@ async def test_a_large_body_is_parsed_in_a_thread(site: Site, monkeypatch: pytes
     threads: list[int] = []
     real = protocol._are_ids
     monkeypatch.setattr(protocol, "_are_ids", lambda value: threads.append(threading.get_ident()) or real(value))
-    padding = {"user": "x" * LARGE_BODY_BYTES}
+    padding = {"user": "x" * SMALL_BODY_BYTES}
     message = await refused(site, 400, "prompt", prompt=[1.5], **padding)  # errors have the same shape
     assert "must be a string" in message
     assert threads and threading.get_ident() not in threads
@@ -302,8 +302,16 @@ async def test_a_full_queue_says_come_again(make_site: MakeSite) -> None:
     response = await site.complete(prompt="p")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     waiting.close()
+    await site.bridge.ping(PATIENCE_S)  # by then the engine has let go
     site.engine.script = answer("x")
     assert (await site.complete(prompt="p")).status_code == 200
+
+
+async def test_prompts_that_would_never_find_room_are_refused_for_good(make_site: MakeSite) -> None:
+    site = await make_site()
+    site.bridge.room.max_tokens = 100
+    response = await site.complete(prompt=[[1] * 50] * 3, max_tokens=1)
+    assert response.status_code == 400 and "150 tokens, more than the 100" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
