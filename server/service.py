@@ -24,7 +24,9 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from engine.awake import waits
 from engine.heap import freeze_heap
+from engine.printing import print_in_background
 from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.sizing.fit import check_early
 from engine.text.template_source import read_template
@@ -43,6 +45,7 @@ from server.settings import API_KEY_VARIABLE
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
+WITH_FIRST_S = 0.5  # between a signal and its like that belong together
 FLUSH_S = 3.0  # for clients to take their last words
 MAX_OPEN_FILES = 65536  # each connection is one
 CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
@@ -63,12 +66,15 @@ class EngineHandle(Protocol):
     def close(self, timeout_s: float) -> int | None:
         """Give the process so long to end by itself, then end it; remove its run folder. Idempotent."""
 
+    def kill(self) -> None:
+        """As `close`, but at once and without asking."""
+
 
 StartEngine = Callable[[EngineConfig], EngineHandle]
 
 
 def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine | None = None) -> int:
-    """Serve until a signal comes (returns 0) or the engine dies (1).
+    """Serve until a signal comes (returns 0) or the engine dies, before it or while requests have time to end (1).
 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
@@ -76,6 +82,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
         from engine.process import EngineProcess
 
         start_engine = EngineProcess.start
+    print_in_background()
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
@@ -93,7 +100,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     report = _timed_report()
     report("starting the engine")
     handle = start_engine(engine)
-    stop.on_second = lambda: handle.close(0.0)
+    stop.on_second = handle.kill
     bridge = Bridge(
         handle.send_address,
         handle.receive_address,
@@ -105,7 +112,12 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     try:
         bridge.start()
         starting = asyncio.ensure_future(_start(engine, server, bridge))
-        if await _first(starting, stop.requested) is stop.requested:
+        guard = asyncio.create_task(
+            _end_if_silent(bridge, handle.process, max(engine.start_timeout_s, server.engine_timeout_s))
+        )
+        first = await _first(starting, stop.requested)
+        guard.cancel()
+        if first is stop.requested:
             starting.cancel()
             return 0
         http, info, grammars = starting.result()
@@ -149,6 +161,18 @@ def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, Sampli
     return tokenizer, load_defaults(server.generation_config, engine)
 
 
+async def _end_if_silent(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
+    """While it starts: it gives its workers their time by itself, and is heard of meanwhile unless it cannot speak."""
+    await bridge.silence(timeout_s)
+    process.kill()
+    bridge.die(
+        EngineDeadError(
+            f"the engine that starts was not heard of for {timeout_s:g} s and was killed: "
+            "look for what stopped it, or raise --start-timeout-s"
+        )
+    )
+
+
 async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
     if not await bridge.hangs(timeout_s):
         return
@@ -173,20 +197,23 @@ async def _run(
     listen(server, listener)
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     dying = asyncio.ensure_future(bridge.death())
-    print(banner(server, listener, info), flush=True)
+    print(banner(server, listener, info))
     first = await _first(dying, stop.requested, serving)
     if first is stop.requested:
         _report("stopping; press Ctrl-C again to stop at once")
     http.should_exit = True  # accepts nothing more; connections close as their responses end
     if first is stop.requested and server.shutdown_timeout_s:
         _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")
-        await asyncio.wait({serving, dying}, timeout=server.shutdown_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    if dying.done():
+        for wait_s in waits(server.shutdown_timeout_s):
+            if (await asyncio.wait({serving, dying}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                break
+    died = dying.done()
+    if died:
         _report(f"error: {dying.result()}")
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
     grammars.close()  # requests wait for it, too
     await serving
-    return 0 if first is stop.requested else 1
+    return 0 if first is stop.requested and not died else 1
 
 
 class HTTPServer(uvicorn.Server):
@@ -198,21 +225,28 @@ class HTTPServer(uvicorn.Server):
 
 
 class StopSignal:
-    """SIGINT and SIGTERM: the first one completes `requested`, the second ends the process at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first one completes `requested`, the second ends the process at once.
+
+    It is no second one that comes with the first: `timeout` sends to its child and then to the whole group, and systemd
+    may send a SIGHUP along.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.requested: asyncio.Future[None] = loop.create_future()
         self.on_second: Callable[[], object] = lambda: None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._handle, number)
+        self._first_s = math.inf
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell of jobs in the background
+                loop.add_signal_handler(number, self._handle, number)
 
     def _handle(self, number: int) -> None:
         if not self.requested.done():
             self.requested.set_result(None)
-            return
-        self.on_second()
-        os._exit(128 + number)
+            self._first_s = time.monotonic()
+        elif number != signal.SIGHUP and time.monotonic() - self._first_s > WITH_FIRST_S:
+            self.on_second()
+            os._exit(128 + number)
 
 
 def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> str:
@@ -267,4 +301,4 @@ def _timed_report() -> Callable[[str], None]:
 
 
 def _report(line: str) -> None:
-    print(f"seesaw: {line}", file=sys.stderr, flush=True)
+    print(f"seesaw: {line}", file=sys.stderr)

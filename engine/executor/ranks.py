@@ -6,8 +6,9 @@ polls that socket hears of it at once.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
-import shutil
 import signal
 import time
 import weakref
@@ -21,7 +22,8 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
+from engine.run_folder import keep_multiprocessing_in, make_run_dir, remove_run_dir
+from engine.supervision import ChildWatch, end_children, start_child
 from engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
 from engine.worker.spec import WorkerSpec
@@ -35,10 +37,17 @@ ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those o
 def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "engine.worker.worker", "engine.worker.quick_exit"])
-    with deaf_children():
-        forkserver.ensure_running()
+    context.set_forkserver_preload(["engine.worker.fork_server", "torch", "engine.worker.worker"])
+    _keep_files_together()
+    start_child(forkserver.ensure_running)
     return context
+
+
+@functools.cache  # once a process, which has one fork server
+def _keep_files_together() -> None:
+    folder = make_run_dir()
+    atexit.register(remove_run_dir, folder)
+    keep_multiprocessing_in(folder)
 
 
 class Ranks:
@@ -47,12 +56,13 @@ class Ranks:
     def __init__(self) -> None:
         self.run_dir = make_run_dir()
         # Also at the exit of a process that never calls `close`.
-        self._remove_run_dir = weakref.finalize(self, shutil.rmtree, self.run_dir, ignore_errors=True)
+        self._remove_run_dir = weakref.finalize(self, remove_run_dir, self.run_dir)
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._commands: list[zmq.Socket[bytes]] = []
         self._processes: list[BaseProcess] = []
         self._watch: ChildWatch | None = None
+        self._at_exit = functools.partial(end_children, self._processes, 0.0)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
         self._death: SeesawError | None = None
@@ -70,6 +80,8 @@ class Ranks:
         self._reports.bind(specs[0].reports_address)
         self._reports.bind(DEATHS)
         context = fork_server()
+        # Before multiprocessing joins them, which waits for ever in a process that ends without `close`.
+        atexit.register(self._at_exit)
         for spec in specs:
             commands = self._context.socket(zmq.PUSH)
             commands.set(zmq.SNDHWM, 0)
@@ -78,9 +90,8 @@ class Ranks:
             commands.connect(spec.commands_address)
             self._commands.append(commands)
         for spec in specs:
-            # Daemonic, so that an engine that ends without `close` terminates them instead of joining them for ever.
             process = context.Process(target=run_worker, args=(spec,), name=f"worker-{spec.rank}", daemon=True)
-            process.start()
+            start_child(process.start)
             self._processes.append(process)
         self._watch = ChildWatch(self._processes, self._announce_death)
 
@@ -131,6 +142,7 @@ class Ranks:
         else:
             grace_s = 0.0
         end_children(self._processes, grace_s)
+        atexit.unregister(self._at_exit)
         for process in self._processes:
             if not process.is_alive():  # `close` refuses one that the kernel has not let go yet
                 process.close()

@@ -115,7 +115,9 @@ def test_draining_lets_requests_end_and_a_second_signal_does_not_wait(tmp_path: 
         wait_for_first_tokens(url, 1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("requests in flight have 600 s")
-        server.process.send_signal(signal.SIGTERM)
+        while server.process.poll() is None:  # those that come close behind the first belong to it
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
         with pytest.raises((OSError, urllib.error.URLError)):
             waiting.result()
         assert server.end()[0] == 128 + signal.SIGTERM

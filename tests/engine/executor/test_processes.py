@@ -22,6 +22,7 @@ import engine.executor.ranks
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
 from engine.sampling.params import RowSampling
+from engine.run_folder import make_run_dir, remove_run_dir
 from engine.supervision import end_children
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, EngineDeadError
@@ -418,6 +419,7 @@ def test_bad_configurations_start_no_worker(checkpoint: Path, options: dict[str,
 
 
 def test_killing_the_engine_process_ends_its_workers(checkpoint: Path) -> None:
+    """The next one that starts removes its files, while those of the living stay."""
     config = "from tests.engine.executor.test_processes import make_config; from pathlib import Path; "
     script = (
         f"{config} from engine.executor.processes import ProcessExecutor; import signal; "
@@ -433,4 +435,7 @@ def test_killing_the_engine_process_ends_its_workers(checkpoint: Path) -> None:
         pidfds = [os.pidfd_open(child.pid) for child in children]
         engine.kill()
     assert await_end(pidfds)
-    assert not run_dir.exists()
+    living, another = make_run_dir(), make_run_dir()
+    assert living.is_dir() and not run_dir.exists()
+    remove_run_dir(living)
+    remove_run_dir(another)
