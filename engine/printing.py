@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import sys
 import threading
@@ -18,8 +19,11 @@ DRAIN_S = 1.0  # for somebody to take the last ones
 
 def print_in_background() -> None:
     """From here on, printing and logging neither wait nor fail in this process."""
-    streams = [_Background(1), _Background(2)]
-    sys.stdout, sys.stderr = streams
+    before = sys.stderr
+    sys.stdout, sys.stderr = _Background(1), _Background(2)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(sys.stderr)
     atexit.register(drain)
 
 

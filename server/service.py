@@ -82,7 +82,6 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
         from engine.process import EngineProcess
 
         start_engine = EngineProcess.start
-    print_in_background()
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
@@ -92,6 +91,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     check_defaults(server.generation_config, engine)
     check_tls(server)
     with bound(server) as listener:
+        print_in_background()
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
 

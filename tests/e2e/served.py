@@ -36,6 +36,12 @@ class Served:
         """Every process below the server: the engine, its workers, and their helpers."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def suspend_all(self) -> None:
+        """Stop every process below the server, but for Python's resource trackers: nothing ends those then."""
+        for process in self.children():
+            if "resource_tracker" not in cmdline(process):
+                process.suspend()
+
     def workers(self) -> list[psutil.Process]:
         """The worker processes: forked from the fork server, which alone has children among the engine's."""
         [engine] = [p for p in psutil.Process(self.process.pid).children() if "resource_tracker" not in cmdline(p)]
@@ -58,6 +64,13 @@ class Served:
         deadline = time.monotonic() + PATIENCE_S
         while not holds(metrics := self.metrics()):  # type: ignore[operator]
             assert time.monotonic() < deadline, f"{what}: {metrics}"
+
+    def log_says(self, text: str) -> None:
+        """Wait until the log has it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
 
     def is_drained(self) -> None:
         """All requests have ended and both pools are empty."""

@@ -21,8 +21,8 @@ import pytest
 import engine.executor.ranks
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
-from engine.sampling.params import RowSampling
 from engine.run_folder import make_run_dir, remove_run_dir
+from engine.sampling.params import RowSampling
 from engine.supervision import end_children
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, EngineDeadError
