@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import queue
 import signal
@@ -17,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from contextlib import suppress
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar
 
+from engine.awake import waits
 from engine.printing import drain
 
 T = TypeVar("T")
@@ -37,15 +40,16 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 _imported_in = os.getpid()  # a process that was forked has this of its parent
 
 
-def start_child(start: Callable[[], T]) -> T:
+def start_child(start: Callable[[], T], timeout_s: float = math.inf) -> T:
     """Have `start`, which starts processes that will call `follow_parent`, done by a thread that lasts as long as
     this process: the kernel takes the end of the thread that started a process for its parent's.
 
-    What comes of `OTHERS` waits in those processes until they follow, and in this thread until they are started.
+    What comes of `OTHERS` waits in those processes until they follow, and in this thread until they are started. Raises
+    TimeoutError if that takes too long, as it does for a fork server that was stopped.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, OTHERS)
     try:
-        return _Starter.of_this_process().do(start)
+        return _Starter.of_this_process().do(start, timeout_s)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -68,9 +72,11 @@ class _Starter:
                 cls._latest = cls()
             return cls._latest
 
-    def do(self, start: Callable[[], T]) -> T:
+    def do(self, start: Callable[[], T], timeout_s: float) -> T:
         future: Future[T] = Future()
         self._tasks.put((start, future))
+        if not any(wait_for_futures([future], wait_s).done for wait_s in waits(timeout_s)):
+            raise TimeoutError
         return future.result()
 
     def _run(self) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 
 from engine.awake import waits
-from engine.executor.ranks import GRACE_S, fork_server
-from engine.supervision import end_children, follow_parent, start_child
+from engine.executor.ranks import GRACE_S, fork_server, start_forked
+from engine.supervision import end_children, follow_parent
 from engine.values.errors import EngineDeadError
 
 
@@ -18,7 +18,7 @@ def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
     context = fork_server()
     answers, asked = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(num_devices, asked), name="memory", daemon=True)
-    start_child(process.start)
+    start_forked(process, timeout_s)
     asked.close()  # so that the process's end is the pipe's
     try:
         if not any(map(answers.poll, waits(timeout_s))):

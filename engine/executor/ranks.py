@@ -9,10 +9,12 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import os
 import signal
 import time
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
@@ -41,6 +43,25 @@ def fork_server() -> ForkServerContext:
     _keep_files_together()
     start_child(forkserver.ensure_running)
     return context
+
+
+def start_forked(process: BaseProcess, timeout_s: float) -> None:
+    """Have it forked. Raises EngineDeadError."""
+    try:
+        start_child(process.start, timeout_s)
+    except TimeoutError:
+        raise EngineDeadError(
+            f"the process that forks workers has done nothing for {timeout_s:g} s: "
+            "look for what stopped it, or raise --start-timeout-s"
+        ) from None
+
+
+def wake_fork_server() -> None:
+    """If somebody has stopped it: the ends of its workers are heard of through it."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @functools.cache  # once a process, which has one fork server
@@ -91,7 +112,7 @@ class Ranks:
             self._commands.append(commands)
         for spec in specs:
             process = context.Process(target=run_worker, args=(spec,), name=f"worker-{spec.rank}", daemon=True)
-            start_child(process.start)
+            start_forked(process, spec.config.start_timeout_s)
             self._processes.append(process)
         self._watch = ChildWatch(self._processes, self._announce_death)
 
@@ -141,6 +162,7 @@ class Ranks:
             self.send(range(len(self._processes)), Shutdown())
         else:
             grace_s = 0.0
+        wake_fork_server()
         end_children(self._processes, grace_s)
         atexit.unregister(self._at_exit)
         for process in self._processes:
