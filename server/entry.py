@@ -26,10 +26,15 @@ def interruptible(command: Callable[[], int]) -> int:
         if signal.getsignal(number) is signal.SIG_DFL:  # else somebody has it ignored, as nohup does
             signal.signal(number, _raise)
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         complain("seesaw: interrupted")
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except _Signalled as error:
         complain(f"seesaw: ended by {error.number.name}")
         return 128 + error.number
