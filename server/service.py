@@ -150,7 +150,6 @@ async def _start(
         ssl_keyfile=server.ssl_keyfile or None,
         ssl_ca_certs=server.ssl_ca_certs or None,
         ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
-        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
     return HTTPServer(config), info, grammars
 
@@ -204,15 +203,16 @@ async def _run(
     http.should_exit = True  # accepts nothing more; connections close as their responses end
     if first is stop.requested and server.shutdown_timeout_s:
         _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")
-        for wait_s in waits(server.shutdown_timeout_s):
-            if (await asyncio.wait({serving, dying}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
-                break
+        await _any_done(server.shutdown_timeout_s, serving, dying)
     died = dying.done()
     if died:
         _report(f"error: {dying.result()}")
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
     grammars.close()  # requests wait for it, too
-    await serving
+    await _any_done(FLUSH_S, serving)
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
     return 0 if first is stop.requested and not died else 1
 
 
@@ -286,6 +286,13 @@ def _raise_open_files() -> None:
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _any_done(timeout_s: float, *futures: asyncio.Future[Any]) -> None:
+    """Wait until one of them is done, or this process has run for so long."""
+    for wait_s in waits(timeout_s):
+        if (await asyncio.wait(futures, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+            return
 
 
 async def _first(*futures: asyncio.Future[Any]) -> asyncio.Future[Any]:

@@ -50,18 +50,18 @@ def start_forked(process: BaseProcess, timeout_s: float) -> None:
     try:
         start_child(process.start, timeout_s)
     except TimeoutError:
+        _signal_fork_server(signal.SIGKILL)  # should it go on, it would fork for nobody
         raise EngineDeadError(
             f"the process that forks workers has done nothing for {timeout_s:g} s: "
             "look for what stopped it, or raise --start-timeout-s"
         ) from None
 
 
-def wake_fork_server() -> None:
-    """If somebody has stopped it: the ends of its workers are heard of through it."""
+def _signal_fork_server(number: signal.Signals) -> None:
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, number)
 
 
 @functools.cache  # once a process, which has one fork server
@@ -162,7 +162,7 @@ class Ranks:
             self.send(range(len(self._processes)), Shutdown())
         else:
             grace_s = 0.0
-        wake_fork_server()
+        _signal_fork_server(signal.SIGCONT)  # were it stopped, no end of a worker would be heard of
         end_children(self._processes, grace_s)
         atexit.unregister(self._at_exit)
         for process in self._processes:

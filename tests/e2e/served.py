@@ -97,7 +97,11 @@ class Served:
 
 
 def cmdline(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
+    """Empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 @contextmanager

@@ -37,11 +37,12 @@ PLANS = {
     "resident": ["--weights=resident"],
     "tail": ["--weights=reload", "--tail=D2"],
 }
-TIMEOUT_S = 5.0
-TIMEOUTS = [f"--{name}-timeout-s={TIMEOUT_S}" for name in ("step", "engine")] + ["--start-timeout-s=15"]
+TIMEOUT_S = 10.0  # a loaded host takes seconds for a step
+TIMEOUTS = [f"--step-timeout-s={TIMEOUT_S}", f"--engine-timeout-s={TIMEOUT_S}"]
+START_TIMEOUT_S = 20.0  # where the start is to end by it
 
 NUM_REQUESTS = 12
-LONG = 3000  # tokens of an output: no request ends by itself while a trial looks
+LONG = 2900  # tokens of an output: no request ends by itself while a trial looks
 VICTIMS = ("server", "engine", "fork server", "worker 0", "worker 1", "all")
 ALL = [
     (plan, moment, victim, number)
@@ -83,8 +84,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_process_breaks(
     plan: str, moment: str, victim: str, number: signal.Signals, checkpoint: Path, tmp_path: Path
 ) -> None:
-    goes_on = number == signal.SIGSTOP and victim in ("server", "fork server", "all")
-    with starting(checkpoint, tmp_path, *FLAGS, *PLANS[plan], *TIMEOUTS) as served, ThreadPoolExecutor() as pool:
+    flags = [*FLAGS, *PLANS[plan], *TIMEOUTS]
+    goes_on = number == signal.SIGSTOP and victim in ("server", "all")
+    if moment == "loading" and number == signal.SIGSTOP and not goes_on:
+        flags.append(f"--start-timeout-s={START_TIMEOUT_S}")
+    elif number == signal.SIGSTOP and victim == "fork server":
+        goes_on = True  # it is not needed any more
+    with starting(checkpoint, tmp_path, *flags) as served, ThreadPoolExecutor() as pool:
         if moment != "loading":
             served.await_ready()
             assert named_segments([psutil.Process(served.process.pid), *served.children()]) == set()
@@ -107,13 +113,9 @@ def test_a_process_breaks(
             allowed = {-signal.SIGKILL} if victim == "server" else {1}
             statuses = {0} if victim == "server" else {500}
         elif goes_on:
-            if moment == "loading" and victim == "fork server" and len(family) < 5:
-                allowed = {1}  # it forks nothing any more
-            else:
-                if moment == "loading":
-                    served.await_ready()
-                code, allowed = served.end(signal.SIGTERM), {0}
-            statuses = {200}
+            if moment == "loading":
+                served.await_ready()
+            code, allowed, statuses = served.end(signal.SIGTERM), {0}, {200}
         elif moment == "idle":  # nobody waits for it
             code, allowed, statuses = served.end(signal.SIGTERM), {0}, set()
         else:
