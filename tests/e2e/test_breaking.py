@@ -56,11 +56,9 @@ ALL = [
 ]
 FEW = [
     ("resident", "loading", "fork server", signal.SIGKILL),
-    ("reload", "loading", "engine", signal.SIGSTOP),
     ("reload", "transition", "worker 1", signal.SIGKILL),
     ("tail", "swap", "fork server", signal.SIGKILL),
     ("reload", "idle", "fork server", signal.SIGSTOP),
-    ("resident", "prefill", "worker 0", signal.SIGSTOP),
 ]
 TRIALS = ALL if os.environ.get("SEESAW_TEST_BREAKS") == "all" else FEW
 

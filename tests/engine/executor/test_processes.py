@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -19,6 +21,7 @@ import psutil
 import pytest
 
 import engine.executor.ranks
+from engine import awake
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
 from engine.run_folder import make_run_dir, remove_run_dir
@@ -284,6 +287,24 @@ def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path, graces: l
     finally:
         executor.close()
     assert graces == [0.0]  # it does not listen, and clients wait
+
+
+def test_a_host_that_stood_still_fails_no_step(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = ProcessExecutor(make_config(checkpoint, "P1", step_timeout_s=60.0))
+    try:
+        worker = pids(executor)[0]
+        os.kill(worker, signal.SIGSTOP)
+        executor.submit(Transition(1, 0))
+        executor.collect()
+        slept_s = 86400.0
+        monkeypatch.setattr(awake, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
+        assert executor.collect() == []
+        os.kill(worker, signal.SIGCONT)
+        while not (reports := executor.collect()):
+            assert executor.wait_handle().poll(int(1000 * PATIENCE_S))
+        assert reports[0].id == 1
+    finally:
+        executor.close()
 
 
 def test_close_leaves_nothing(checkpoint: Path) -> None:
