@@ -88,7 +88,7 @@ def test_a_process_breaks(
         flags.append(f"--start-timeout-s={START_TIMEOUT_S}")
     elif number == signal.SIGSTOP and victim == "fork server":
         goes_on = True  # it is not needed any more
-    with starting(checkpoint, tmp_path, *flags) as served, ThreadPoolExecutor() as pool:
+    with starting(checkpoint, tmp_path, *flags) as served, ThreadPoolExecutor(NUM_REQUESTS) as pool:
         if moment != "loading":
             served.await_ready()
             assert named_segments([psutil.Process(served.process.pid), *served.children()]) == set()
@@ -96,6 +96,8 @@ def test_a_process_breaks(
         if moment not in ("loading", "idle"):
             tokens = 100 if goes_on else LONG
             answers = [pool.submit(complete, served.url, 100 * i + 1, tokens) for i in range(NUM_REQUESTS)]
+            if not goes_on:
+                await_accepted(served)
             served.until(f"no {moment}", HAS_BEGUN[moment])
         broken = find(served, victim)
         family = served.children()
@@ -126,6 +128,16 @@ def test_a_process_breaks(
         assert "Traceback" not in log or number == signal.SIGKILL, log
         if code == 1:
             assert "seesaw: error: " in log, log
+
+
+def await_accepted(served: Served) -> None:
+    """All requests have come, and none has ended: what the server has not read yet, it may drop."""
+    deadline = time.monotonic() + PATIENCE_S
+    load = 0
+    while load < NUM_REQUESTS:
+        assert time.monotonic() < deadline, f"only {load} requests have come"
+        with urlopen(f"{served.url}/load", timeout=PATIENCE_S) as response:
+            load = json.load(response)["server_load"]
 
 
 def find(served: Served, victim: str) -> list[psutil.Process]:
