@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.awake import AwakeClock
 from engine.executor.base import Executor
 from engine.grammar.grammars import Compilation, Grammars
 from engine.planning.policy import Policy
@@ -106,9 +107,10 @@ class Core:
     def compile_now(self, limit_s: float) -> None:
         """Wait for the grammars of all requests. Raises RequestError if one cannot be enforced, or is not ready by
         then; those that are stay queued."""
-        deadline = time.monotonic() + limit_s
+        clock = AwakeClock()
+        deadline = clock.now() + limit_s
         while any(not grammar.is_done for _, grammar in self._compiling.values()):
-            if time.monotonic() > deadline:
+            if clock.now() > deadline:
                 raise RequestError(
                     f"structured_outputs does not compile within {limit_s:g} seconds: simplify it.",
                     "structured_outputs",

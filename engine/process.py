@@ -1,18 +1,19 @@
 """The engine's process: starts the executor, then turns the core's loop between the frontend and the ranks.
 
 `EngineProcess` is the parent's handle on it, `run_engine` what runs inside. The frontend binds both sockets, the
-engine connects. Its exit code is 0 after Stop or SIGTERM, 2 if the operator can fix what is wrong, else 1.
+engine connects. Its exit code is 0 if it was asked to end, 2 if the operator can fix what is wrong, else 1.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import shutil
 import signal
 import tempfile
+import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -24,8 +25,9 @@ from engine.core import COMPILING_POLL_MS, Core, describe
 from engine.executor import make_executor
 from engine.executor.base import Executor
 from engine.heap import freeze_heap
-from engine.main_module import main_left_out
-from engine.supervision import deaf_children, end_children, exit_now, exit_with_parent, ignore_ctrl_c, make_run_dir
+from engine.printing import print_in_background
+from engine.run_folder import make_run_dir, remove_run_dir
+from engine.supervision import ASKED_S, END, end_children, exit_now, follow_parent, start_child
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from engine.wire.messages import (
@@ -39,6 +41,7 @@ from engine.wire.messages import (
     Ready,
     Refused,
     ResetPrefixCache,
+    Starting,
     Stats,
     Stop,
     ToEngine,
@@ -46,6 +49,7 @@ from engine.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+STARTING_INTERVAL_S = 1.0
 STATS_INTERVAL_S = 0.25
 LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
@@ -68,10 +72,9 @@ class EngineProcess:
         # Not daemonic: it has children of its own.
         process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
         try:
-            with deaf_children(), main_left_out():
-                process.start()
+            start_child(process.start)
         except BaseException:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            remove_run_dir(run_dir)
             raise
         return cls(process, run_dir)
 
@@ -87,8 +90,15 @@ class EngineProcess:
 
     def close(self, timeout_s: float = 10.0) -> int | None:
         """Wait for the process to end (send Stop first), then make it. Returns its exit code. Idempotent."""
-        end_children([self.process], timeout_s)
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        return self._end(timeout_s, ASKED_S)
+
+    def kill(self) -> None:
+        """End the process at once; the kernel ends all others with it. Idempotent."""
+        self._end(0.0, 0.0)
+
+    def _end(self, grace_s: float, asked_s: float) -> int | None:
+        end_children([self.process], grace_s, asked_s)
+        remove_run_dir(self._run_dir)
         return self.process.exitcode
 
 
@@ -110,7 +120,8 @@ class _Frontend:
         for socket in (self.inbox, self._outbox):
             socket.set_hwm(0)  # the frontend bounds what it sends before it is handled
         self.inbox.connect(to_engine_address(run_dir))
-        self._outbox.connect(from_engine_address(run_dir))
+        self._address = from_engine_address(run_dir)
+        self._outbox.connect(self._address)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 
@@ -124,18 +135,38 @@ class _Frontend:
         except zmq.Again:
             return None
 
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Say every moment that this process runs, whatever is being waited for in here."""
+        done = threading.Event()
+
+        def say() -> None:
+            with self._context.socket(zmq.PUSH) as socket:  # its own: sockets belong to one thread
+                socket.linger = 0
+                socket.connect(self._address)
+                while not done.wait(STARTING_INTERVAL_S):
+                    socket.send(msgspec.msgpack.encode(Starting()))
+
+        thread = threading.Thread(target=say, name="starting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def close(self) -> None:
         self._context.destroy(linger=LAST_WORDS_MS)
 
 
 def run_engine(config: EngineConfig, run_dir: str) -> None:
     """The process's main function."""
-    ignore_ctrl_c()
-    signal.signal(signal.SIGTERM, _raise_exit)
+    signal.signal(END, _raise_exit)
+    follow_parent(lambda: remove_run_dir(Path(run_dir)))
+    print_in_background()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     logging.getLogger("torch").setLevel(logging.WARNING)  # it has statistics to tell at exit
-    exit_with_parent(lambda: shutil.rmtree(run_dir, ignore_errors=True))
-    tempfile.tempdir = run_dir  # also what multiprocessing makes goes with it, should this process be killed
+    tempfile.tempdir = run_dir  # what is made in here goes with it, should this process be killed
     code = 0
     with closing(_Frontend(Path(run_dir))) as frontend, ExitStack() as stack:
         try:
@@ -148,23 +179,24 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
             logger.exception("the engine failed")
             code = 1
             frontend.send(Dead(f"the engine failed: {type(error).__name__}: {error}"))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: nothing is left to interrupt
+    signal.signal(END, signal.SIG_IGN)  # it is ending: nothing is left to interrupt
     exit_now(code)
 
 
 def _raise_exit(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would interrupt the cleaning up
+    signal.signal(END, signal.SIG_IGN)  # once is enough: a second one would interrupt the cleaning up
     raise SystemExit(0)
 
 
 def _serve(config: EngineConfig, frontend: _Frontend, stack: ExitStack) -> None:
     """Until Stop. The executor is closed with the stack: after the last words, since ending workers takes seconds."""
-    executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
-    stack.callback(executor.close)
-    with closing(Core(config, executor)) as core:
+    with frontend.starting():
+        executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
+        stack.callback(executor.close)
+        core = stack.enter_context(closing(Core(config, executor)))
         freeze_heap()
-        frontend.send(Ready(describe(config, executor)))
-        _Loop(core, executor, frontend).run()
+    frontend.send(Ready(describe(config, executor)))
+    _Loop(core, executor, frontend).run()
 
 
 class _Loop:

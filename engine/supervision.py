@@ -1,49 +1,116 @@
 """Watching processes: every child from the moment it is spawned, and every parent by its children.
 
-Used by the executor (over its workers), the worker (over the engine process) and whoever starts the engine.
+A child follows its parent and nobody else: it is deaf to what a terminal, `timeout` or systemd sends to all processes
+of a server at once, and the kernel ends it with its parent. Used by the executor (over its workers), the worker (over
+the engine process) and whoever starts the engine.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import math
 import os
+import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
+from contextlib import suppress
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
-TERMINATED_S = 5.0  # for a terminated process to end before it is killed
+from engine.awake import waits
+from engine.main_module import main_left_out
+from engine.printing import drain
+
+T = TypeVar("T")
+
+ASKED_S = 5.0  # for a process that was asked to end, before it is killed
 KILLED_S = 60.0  # for the kernel to take back its memory: many GB take seconds
+END = signal.SIGUSR1  # asks a child to end: nobody but its parent sends it
 
-LONGEST_SOCKET_PATH = 107  # bytes, of a Unix socket
-LONGEST_BELOW_RUN_DIR = 45  # a nested run folder, or the fork server's, and a socket in it
+OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what others may send to all processes of a server
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+_imported_in = os.getpid()  # a process that was forked has this of its parent
 
 
-def make_run_dir() -> Path:
-    """A private folder (mode 0700) for an engine's sockets and rendezvous; whoever makes it removes it.
+def start_child(start: Callable[[], T], timeout_s: float = math.inf) -> T:
+    """Have `start`, which starts processes that will call `follow_parent`, done by a thread that lasts as long as
+    this process: the kernel takes the end of the thread that started a process for its parent's.
 
-    It is in /tmp where TMPDIR is so deep that the sockets' paths would be too long.
+    What comes of `OTHERS` waits in those processes until they follow, and in this thread until they are started. Raises
+    TimeoutError if that takes too long, as it does for a fork server that was stopped.
     """
-    deep = len(os.fsencode(tempfile.gettempdir())) + len("/seesaw-12345678") + LONGEST_BELOW_RUN_DIR
-    return Path(tempfile.mkdtemp(prefix="seesaw-", dir="/tmp" if deep > LONGEST_SOCKET_PATH else None))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, OTHERS)
+    try:
+        return _Starter.of_this_process().do(start, timeout_s)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:
-    """End this process at once when the one that started it ends, however it ended.
+class _Starter:
+    """The thread that starts processes, one for each process that does so."""
 
-    `last_wish` runs before (clean up what the parent could not). No exit handlers run: a worker may be deep
-    in a collective that will never complete.
+    _lock = threading.Lock()
+    _latest: _Starter | None = None
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="starter", daemon=True).start()
+
+    @classmethod
+    def of_this_process(cls) -> _Starter:
+        with cls._lock:
+            if cls._latest is None or cls._latest._pid != os.getpid():  # a fork has none of its parent's threads
+                cls._latest = cls()
+            return cls._latest
+
+    def do(self, start: Callable[[], T], timeout_s: float) -> T:
+        future: Future[T] = Future()
+        self._tasks.put((start, future))
+        if not any(wait_for_futures([future], wait_s).done for wait_s in waits(timeout_s)):
+            raise TimeoutError
+        return future.result()
+
+    def _run(self) -> None:
+        while True:
+            start, future = self._tasks.get()
+            try:
+                resource_tracker.ensure_running()  # starting it unblocks some signals
+                signal.pthread_sigmask(signal.SIG_BLOCK, OTHERS)
+                with main_left_out():
+                    future.set_result(start())
+            except BaseException as error:
+                future.set_exception(error)
+            del start, future  # not kept until the next one comes
+
+
+def follow_parent(last_wish: Callable[[], None] | None = None) -> None:
+    """For a child's main thread, once: from here on it ends with its parent, however that ended, and for no other
+    signal of `OTHERS`. What it starts itself, such as a compiler, inherits the latter.
+
+    The kernel kills it. If it has a `last_wish` (clean up what the parent could not), a thread sees to that instead,
+    and the kernel only wakes it, should it be stopped; no exit handlers run.
     """
+    for number in OTHERS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OTHERS)
     parent = parent_process()
     if parent is None:
+        return
+    end_with_kernel_parent(signal.SIGKILL if last_wish is None else signal.SIGCONT)
+    started_by = parent.pid if _imported_in == os.getpid() else _imported_in  # the fork server, of what it forked
+    if last_wish is None:
+        if os.getppid() != started_by:  # it ended before the kernel was asked
+            os._exit(1)
         return
     sentinel = parent.sentinel
 
@@ -57,32 +124,20 @@ def exit_with_parent(last_wish: Callable[[], None] = lambda: None) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def end_with_kernel_parent(number: signal.Signals) -> None:
+    """Have the kernel send this signal when the thread that started this process ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+
+
 def exit_now(code: int) -> NoReturn:
     """End this process, which has cleaned up, without the interpreter's teardown: that of torch takes half a second."""
     try:
         logging.shutdown()
+        drain()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:  # whoever reads them may be gone
         os._exit(code)
-
-
-@contextmanager
-def deaf_children() -> Iterator[None]:
-    """Ctrl-C, which a terminal sends to the whole group, waits in the processes that are started in here until they
-    call `ignore_ctrl_c`: importing what they run takes a while."""
-    resource_tracker.ensure_running()  # starting it unblocks the signal again
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def ignore_ctrl_c() -> None:
-    """For children, whose parent ends them when it comes. What they start, such as a compiler, may hear it again."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class ChildWatch:
@@ -119,23 +174,19 @@ class ChildWatch:
                 self._on_death(waiting.pop(sentinel))
 
 
-def end_children(children: Sequence[BaseProcess], grace_s: float) -> None:
-    """Wait `grace_s` for all to end by themselves, then terminate, then kill.
+def end_children(children: Sequence[BaseProcess], grace_s: float, asked_s: float = 0.0) -> None:
+    """Wait `grace_s` for all to end by themselves, ask the others to and wait `asked_s`, then kill.
 
-    All have ended on return, but for one that the kernel does not let go within KILLED_S.
+    One that is stopped goes on, to do so. All have ended on return, but for one that the kernel does not let go within
+    KILLED_S.
     """
+    _signal(children, signal.SIGCONT)
     wait_all(children, grace_s)
-    for child in alive(children):
-        child.terminate()
-    wait_all(children, TERMINATED_S)
-    for child in alive(children):
-        child.kill()
+    if asked_s:
+        _signal(children, END)
+        wait_all(children, asked_s)
+    _signal(children, signal.SIGKILL)
     wait_all(children, KILLED_S)
-
-
-def alive(children: Sequence[BaseProcess]) -> list[BaseProcess]:
-    """Those that have not ended."""
-    return [child for child in children if child.is_alive()]
 
 
 def wait_all(children: Sequence[BaseProcess], timeout_s: float) -> None:
@@ -143,3 +194,12 @@ def wait_all(children: Sequence[BaseProcess], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
+
+
+def _signal(children: Sequence[BaseProcess], number: signal.Signals) -> None:
+    """To those that have not ended."""
+    for child in children:
+        if child.is_alive():
+            assert child.pid is not None
+            with suppress(ProcessLookupError):  # the fork server has reaped it, and not said so yet
+                os.kill(child.pid, number)

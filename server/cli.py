@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from engine.values.config import EngineConfig
 from engine.values.errors import ConfigError, SeesawError
 from server.config import ServerConfig
-from server.entry import interruptible
+from server.entry import complain, interruptible
 from server.settings import Parser, add_flags, help_text, read_configs
 from server.version import seesaw_version
 
@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         exit_now(serve(engine, server))
     except ConfigError as error:
-        print(f"seesaw: error: {error}", file=sys.stderr)
+        complain(f"seesaw: error: {error}")
         return 2
     except SeesawError as error:
-        print(f"seesaw: error: {error}", file=sys.stderr)
+        complain(f"seesaw: error: {error}")
         return 1
 
 

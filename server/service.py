@@ -25,7 +25,9 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from engine.awake import waits
 from engine.heap import freeze_heap
+from engine.printing import print_in_background
 from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from engine.sizing.fit import check_early
 from engine.text.template_source import read_template
@@ -45,6 +47,7 @@ from server.settings import API_KEY_VARIABLE
 from server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
+WITH_FIRST_S = 0.5  # between a signal and its like that belong together
 FLUSH_S = 3.0  # for clients to take their last words
 MAX_OPEN_FILES = 65536  # each connection is one
 # Without a descriptor left asyncio waits a second before it accepts again, but not before it has tried so often. It
@@ -68,12 +71,15 @@ class EngineHandle(Protocol):
     def close(self, timeout_s: float) -> int | None:
         """Give the process so long to end by itself, then end it; remove its run folder. Idempotent."""
 
+    def kill(self) -> None:
+        """As `close`, but at once and without asking."""
+
 
 StartEngine = Callable[[EngineConfig], EngineHandle]
 
 
 def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine | None = None) -> int:
-    """Serve until a signal comes (returns 0) or the engine dies (1).
+    """Serve until a signal comes (returns 0) or the engine dies, before it or while requests have time to end (1).
 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
@@ -90,6 +96,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     check_defaults(server.generation_config, engine)
     check_tls(server)
     with bound(server) as listener:
+        print_in_background()
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
 
@@ -98,7 +105,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     report = _timed_report()
     report("starting the engine")
     handle = start_engine(engine)
-    stop.on_second = lambda: handle.close(0.0)
+    stop.on_second = handle.kill
     bridge = Bridge(
         handle.send_address,
         handle.receive_address,
@@ -111,7 +118,12 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     try:
         bridge.start()
         starting = asyncio.ensure_future(_start(engine, server, bridge))
-        if await _first(starting, stop.requested) is stop.requested:
+        guard = asyncio.create_task(
+            _end_if_silent(bridge, handle.process, max(engine.start_timeout_s, server.engine_timeout_s))
+        )
+        first = await _first(starting, stop.requested)
+        guard.cancel()
+        if first is stop.requested:
             starting.cancel()
             return 0
         http, info, grammars = starting.result()
@@ -152,7 +164,6 @@ def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
         ssl_keyfile=server.ssl_keyfile or None,
         ssl_ca_certs=server.ssl_ca_certs or None,
         ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
-        timeout_graceful_shutdown=math.ceil(server.shutdown_timeout_s + FLUSH_S),
     )
     return HTTPServer(config)
 
@@ -161,6 +172,18 @@ def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, Sampli
     """What the server itself needs of the checkpoint. Raises ConfigError."""
     tokenizer = load_tokenizer(engine.tokenizer or engine.model)
     return tokenizer, load_defaults(server.generation_config, engine)
+
+
+async def _end_if_silent(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
+    """While it starts: it gives its workers their time by itself, and is heard of meanwhile unless it cannot speak."""
+    await bridge.silence(timeout_s)
+    process.kill()
+    bridge.die(
+        EngineDeadError(
+            f"the engine that starts was not heard of for {timeout_s:g} s and was killed: "
+            "look for what stopped it, or raise --start-timeout-s"
+        )
+    )
 
 
 async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
@@ -187,20 +210,24 @@ async def _run(
     listen(server, listener)
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     dying = asyncio.ensure_future(bridge.death())
-    print(banner(server, listener, info), flush=True)
+    print(banner(server, listener, info))
     first = await _first(dying, stop.requested, serving)
     if first is stop.requested:
         _report("stopping; press Ctrl-C again to stop at once")
     http.should_exit = True  # accepts nothing more; connections close as their responses end
     if first is stop.requested and server.shutdown_timeout_s:
         _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")
-        await asyncio.wait({serving, dying}, timeout=server.shutdown_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    if dying.done():
+        await _any_done(server.shutdown_timeout_s, serving, dying)
+    died = dying.done()
+    if died:
         _report(f"error: {dying.result()}")
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
     grammars.close()  # requests wait for it, too
-    await serving
-    return 0 if first is stop.requested else 1
+    await _any_done(FLUSH_S, serving)
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    return 0 if first is stop.requested and not died else 1
 
 
 class HTTPServer(uvicorn.Server):
@@ -217,21 +244,28 @@ class HTTPServer(uvicorn.Server):
 
 
 class StopSignal:
-    """SIGINT and SIGTERM: the first one completes `requested`, the second ends the process at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first one completes `requested`, the second ends the process at once.
+
+    It is no second one that comes with the first: `timeout` sends to its child and then to the whole group, and systemd
+    may send a SIGHUP along.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.requested: asyncio.Future[None] = loop.create_future()
         self.on_second: Callable[[], object] = lambda: None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._handle, number)
+        self._first_s = math.inf
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell of jobs in the background
+                loop.add_signal_handler(number, self._handle, number)
 
     def _handle(self, number: int) -> None:
         if not self.requested.done():
             self.requested.set_result(None)
-            return
-        self.on_second()
-        os._exit(128 + number)
+            self._first_s = time.monotonic()
+        elif number != signal.SIGHUP and time.monotonic() - self._first_s > WITH_FIRST_S:
+            self.on_second()
+            os._exit(128 + number)
 
 
 def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> str:
@@ -273,6 +307,13 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+async def _any_done(timeout_s: float, *futures: asyncio.Future[Any]) -> None:
+    """Wait until one of them is done, or this process has run for so long."""
+    for wait_s in waits(timeout_s):
+        if (await asyncio.wait(futures, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+            return
+
+
 async def _first(*futures: asyncio.Future[Any]) -> asyncio.Future[Any]:
     """The first of them that is done; of several, the one named first."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -286,4 +327,4 @@ def _timed_report() -> Callable[[str], None]:
 
 
 def _report(line: str) -> None:
-    print(f"seesaw: {line}", file=sys.stderr, flush=True)
+    print(f"seesaw: {line}", file=sys.stderr)

@@ -29,6 +29,7 @@ UNITS = {"": 1, "b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
 }
 MODEL_FLAGS = ("model", "model_path", "model_id")  # of others; here it stands alone
+LONGEST_SHOWN = 200  # characters of a value that cannot be used
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
 BESIDE_THE_FILE = ("shape", "host_profile")  # keys whose relative paths start at the config file's folder
 
@@ -148,7 +149,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         values.pop(key, None)
     for key in values:
         if key not in HINTS:
-            instead = hint(key, str(values[key]), HINTS, as_key)
+            value = values[key] if isinstance(values[key], str) else _shown(values[key])
+            instead = hint(key, value, HINTS, as_key)
             raise ConfigError(f"unknown key {key!r} in the config file {path}{instead}")
     read = {key: _from_json(key, value, f"{key} in {path}") for key, value in values.items()}
     return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
@@ -193,7 +195,15 @@ def _from_json(name: str, value: Any, where: str) -> Any:
                 return float(value)
     elif type(value) is hint:
         return value
-    raise ConfigError(f"{where} must be {_kind(name)}, not {json.dumps(value)}")
+    raise ConfigError(f"{where} must be {_kind(name)}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """JSON of a file as one would write it, if it is short."""
+    with suppress(RecursionError):  # it was read, but writing goes deeper
+        text = json.dumps(value)
+        return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return "what is nested so deeply"
 
 
 def _kind(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from engine.model.sums import Half, Sums
 from engine.parallel.groups import join_world
 from engine.parallel.peers import can_share
 from engine.parallel.process_groups import ShardGroup
+from engine.run_folder import make_run_dir, remove_run_dir
 from engine.values.config import CustomAllReduce
 
 SUM_COLUMNS = 8192
@@ -30,16 +30,19 @@ def measure_links(gpus: int, custom_all_reduce: CustomAllReduce = "auto") -> dic
     stream and norms included, or NCCL's where they share none or may not. The others are NCCL's, as the environment has
     it set.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    folder = make_run_dir()
+    try:
         spawn(_measure_links, (gpus, folder, custom_all_reduce), nprocs=gpus)
-        result: dict[str, dict[str, float]] = json.loads((Path(folder) / "links.json").read_text())
+        result: dict[str, dict[str, float]] = json.loads((folder / "links.json").read_text())
         return result
+    finally:
+        remove_run_dir(folder)
 
 
-def _measure_links(rank: int, gpus: int, folder: str, custom_all_reduce: CustomAllReduce) -> None:
+def _measure_links(rank: int, gpus: int, folder: Path, custom_all_reduce: CustomAllReduce) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
-    join_world(rank, gpus, Path(folder) / "rendezvous", device)
+    join_world(rank, gpus, folder / "rendezvous", device)
     seconds: dict[str, dict[str, float]] = {"sum": {}, "all_reduce": {}, "all_to_all": {}, "send": {}}
     sums = _peer_sums(rank, gpus, device, custom_all_reduce)
     for num_bytes in LINK_BYTES:
@@ -48,7 +51,7 @@ def _measure_links(rank: int, gpus: int, folder: str, custom_all_reduce: CustomA
         for name in seconds:
             seconds[name][str(num_bytes)] = measured[name]
     if rank == 0:
-        (Path(folder) / "links.json").write_text(json.dumps(seconds))
+        (folder / "links.json").write_text(json.dumps(seconds))
     dist.destroy_process_group()
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from engine.executor.ranks import GRACE_S, fork_server
-from engine.main_module import main_left_out
-from engine.supervision import end_children, exit_with_parent, ignore_ctrl_c
+from engine.awake import waits
+from engine.executor.ranks import GRACE_S, fork_server, start_forked
+from engine.supervision import end_children, follow_parent
 from engine.values.errors import EngineDeadError
 
 
@@ -18,11 +18,10 @@ def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
     context = fork_server()
     answers, asked = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(num_devices, asked), name="memory", daemon=True)
-    with main_left_out():
-        process.start()
+    start_forked(process, timeout_s)
     asked.close()  # so that the process's end is the pipe's
     try:
-        if not answers.poll(timeout_s):
+        if not any(map(answers.poll, waits(timeout_s))):
             raise EngineDeadError(f"the GPUs' free memory was not measured within {timeout_s:g} s")
         free_bytes: list[int] = answers.recv()
         return free_bytes
@@ -34,8 +33,7 @@ def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:
 
 
 def _measure(num_devices: int, answer: Connection) -> None:
-    ignore_ctrl_c()
-    exit_with_parent()
+    follow_parent()
     import torch  # the fork server has it
 
     answer.send([int(torch.cuda.mem_get_info(device)[0]) for device in range(num_devices)])

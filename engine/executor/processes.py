@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import zmq
 
+from engine.awake import AwakeClock, waits
 from engine.cost.rank_times import merge
 from engine.device.choice import choose_device
 from engine.executor.base import Capacity, Executor
@@ -43,6 +44,7 @@ class ProcessExecutor(Executor):
         self._plan = config.plan
         self._say = on_progress or (lambda line: None)
         self._outstanding: dict[int, tuple[float, set[int]]] = {}  # by command: when sent, ranks yet to report
+        self._clock = AwakeClock()
         self._ranks = Ranks()
         try:
             self.capacity = self._start()
@@ -62,7 +64,7 @@ class ProcessExecutor(Executor):
                 ranks = range(self._plan.world_size)
             case _:
                 raise ValueError(f"{type(command).__name__} is the executor's own business")
-        self._outstanding[command.id] = (time.monotonic(), set(ranks))
+        self._outstanding[command.id] = (self._clock.now(), set(ranks))
         self._ranks.send(ranks, command)
 
     def collect(self) -> list[Report]:
@@ -86,8 +88,9 @@ class ProcessExecutor(Executor):
 
     def _check_deadline(self) -> None:
         timeout_s = self._config.step_timeout_s
+        now = self._clock.now()  # at every look, so that it goes on
         for command_id, (sent, waiting) in self._outstanding.items():
-            if time.monotonic() - sent > timeout_s:
+            if now - sent > timeout_s:
                 ranks = f"worker ranks {sorted(waiting)}"
                 self._ranks.give_up(EngineDeadError(f"{ranks} did not finish step {command_id} within {timeout_s:g} s"))
             return  # the oldest is the first
@@ -130,12 +133,12 @@ class ProcessExecutor(Executor):
                 if segment is not None:
                     segment.close()
 
-        deadline = time.monotonic() + config.start_timeout_s
-        num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", deadline))
+        patience = waits(config.start_timeout_s)
+        num_device_blocks = min(ready.max_device_blocks for ready in self._await_all("loaded", patience))
         warming = " and warming up" if device == "cuda" else ""
         self._say(f"weights loaded; allocating {num_device_blocks} device blocks{warming}")
         self._ranks.send(range(plan.world_size), AllocatePools(num_device_blocks))
-        ready = self._await_all("serving", deadline)
+        ready = self._await_all("serving", patience)
         times = merge(plan, [rank.times for rank in ready if rank.times is not None], geometry.host_block_bytes)
         for line in speed_lines(plan, times, config.max_num_seqs):
             self._say(line)
@@ -154,18 +157,18 @@ class ProcessExecutor(Executor):
             times=times,
         )
 
-    def _await_all(self, stage: str, deadline: float) -> list[RankReady]:
+    def _await_all(self, stage: str, patience: Iterator[float]) -> list[RankReady]:
         """Wait until every rank has reached a stage of start-up; by rank. A rank that ends meanwhile raises."""
         ready: dict[int, RankReady] = {}
         while len(ready) < self._plan.world_size:
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
+            wait_s = next(patience, None)
+            if wait_s is None:
                 missing = sorted(set(range(self._plan.world_size)) - set(ready))
                 raise EngineDeadError(
                     f"worker ranks {missing} were not ready within {self._config.start_timeout_s:g} s: "
                     "look at their log, or raise --start-timeout-s"
                 )
-            for message in self._ranks.wait(remaining_s):
+            for message in self._ranks.wait(wait_s):
                 if isinstance(message, RankReady) and message.stage == stage:
                     ready[message.rank] = message
         return [ready[rank] for rank in sorted(ready)]

@@ -6,12 +6,15 @@ polls that socket hears of it at once.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
-import shutil
+import os
 import signal
 import time
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
@@ -21,8 +24,8 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from engine.main_module import main_left_out
-from engine.supervision import ChildWatch, deaf_children, end_children, make_run_dir
+from engine.run_folder import keep_multiprocessing_in, make_run_dir, remove_run_dir
+from engine.supervision import ChildWatch, end_children, start_child
 from engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
 from engine.worker.spec import WorkerSpec
@@ -36,10 +39,36 @@ ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those o
 def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "engine.worker.worker", "engine.worker.quick_exit"])
-    with deaf_children():
-        forkserver.ensure_running()
+    context.set_forkserver_preload(["engine.worker.fork_server", "torch", "engine.worker.worker"])
+    _keep_files_together()
+    start_child(forkserver.ensure_running)
     return context
+
+
+def start_forked(process: BaseProcess, timeout_s: float) -> None:
+    """Have it forked. Raises EngineDeadError."""
+    try:
+        start_child(process.start, timeout_s)
+    except TimeoutError:
+        _signal_fork_server(signal.SIGKILL)  # should it go on, it would fork for nobody
+        raise EngineDeadError(
+            f"the process that forks workers has done nothing for {timeout_s:g} s: "
+            "look for what stopped it, or raise --start-timeout-s"
+        ) from None
+
+
+def _signal_fork_server(number: signal.Signals) -> None:
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@functools.cache  # once a process, which has one fork server
+def _keep_files_together() -> None:
+    folder = make_run_dir()
+    atexit.register(remove_run_dir, folder)
+    keep_multiprocessing_in(folder)
 
 
 class Ranks:
@@ -48,12 +77,13 @@ class Ranks:
     def __init__(self) -> None:
         self.run_dir = make_run_dir()
         # Also at the exit of a process that never calls `close`.
-        self._remove_run_dir = weakref.finalize(self, shutil.rmtree, self.run_dir, ignore_errors=True)
+        self._remove_run_dir = weakref.finalize(self, remove_run_dir, self.run_dir)
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._commands: list[zmq.Socket[bytes]] = []
         self._processes: list[BaseProcess] = []
         self._watch: ChildWatch | None = None
+        self._at_exit = functools.partial(end_children, self._processes, 0.0)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
         self._death: SeesawError | None = None
@@ -71,6 +101,8 @@ class Ranks:
         self._reports.bind(specs[0].reports_address)
         self._reports.bind(DEATHS)
         context = fork_server()
+        # Before multiprocessing joins them, which waits for ever in a process that ends without `close`.
+        atexit.register(self._at_exit)
         for spec in specs:
             commands = self._context.socket(zmq.PUSH)
             commands.set(zmq.SNDHWM, 0)
@@ -79,10 +111,8 @@ class Ranks:
             commands.connect(spec.commands_address)
             self._commands.append(commands)
         for spec in specs:
-            # Daemonic, so that an engine that ends without `close` terminates them instead of joining them for ever.
             process = context.Process(target=run_worker, args=(spec,), name=f"worker-{spec.rank}", daemon=True)
-            with main_left_out():
-                process.start()
+            start_forked(process, spec.config.start_timeout_s)
             self._processes.append(process)
         self._watch = ChildWatch(self._processes, self._announce_death)
 
@@ -132,7 +162,9 @@ class Ranks:
             self.send(range(len(self._processes)), Shutdown())
         else:
             grace_s = 0.0
+        _signal_fork_server(signal.SIGCONT)  # were it stopped, no end of a worker would be heard of
         end_children(self._processes, grace_s)
+        atexit.unregister(self._at_exit)
         for process in self._processes:
             if not process.is_alive():  # `close` refuses one that the kernel has not let go yet
                 process.close()

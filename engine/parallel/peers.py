@@ -17,7 +17,7 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 from engine.parallel.groups import TensorGroup
 from engine.parallel.process_groups import ShardGroup
-from engine.supervision import LONGEST_SOCKET_PATH
+from engine.run_folder import LONGEST_SOCKET_PATH
 from engine.values.config import CustomAllReduce
 from engine.values.errors import ConfigError
 

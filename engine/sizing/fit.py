@@ -16,6 +16,7 @@ from engine.ops.capability import check_gpu
 from engine.sizing.gpus import check_gpus, choose_way
 from engine.sizing.host_memory import check_host_memory
 from engine.sizing.model import known_shape, max_model_len
+from engine.sizing.open_files import check_open_files
 from engine.sizing.pools import check_pools, num_device_blocks, num_host_blocks
 from engine.sizing.weights import WeightsWay, store_bytes
 from engine.values.config import EngineConfig
@@ -44,8 +45,10 @@ class HostFit:
 
 
 def check_early(config: EngineConfig) -> None:
-    """Raise ConfigError if the model's sizes are known without a hub and rule the context, the layouts or the pools
-    out. Executors check again with what they then know: this only spares the operator the wait."""
+    """Raise ConfigError if too few files may be open, or if the model's sizes are known without a hub and rule the
+    context, the layouts or the pools out. Executors check the sizes again with what they then know: this only spares
+    the operator the wait."""
+    check_open_files(config)
     shape = known_shape(config)
     if shape is not None:
         fit_model(config, shape, likely_device(config))

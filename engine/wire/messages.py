@@ -198,6 +198,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     message: str
 
 
+class Starting(msgspec.Struct, frozen=True, tag="starting"):
+    """Comes every moment until `Ready`: whatever the engine waits for, it is not stopped."""
+
+
 class Dead(msgspec.Struct, frozen=True, tag="dead"):
     """The engine's last word. `is_config`: the operator can fix it (exit code 2)."""
 
@@ -205,4 +209,4 @@ class Dead(msgspec.Struct, frozen=True, tag="dead"):
     is_config: bool = False
 
 
-FromEngine = Ready | Progress | Outputs | Refused | Pong | Dead
+FromEngine = Ready | Progress | Starting | Outputs | Refused | Pong | Dead

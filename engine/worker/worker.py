@@ -7,8 +7,6 @@ imported this module (and torch), so a worker starts in a moment; nothing here m
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -34,10 +32,11 @@ from engine.ops.base import Ops, make_ops
 from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
 from engine.parallel.process_groups import ProcessLinks
 from engine.parallel.shared_memory import SharedLinks
+from engine.printing import drain, print_in_background
 from engine.sizing.gpus import gpu_blocks, in_flight_bytes
 from engine.sizing.host_memory import message_bytes
 from engine.sizing.pools import device_option
-from engine.supervision import exit_with_parent, ignore_ctrl_c
+from engine.supervision import follow_parent
 from engine.values.errors import ConfigError
 from engine.weights.arena import rank_arena
 from engine.weights.loader import open_source
@@ -76,8 +75,8 @@ def rehearsed_sizes(max_num_batched_tokens: int) -> list[int]:
 
 def run_worker(spec: WorkerSpec) -> None:
     """The process's main function. Ends with 0 after `Shutdown`, with 1 after saying why."""
-    ignore_ctrl_c()
-    exit_with_parent(last_wish=lambda: shutil.rmtree(spec.run_dir, ignore_errors=True))
+    follow_parent()
+    print_in_background()
     outbox = Outbox(spec.rank, spec.reports_address)
     try:
         Worker(spec, outbox).run()
@@ -90,8 +89,8 @@ def _die(outbox: Outbox, error: BaseException) -> None:
     """Say why and end, at once: exit handlers could wait for peers that are gone."""
     if not isinstance(error, ConfigError):  # that one is for the operator, and told in one sentence
         traceback.print_exception(error)
-        sys.stderr.flush()
     outbox.fail(error)
+    drain()
     os._exit(1)
 
 

@@ -122,6 +122,15 @@ def create_app(
             return errors.describe(error)._replace(status=503).response
         return JSONResponse({})
 
+    @app.api_route("/ready", methods=["GET", "HEAD"])
+    async def ready() -> Response:
+        """200 if a request that came now would be taken: as `/health`, and there is room in the queue."""
+        try:
+            bridge.check_room(1)
+        except SeesawError as error:
+            return errors.describe(error)._replace(status=503).response
+        return await health()
+
     @app.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> Response:
         try:

@@ -27,7 +27,7 @@ MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
 ENDPOINTS = (
     "Use POST /v1/chat/completions, /v1/responses, /v1/completions, /tokenize, /detokenize or /reset_prefix_cache, "
-    "or GET /v1/models, /health, /load, /metrics or /version."
+    "or GET /v1/models, /health, /ready, /load, /metrics or /version."
 )
 TOKENIZER_INFO = "Start the server with --enable-tokenizer-info-endpoint."
 

@@ -75,6 +75,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("/tokenizer_info", "get"): Operation("The tokenizer's configuration", answer=dict[str, Any]),
     ("/reset_prefix_cache", "post"): Operation("Forget all cached prefixes", answer=dict[str, str], errors=(500, 503)),
     ("/health", "get"): HEALTH,
+    ("/ready", "get"): Operation(
+        "Whether a request that came now would be taken", answer=dict[str, str], errors=(503,)
+    ),
     ("/ping", "get"): HEALTH,
     ("/ping", "post"): HEALTH,
     ("/load", "get"): Operation("How many requests there are", answer=dict[str, int]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import stat
@@ -31,6 +32,8 @@ def bound(config: ServerConfig) -> Iterator[socket.socket]:
 def listen(config: ServerConfig, listener: socket.socket) -> None:
     """Let clients in. Raises ConfigError."""
     with _errors(config):
+        # Connections inherit it, and without it would keep the next server off when this one has ended.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.listen(BACKLOG)
 
 
@@ -63,7 +66,14 @@ def _bind_port(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return _bind(socket.socket(family, kind, protocol), address)
+    try:
+        # Taken from every other, also from one that has yet to listen. Two with SO_REUSEADDR could both have it.
+        return _bind(socket.socket(family, kind, protocol), address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # Perhaps only connections of a server that ended linger on it.
+        return _bind(socket.socket(family, kind, protocol), address, socket.SO_REUSEADDR)
 
 
 def _bind_unix(path: Path) -> socket.socket:
@@ -73,9 +83,10 @@ def _bind_unix(path: Path) -> socket.socket:
     return _bind(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path))
 
 
-def _bind(listener: socket.socket, address: str | tuple[object, ...]) -> socket.socket:
+def _bind(listener: socket.socket, address: str | tuple[object, ...], *options: int) -> socket.socket:
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in options:
+            listener.setsockopt(socket.SOL_SOCKET, option, 1)
         listener.bind(address)
     except OSError:
         listener.close()
@@ -84,6 +95,8 @@ def _bind(listener: socket.socket, address: str | tuple[object, ...]) -> socket.
 
 
 def _is_served(path: Path) -> bool:
+    if any(line.endswith(f" {path}") for line in Path("/proc/net/unix").read_text().splitlines()):
+        return True  # also by one that has yet to listen
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

@@ -20,6 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from engine.awake import waits
 from engine.sampling.params import SamplingParams
 from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
 from engine.wire.messages import (
@@ -36,6 +37,7 @@ from engine.wire.messages import (
     Ready,
     Refused,
     ResetPrefixCache,
+    Starting,
     Stats,
     Stop,
     ToEngine,
@@ -130,6 +132,16 @@ class Bridge:
                 missed = 0
                 await asyncio.sleep(timeout_s / 4)
         return False
+
+    async def silence(self, timeout_s: float) -> None:
+        """Wait until nothing has come from the engine for so long."""
+        num_heard = -1
+        while num_heard != self._num_heard:
+            num_heard = self._num_heard
+            for wait_s in waits(timeout_s):
+                await asyncio.sleep(wait_s)
+                if num_heard != self._num_heard:
+                    break
 
     async def death(self) -> SeesawError:
         """Wait until the engine is dead, and say why."""
@@ -292,6 +304,8 @@ class Bridge:
                     waiter.set_result(stats)
             case Progress(message=line):
                 self._on_progress(line)
+            case Starting():
+                pass  # it was heard of
             case Ready(info=info):
                 if not self._info.done():
                     self._info.set_result(info)

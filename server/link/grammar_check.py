@@ -14,10 +14,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from engine.awake import waits
 from engine.grammar.grammars import MAX_COMPILED, Grammars
-from engine.main_module import main_left_out
 from engine.sampling.structured import StructuredOutputs
-from engine.supervision import deaf_children, exit_with_parent, ignore_ctrl_c
+from engine.supervision import follow_parent, start_child
 from engine.values.errors import ConfigError, QueueFullError, RequestError
 
 START_LIMIT_S = 60.0  # for imports and the tokenizer
@@ -61,7 +61,7 @@ class GrammarCheck:
             raise QueueFullError(_TOO_MANY)
         self._queued += 1
         try:
-            if not self._lock.acquire(timeout=QUEUE_LIMIT_S):
+            if not any(self._lock.acquire(timeout=wait_s) for wait_s in waits(QUEUE_LIMIT_S)):
                 raise QueueFullError(_TOO_MANY)
             try:
                 refusal = None if self.has_passed(spec) else self._compile(spec, param)
@@ -87,7 +87,7 @@ class GrammarCheck:
         try:
             self._check_open()
             connection.send((spec.kind, spec.text, spec.choices, param))
-            if connection.poll(self._compile_limit_s):
+            if any(map(connection.poll, waits(self._compile_limit_s))):
                 refusal: str | None = connection.recv()
                 if refusal is None:
                     self._passed[spec] = None
@@ -114,12 +114,11 @@ class GrammarCheck:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._arguments), name="grammar-check", daemon=True)
-        with deaf_children(), main_left_out():
-            process.start()
+        start_child(process.start)
         theirs.close()
         self._child = process, ours
         with suppress(EOFError):
-            if ours.poll(START_LIMIT_S):
+            if any(map(ours.poll, waits(START_LIMIT_S))):
                 ours.recv()
                 return
         self._child = None
@@ -130,8 +129,7 @@ class GrammarCheck:
 
 
 def _serve(connection: Connection, tokenizer: str, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
-    ignore_ctrl_c()
-    exit_with_parent()
+    follow_parent()
     grammars = Grammars(tokenizer, vocab_size, eos_token_ids, num_threads=1)
     with suppress(RequestError):  # which each request gets, too
         grammars.validate(StructuredOutputs("json_object"))  # loads the tokenizer

@@ -25,16 +25,25 @@ from tests.shm import named_segments
 
 @dataclass
 class Served:
-    """A server that is ready. `log` is where its stderr goes, `temp` the folder its run folders are in."""
+    """A server; `url` is known once it is ready. `log` is where its stderr goes, `temp` where its run folders are."""
 
     process: subprocess.Popen[str]
     url: str
     log: Path
     temp: Path
 
+    def await_ready(self) -> None:
+        self.url = _url(self.process, self.log)
+
     def children(self) -> list[psutil.Process]:
         """Every process below the server: the engine, its workers, and their helpers."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def suspend_all(self) -> None:
+        """Stop every process below the server, but for Python's resource trackers: nothing ends those then."""
+        for process in self.children():
+            if "resource_tracker" not in cmdline(process):
+                process.suspend()
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes: forked from the fork server, which alone has children among the engine's."""
@@ -59,6 +68,13 @@ class Served:
         while not holds(metrics := self.metrics()):  # type: ignore[operator]
             assert time.monotonic() < deadline, f"{what}: {metrics}"
 
+    def log_says(self, text: str) -> None:
+        """Wait until the log has it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+
     def is_drained(self) -> None:
         """All requests have ended and both pools are empty."""
         gauges = ["num_requests_running", "num_requests_waiting", "num_requests_hosted"]
@@ -81,12 +97,28 @@ class Served:
 
 
 def cmdline(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
+    """Empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 @contextmanager
 def serving(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
     """Serve on a free port until the block ends; then whatever still runs is killed."""
+    with starting(model, temp, *flags) as served:
+        served.await_ready()
+        assert named_segments([psutil.Process(served.process.pid), *served.children()]) == set()
+        yield served
+        if served.process.poll() is None:
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(PATIENCE_S) == 0
+
+
+@contextmanager
+def starting(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
+    """As `serving`, from the first moment on, and ended by whoever asks for it."""
     run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `temp`: socket paths must be short
     log = temp / "log.txt"
     command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
@@ -94,12 +126,7 @@ def serving(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
     try:
-        served = Served(process, _url(process, log), log, run_folders)
-        assert named_segments([psutil.Process(process.pid), *served.children()]) == set()
-        yield served
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_S) == 0
+        yield Served(process, "", log, run_folders)
     finally:
         if process.poll() is None:
             for child in psutil.Process(process.pid).children(recursive=True):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
@@ -102,9 +103,51 @@ def test_a_signal_ends_every_request_and_leaves_nothing(
         assert {future.result(timeout=PATIENCE_S)[0] for future in waiting} == {503}
 
 
+def test_a_signal_to_all_processes_at_once_lets_requests_end(checkpoint: Path, tmp_path: Path) -> None:
+    """As `timeout`, systemd and a terminal that closes send it."""
+    with serving(checkpoint, tmp_path, *FLAGS, f"--shutdown-timeout-s={PATIENCE_S}") as served:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(complete, served, 500)
+            served.until("the request does not run", lambda m: m["generation_tokens_total"] >= 1)
+            for child in served.children():
+                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                    child.send_signal(number)
+            assert served.end(signal.SIGTERM) == 0
+            status, body = running.result()
+            assert status == 200 and body["usage"]["completion_tokens"] == 500  # type: ignore[index]
+
+
+def test_a_worker_killed_while_requests_have_time_to_end_ends_the_server_with_1(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with serving(checkpoint, tmp_path, *FLAGS, f"--shutdown-timeout-s={PATIENCE_S}") as served:
+        waiting = start_many(served, 4)
+        family, workers = served.children(), served.workers()
+        served.process.send_signal(signal.SIGTERM)
+        served.log_says("requests in flight have")
+        workers[0].kill()
+        assert {future.result(timeout=PATIENCE_S)[0] for future in waiting} == {500}
+        assert served.ended(family) == 1
+
+
+def test_a_second_signal_ends_a_server_with_stopped_processes(checkpoint: Path, tmp_path: Path) -> None:
+    with serving(checkpoint, tmp_path, *FLAGS, f"--shutdown-timeout-s={PATIENCE_S}") as served:
+        start_many(served, 1)
+        family = served.children()
+        served.suspend_all()
+        served.process.send_signal(signal.SIGTERM)
+        served.log_says("requests in flight have")
+        while served.process.poll() is None:  # those that come close behind the first belong to it
+            served.process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        assert served.ended(family) == 128 + signal.SIGTERM
+
+
 def test_a_killed_server_takes_all_its_processes_along(checkpoint: Path, tmp_path: Path) -> None:
+    """Also those that somebody has stopped."""
     with serving(checkpoint, tmp_path, *FLAGS) as served:
         start_many(served, 2)
+        served.suspend_all()
         assert served.end(signal.SIGKILL) == -signal.SIGKILL
 
 

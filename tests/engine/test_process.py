@@ -41,6 +41,7 @@ def test_its_last_words_come_before_the_workers_are_ended(monkeypatch: pytest.Mo
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(process, "make_executor", lambda config, say, instant: Dying(config, instant=instant))
     monkeypatch.setattr(process, "POLL_MS", 0)
+    monkeypatch.setattr(process, "print_in_background", lambda: None)
     monkeypatch.setattr(process, "exit_now", sys.exit)
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGCONT, SIGKILL
 from types import SimpleNamespace
 
+import psutil
 import pytest
+from soak_server import still_running
 
 from engine import supervision
 from engine.executor.ranks import Ranks, fork_server
 from engine.process import EngineProcess
-from engine.supervision import KILLED_S, deaf_children, end_children
+from engine.supervision import END, KILLED_S, OTHERS, end_children, start_child
 from engine.values.config import EngineConfig
 from engine.values.errors import EngineDeadError
 from engine.wire.commands import Failure
@@ -25,22 +28,19 @@ class Child:
     """Ends `needs_s` after a signal that it heeds, on a clock that only `join` moves."""
 
     clock_s = 0.0
+    latest = 0
 
-    def __init__(self, heeds: str, needs_s: float) -> None:
+    def __init__(self, heeds: signal.Signals, needs_s: float) -> None:
+        Child.latest += 1
+        self.pid = Child.latest
         self.heeds, self.needs_s = heeds, needs_s
         self.ends_s = float("inf")
-        self.heard: list[str] = []
+        self.heard: list[signal.Signals] = []
         self.is_closed = False
 
-    def terminate(self) -> None:
-        self._hear("terminate")
-
-    def kill(self) -> None:
-        self._hear("kill")
-
-    def _hear(self, signal: str) -> None:
-        self.heard.append(signal)
-        if signal == self.heeds:
+    def hear(self, number: signal.Signals) -> None:
+        self.heard.append(number)
+        if number == self.heeds:
             self.ends_s = Child.clock_s + self.needs_s
 
     def is_alive(self) -> bool:
@@ -59,20 +59,24 @@ class Child:
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Child, "clock_s", 0.0)
     monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: Child.clock_s))
+    monkeypatch.setattr(
+        supervision, "_signal", lambda children, number: [child.hear(number) for child in children if child.is_alive()]
+    )
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_killed_child_has_the_time_that_freeing_its_memory_takes() -> None:
-    quick, stubborn = Child("terminate", 0.1), Child("kill", 30.0)
-    end_children([quick, stubborn], grace_s=1.0)  # type: ignore[list-item]
-    assert (quick.heard, stubborn.heard) == (["terminate"], ["terminate", "kill"])
-    assert not quick.is_alive() and not stubborn.is_alive()
+    woken, asked, stubborn = Child(SIGCONT, 0.5), Child(END, 0.1), Child(SIGKILL, 30.0)
+    end_children([woken, asked, stubborn], grace_s=1.0, asked_s=1.0)  # type: ignore[list-item]
+    assert (woken.heard, asked.heard) == ([SIGCONT], [SIGCONT, END])
+    assert stubborn.heard == [SIGCONT, END, SIGKILL]
+    assert not any(child.is_alive() for child in (woken, asked, stubborn))
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_child_that_the_kernel_holds_does_not_hide_why_the_engine_ends() -> None:
     ranks = Ranks()
-    ended, held = Child("terminate", 0.1), Child("kill", KILLED_S + 1.0)
+    ended, held = Child(SIGKILL, 0.1), Child(SIGKILL, KILLED_S + 1.0)
     ranks._processes = [ended, held]  # type: ignore[list-item]
     with pytest.raises(EngineDeadError, match="killed by SIGKILL"):
         try:
@@ -111,25 +115,26 @@ def test_who_was_killed_is_the_reason_though_its_peers_end_is_known_first() -> N
         ranks.close()
 
 
-def is_ctrl_c_in(pid: int | None, *masks: str) -> bool:
-    """Whether it is in one of a process's signal masks: `SigBlk` (blocked), `SigIgn` (ignored)."""
+def is_deaf(pid: int | None) -> bool:
+    """Whether all that others send to every process of a server is blocked or ignored."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return any(int(status[mask], 16) & 1 << (signal.SIGINT - 1) for mask in masks)
+    deaf = int(status["SigBlk"], 16) | int(status["SigIgn"], 16)
+    return all(deaf & 1 << (number - 1) for number in OTHERS)
 
 
-def test_children_are_deaf_from_their_first_moment() -> None:
-    with deaf_children(), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        assert is_ctrl_c_in(child.pid, "SigBlk")
-    assert not is_ctrl_c_in(os.getpid(), "SigBlk", "SigIgn")
+def test_children_are_deaf_from_their_first_moment_and_their_parent_is_not() -> None:
+    with start_child(lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE)) as child:
+        assert is_deaf(child.pid)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(OTHERS)
 
 
 @pytest.mark.processes
 def test_the_engine_is_deaf() -> None:
     handle = EngineProcess.start(EngineConfig(executor="simulated"))
     try:
-        assert is_ctrl_c_in(handle.process.pid, "SigBlk", "SigIgn")  # it may have come to ignore it already
+        assert is_deaf(handle.process.pid)  # it may have come to ignore them already
     finally:
-        handle.close(0.0)
+        handle.kill()
 
 
 @pytest.mark.processes
@@ -137,28 +142,57 @@ def test_what_the_fork_server_forks_is_deaf() -> None:
     child = fork_server().Process(target=signal.pause)
     child.start()
     try:
-        assert is_ctrl_c_in(child.pid, "SigBlk")
+        assert is_deaf(child.pid) and is_deaf(psutil.Process(child.pid).ppid())
     finally:
         child.kill()
         child.join()
 
 
-def _exit_with_preloaded() -> None:
-    sys.exit(3 if "engine.worker.quick_exit" in sys.modules else 4)
+# A parent whose children follow it: one stopped, one busy, and one with a last wish that is stopped, too. It is killed
+# once they have said that they are there. None of its threads that started them is left then.
+FAMILY = """
+import os, signal, sys, threading, time
+from engine.executor.ranks import fork_server
+from engine.supervision import follow_parent, start_child
+
+def follow(wish, is_stopped):
+    follow_parent((lambda: open(wish, "w").close()) if wish else None)
+    print(os.getpid(), flush=True)
+    if is_stopped:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while True:
+        pass
+
+def start():
+    context = fork_server()
+    for arguments in (("", True), ("", False)):
+        start_child(context.Process(target=follow, args=arguments, daemon=True).start)
+    import multiprocessing
+    spawned = multiprocessing.get_context("spawn").Process(target=follow, args=(sys.argv[1], True))
+    start_child(spawned.start)
+    print(os.getpid(), flush=True)
+
+if __name__ == "__main__":
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    signal.pause()
+"""
 
 
 @pytest.mark.processes
-def test_the_fork_server_is_to_end_quickly_and_what_it_forks_is_not() -> None:
-    child = fork_server().Process(target=_exit_with_preloaded)
-    child.start()
-    child.join(PATIENCE_S)
-    assert child.exitcode == 3
-
-
-def test_a_quick_exit_tears_nothing_down() -> None:
-    script = "import atexit; atexit.register(print, 'torn down'); import engine.worker.quick_exit"
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
-    assert (done.returncode, done.stdout) == (0, "")
+def test_the_kernel_ends_children_with_their_parent_also_stopped_ones(tmp_path: Path) -> None:
+    (script := tmp_path / "family.py").write_text(FAMILY)
+    command = [sys.executable, str(script), str(tmp_path / "wish")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        pids = {int(parent.stdout.readline()) for _ in range(4)}
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert pids <= {parent.pid, *(process.pid for process in family)}
+        parent.kill()
+        assert still_running(family, PATIENCE_S) == {}
+    assert (tmp_path / "wish").exists()
 
 
 def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:

@@ -19,7 +19,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.supervision import exit_with_parent
+from engine.supervision import follow_parent
 from engine.values.config import EngineConfig
 from engine.wire.logprobs import TokenLogprobs
 from engine.wire.messages import (
@@ -179,12 +179,12 @@ class FakeProcess:
             self.process.join()
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
+    def kill(self) -> None:
+        self.close(0.0)
+
 
 def run_process(model: str, to_engine: str, from_engine: str) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_with_parent()
+    follow_parent()
     asyncio.run(_process(model, to_engine, from_engine))
 
 

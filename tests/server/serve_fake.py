@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from server import cli, service
+from server.entry import interruptible
 from tests.server.fake_engine import FakeProcess
 
 if __name__ == "__main__":
     real = service.serve
     service.serve = lambda engine, server: real(engine, server, FakeProcess)  # type: ignore[assignment]
-    sys.exit(cli.main())
+    sys.exit(interruptible(cli.main))

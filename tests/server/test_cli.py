@@ -177,6 +177,18 @@ def test_a_config_file_without_an_end_is_one_sentence(tmp_path: Path, capsys: py
     assert "is not valid JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["max_num_seqs", "no_such_key"])
+def test_a_deep_value_in_a_config_file_is_one_short_sentence(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "deep.json"
+    for depth in (100, *range(600, 1000, 10)):  # at some of them it can be read, but not be written
+        path.write_text(f'{{"{key}": {"[" * depth}{"]" * depth}}}')
+        assert cli.main(["serve", "m", "--config", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("seesaw: error: ") and len(line) < 600
+
+
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(settings.API_KEY_VARIABLE, "hidden")
     assert configs("m")[1].api_key == ("hidden",)

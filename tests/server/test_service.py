@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,15 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
 
+import httpx
 import psutil
 import pytest
 
 from server.config import ServerConfig
 from server.service import banner
 from server.settings import API_KEY_VARIABLE
-from tests.server.fake_engine import INFO
+from tests.patience import PATIENCE_S
+from tests.server.fake_engine import INFO, short_dir
 from tests.server.link.test_grammar_check import ENDLESS
-from tests.server.served import complete, post, served, wait_for_first_tokens
+from tests.server.served import ROOT, complete, post, served, wait_for_first_tokens
 
 
 def test_the_banner_has_all_names_and_no_key_but_a_variable_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +45,8 @@ def test_the_banner_has_all_names_and_no_key_but_a_variable_that_is_set(monkeypa
         assert "Bearer YOUR_KEY" in banner(ServerConfig(api_key=("another",)), listener, INFO)
 
 
-def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(number: signal.Signals, tmp_path: Path) -> None:
     with served("echo", tmp_path) as server, ThreadPoolExecutor() as threads:
         url = server.wait_ready()
         assert re.search(r"seesaw: +\d+\.\d s: loading nothing", "".join(server.lines))
@@ -48,7 +56,7 @@ def test_a_signal_ends_it_with_0_and_waiting_requests_with_an_error(tmp_path: Pa
         assert complete(url, "hello")[1]["choices"][0]["text"] == "hello"  # type: ignore[index]
         waiting = threads.submit(complete, url, "hang")
         wait_for_first_tokens(url, 2)
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         status, body = waiting.result()
         assert (status, body["error"]["type"]) == (503, "ServiceUnavailableError")  # type: ignore[index]
         code, rest = server.end()
@@ -115,10 +123,72 @@ def test_draining_lets_requests_end_and_a_second_signal_does_not_wait(tmp_path: 
         wait_for_first_tokens(url, 1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("requests in flight have 600 s")
-        server.process.send_signal(signal.SIGTERM)
+        while server.process.poll() is None:  # those that come close behind the first belong to it
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
         with pytest.raises((OSError, urllib.error.URLError)):
             waiting.result()
         assert server.end()[0] == 128 + signal.SIGTERM
+
+
+def test_an_engine_that_dies_while_requests_have_time_to_end_ends_the_server_with_1(tmp_path: Path) -> None:
+    with served("echo", tmp_path, "--shutdown-timeout-s=600") as server, ThreadPoolExecutor() as threads:
+        url = server.wait_ready()
+        waiting = threads.submit(complete, url, "hang")
+        wait_for_first_tokens(url, 1)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGHUP)  # as systemd may: no second one
+        server.wait_for("requests in flight have 600 s")
+        (engine,) = [child for child in server.children if "spawn_main" in " ".join(child.cmdline())]
+        engine.kill()
+        assert waiting.result()[0] == 500
+        code, rest = server.end()
+        assert code == 1 and "the engine process ended without a word" in rest
+
+
+def test_an_engine_that_is_not_heard_of_while_it_starts_is_killed(tmp_path: Path) -> None:
+    with served("slow", tmp_path, "--start-timeout-s=1", "--engine-timeout-s=1") as server:
+        code, rest = server.end()
+        assert code == 1 and "error: the engine that starts was not heard of for 1 s and was killed" in rest
+        assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("reader", ["has no room", "reads nothing", "is gone", "never was"])
+def test_printing_decides_nothing(reader: str, tmp_path: Path) -> None:
+    folder = short_dir()
+    flags = ["--tokenizer=bytes", "--load-format=dummy", f"--uds={folder / 's'}", "--access-log"]
+    command = [sys.executable, "-m", "tests.server.serve_fake", "serve", "echo", *flags, "--shutdown-timeout-s=600"]
+    if reader == "never was":
+        command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command]
+    unread, stdout = os.pipe()
+    fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, 4096)
+    if reader == "has no room":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    if reader != "reads nothing":
+        os.close(unread)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stdout) as server:
+        try:
+            with httpx.Client(transport=httpx.HTTPTransport(uds=f"{folder / 's'}"), timeout=PATIENCE_S) as client:
+                while not _is_up(client):
+                    assert server.poll() is None
+                for _ in range(100):  # more than the pipe holds
+                    answer = client.post("http://x/v1/completions", json={"prompt": "hello"})
+                    assert answer.json()["choices"][0]["text"] == "hello"
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(PATIENCE_S) == 0
+        finally:
+            server.kill()
+    assert list(tmp_path.iterdir()) == []
+    shutil.rmtree(folder)
+
+
+def _is_up(client: httpx.Client) -> bool:
+    try:
+        return client.get("http://x/health").status_code == 200
+    except httpx.TransportError:
+        time.sleep(0.01)
+        return False
 
 
 @pytest.mark.parametrize(

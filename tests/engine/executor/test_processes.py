@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -19,8 +21,10 @@ import psutil
 import pytest
 
 import engine.executor.ranks
+from engine import awake
 from engine.executor.processes import ProcessExecutor
 from engine.executor.ranks import Ranks
+from engine.run_folder import make_run_dir, remove_run_dir
 from engine.sampling.params import RowSampling
 from engine.supervision import end_children
 from engine.values.config import EngineConfig
@@ -285,6 +289,24 @@ def test_a_step_that_takes_too_long_is_a_dead_worker(checkpoint: Path, graces: l
     assert graces == [0.0]  # it does not listen, and clients wait
 
 
+def test_a_host_that_stood_still_fails_no_step(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = ProcessExecutor(make_config(checkpoint, "P1", step_timeout_s=60.0))
+    try:
+        worker = pids(executor)[0]
+        os.kill(worker, signal.SIGSTOP)
+        executor.submit(Transition(1, 0))
+        executor.collect()
+        slept_s = 86400.0
+        monkeypatch.setattr(awake, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
+        assert executor.collect() == []
+        os.kill(worker, signal.SIGCONT)
+        while not (reports := executor.collect()):
+            assert executor.wait_handle().poll(int(1000 * PATIENCE_S))
+        assert reports[0].id == 1
+    finally:
+        executor.close()
+
+
 def test_close_leaves_nothing(checkpoint: Path) -> None:
     executor = ProcessExecutor(make_config(checkpoint, "P2", "T2"))
     links = [
@@ -418,6 +440,7 @@ def test_bad_configurations_start_no_worker(checkpoint: Path, options: dict[str,
 
 
 def test_killing_the_engine_process_ends_its_workers(checkpoint: Path) -> None:
+    """The next one that starts removes its files, while those of the living stay."""
     config = "from tests.engine.executor.test_processes import make_config; from pathlib import Path; "
     script = (
         f"{config} from engine.executor.processes import ProcessExecutor; import signal; "
@@ -433,4 +456,7 @@ def test_killing_the_engine_process_ends_its_workers(checkpoint: Path) -> None:
         pidfds = [os.pidfd_open(child.pid) for child in children]
         engine.kill()
     assert await_end(pidfds)
-    assert not run_dir.exists()
+    living, another = make_run_dir(), make_run_dir()
+    assert living.is_dir() and not run_dir.exists()
+    remove_run_dir(living)
+    remove_run_dir(another)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,16 @@ def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ConfigError, match="model_type 'gpt2', which is not supported: use a checkpoint of Llama"):
         check_early(EngineConfig(model=str(tmp_path)))
+
+
+def test_too_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(shape="configs/models/llama3-8b", load_format="dummy", prefill="P4", decode="T4")
+    for limit in (1024, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
+        check_early(config)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (48, 4096))
+    with pytest.raises(ConfigError, match=r"48 files open, and P4->T4 needs at least 160: .*`ulimit -n 1024`"):
+        check_early(config)
 
 
 def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

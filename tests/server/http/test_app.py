@@ -73,8 +73,22 @@ async def test_health_proves_that_the_loop_turns(make_site: MakeSite) -> None:
     assert (await site.client.get("/health")).status_code == 503
 
 
+async def test_ready_is_whoever_would_take_a_request_now(make_site: MakeSite) -> None:
+    site = await make_site(ServerConfig(health_timeout_s=PATIENCE_S))
+    assert (await site.client.get("/ready")).status_code == 200
+    waiting = site.bridge.submit("a", [([1], SamplingParams(n=site.bridge.room.max_sequences))])
+    full = await site.client.get("/ready")
+    assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+    assert (await site.client.get("/health")).status_code == 200
+    waiting.close()
+    assert (await site.client.get("/ready")).status_code == 200
+    site.bridge.fail(EngineDeadError("gone"))
+    assert (await site.client.get("/ready")).status_code == 503
+
+
 async def test_health_and_load_answer_every_method_that_balancers_use(site: Site) -> None:
-    reads = ("/health", "/ping", "/load", "/version", "/metrics", "/v1/models", "/v1/models/", "/v1/models/fake")
+    own = ("/health", "/ready", "/ping", "/load", "/version", "/metrics")
+    reads = (*own, "/v1/models", "/v1/models/", "/v1/models/fake")
     for method, path in (*(("HEAD", path) for path in reads), ("POST", "/ping")):
         assert (await site.client.request(method, path)).status_code == 200, (method, path)
     assert (await site.client.get("/load")).json() == {"server_load": 0}

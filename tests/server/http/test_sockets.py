@@ -60,6 +60,25 @@ def test_a_unix_socket_that_is_in_use_is_left_alone_and_a_dead_one_replaced(fold
     assert (folder / "file").read_text() == "kept"
 
 
+def test_who_is_to_listen_later_has_the_address_already(folder: Path) -> None:
+    with bound(ServerConfig(port=0)) as listener:
+        for_port = ServerConfig(port=listener.getsockname()[1])
+        with pytest.raises(ConfigError, match="--port"), bound(for_port):
+            pass
+        listen(for_port, listener)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0]:
+            pass  # this end closes first, and so lingers
+    with bound(for_port) as listener:
+        listen(for_port, listener)
+    config = ServerConfig(uds=str(folder / "s"))
+    with bound(config) as listener:
+        with pytest.raises(ConfigError, match="--uds"), bound(config):
+            pass
+        listen(config, listener)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(config.uds)
+
+
 def test_a_port_that_is_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(port=taken.getsockname()[1])
