@@ -96,6 +96,15 @@ def test_setup_installs_torch_first_and_pins_it_and_then_does_nothing(skeleton):
     assert (again.returncode, again.stderr, log(skeleton)) == (0, "", [])
 
 
+def test_setup_keeps_to_versions_that_are_named(skeleton):
+    (skeleton / "versions.txt").write_text("# all\nnumpy==2.4.6\ntorch==2.13.0\n")
+    assert run(skeleton, "setup", SEESAW_CONSTRAINTS="versions.txt").returncode == 0
+    assert (skeleton / "repo/.venv/constraints.txt").read_text() == "# all\nnumpy==2.4.6\ntorch==2.13.0+cpu\n"
+    (skeleton / "repo/pyproject.toml").write_text("# changed\n")
+    missing = run(skeleton, "setup", SEESAW_CONSTRAINTS="none.txt")
+    assert missing.returncode == 1 and "SEESAW_CONSTRAINTS must name a file" in missing.stderr
+
+
 def test_setup_compiles_where_python_may_keep_nothing_that_it_compiles(skeleton):
     run(skeleton, "setup", PYTHONDONTWRITEBYTECODE="1")
     assert [line.split()[:3] for line in log(skeleton)[1:]] == [["pip", "install", "--compile"]] * 2
@@ -156,7 +165,7 @@ def test_setup_chooses_torch_by_the_machine(skeleton):
     venv = str(skeleton / "elsewhere")
     assert run(skeleton, "setup", SEESAW_VENV=venv, SEESAW_TORCH_INDEX_URL="file:///index").returncode == 0
     lines = log(skeleton)
-    assert lines[1] == "pip install --no-compile --index-url file:///index torch"
+    assert lines[1] == "pip install --no-compile --index-url file:///index torch==2.11.0"
     assert lines[-1].endswith("[dev,cuda]")
     assert (skeleton / "elsewhere" / "bin" / "python").exists()
     assert not (skeleton / "repo" / ".venv").exists()
@@ -166,10 +175,10 @@ def test_setup_again_when_a_gpu_appears_and_not_when_it_goes(skeleton):
     run(skeleton, "setup")
     log(skeleton)
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\necho GPU 0: some\n")
-    result = run(skeleton, "setup", FAKE_TORCH="2.13.0")
-    assert "installing torch in place of 2.13.0+cpu" in result.stderr
+    result = run(skeleton, "setup", FAKE_TORCH="2.11.0")
+    assert "installing torch==2.11.0 in place of 2.13.0+cpu" in result.stderr
     torch, packages = log(skeleton)
-    assert torch == "pip install --no-compile --force-reinstall torch" and packages.endswith("[dev,cuda]")
+    assert torch == "pip install --no-compile --force-reinstall torch==2.11.0" and packages.endswith("[dev,cuda]")
     assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []
     executable(skeleton / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n")
     assert run(skeleton, "setup").returncode == 0 and log(skeleton) == []

@@ -79,8 +79,8 @@ async def test_ready_is_whoever_would_take_a_request_now(make_site: MakeSite) ->
     waiting = site.bridge.submit("a", [([1], SamplingParams(n=site.bridge.room.max_sequences))])
     full = await site.client.get("/ready")
     assert (full.status_code, full.headers["retry-after"]) == (503, "1")
-    assert (await site.client.get("/health")).status_code == 200
     waiting.close()
+    assert (await site.client.get("/health")).status_code == 200  # and the engine has let go of what was before
     assert (await site.client.get("/ready")).status_code == 200
     site.bridge.fail(EngineDeadError("gone"))
     assert (await site.client.get("/ready")).status_code == 503
