@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from clients.errors import ClientError
+from seesaw.clients.errors import ClientError
 
 MOST = 10_000_000  # tokens or requests: more is a slip of the keyboard, and would fill the memory first
 LEAST_RATE = 1e-6  # below, times between requests leave what clocks can wait for

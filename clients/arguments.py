@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from clients import argument_types as types
-from clients.arrivals import RampUp
-from clients.errors import ClientError
-from clients.figures import GOODPUT_METRICS, SUMMARIZED
-from clients.provenance import provenance
+from seesaw.clients import argument_types as types
+from seesaw.clients.arrivals import RampUp
+from seesaw.clients.errors import ClientError
+from seesaw.clients.figures import GOODPUT_METRICS, SUMMARIZED
+from seesaw.clients.provenance import provenance
 
 DATASETS = ("random", "constant", "prefix_repetition", "sharegpt", "csv", "timed_trace")
 SAMPLING = {

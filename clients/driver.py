@@ -7,9 +7,9 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from clients.record import Record
-from clients.recorder import Request
-from clients.streaming import CompletionClient
+from seesaw.clients.record import Record
+from seesaw.clients.recorder import Request
+from seesaw.clients.streaming import CompletionClient
 
 
 async def drive(

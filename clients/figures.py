@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from clients.record import CountedBy, Record
+from seesaw.clients.record import CountedBy, Record
 
 # What is summarized by mean, median, standard deviation and percentiles, with the words that a table shows.
 SUMMARIZED = {

@@ -1,4 +1,4 @@
-"""`seesaw bench serve`, also `python -m clients.load_test`: load an OpenAI-compatible server and measure it.
+"""`seesaw bench serve`, also `python -m seesaw.clients.load_test`: load an OpenAI-compatible server and measure it.
 
 Flags, printed table and saved JSON are those of `vllm bench serve`, so that scripts and results of the field fit.
 """
@@ -22,19 +22,19 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from clients import arguments
-from clients.argument_types import check_header
-from clients.arrivals import arrivals_s
-from clients.driver import drive
-from clients.errors import ClientError
-from clients.figures import figures
-from clients.progress import Progress
-from clients.record import Record, to_columns
-from clients.results import short_name
-from clients.streaming import CompletionClient, make_session
-from clients.summary import summary
-from clients.tokenizers import count_tokens, load_tokenizer
-from clients.workloads import (
+from seesaw.clients import arguments
+from seesaw.clients.argument_types import check_header
+from seesaw.clients.arrivals import arrivals_s
+from seesaw.clients.driver import drive
+from seesaw.clients.errors import ClientError
+from seesaw.clients.figures import figures
+from seesaw.clients.progress import Progress
+from seesaw.clients.record import Record, to_columns
+from seesaw.clients.results import short_name
+from seesaw.clients.streaming import CompletionClient, make_session
+from seesaw.clients.summary import summary
+from seesaw.clients.tokenizers import count_tokens, load_tokenizer
+from seesaw.clients.workloads import (
     DEFAULT_VOCAB,
     Workload,
     as_text,
@@ -48,7 +48,7 @@ from clients.workloads import (
 READY_POLL_S = 0.5
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.load_test") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m seesaw.clients.load_test") -> int:
     """Exit code: 0 if any request completed, 1 if none did, 2 for what the user can fix."""
     try:
         args = arguments.parse(argv, prog)

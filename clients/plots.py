@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from clients.trace import Series, Span, Timeline
+from seesaw.clients.trace import Series, Span, Timeline
 
 matplotlib.use("Agg")
 # The page replaces it with its own, which is light on dark.

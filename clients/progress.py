@@ -8,7 +8,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from clients.record import Record
+from seesaw.clients.record import Record
 
 
 class Progress:

@@ -32,7 +32,7 @@ def host() -> str:
 
 def seesaw_version() -> str:
     try:
-        return version("seesaw")
+        return version("seesaw-llm")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "0"
 

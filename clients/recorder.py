@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clients.events import DONE, Usage, decode_chunk
-from clients.messages import message_of
-from clients.record import CountedBy, Record
+from seesaw.clients.events import DONE, Usage, decode_chunk
+from seesaw.clients.messages import message_of
+from seesaw.clients.record import CountedBy, Record
 
 
 @dataclass(frozen=True)

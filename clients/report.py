@@ -1,5 +1,5 @@
-"""`seesaw bench report`, also `python -m clients.report`: one HTML page of results, self-contained, and its plots as
-PNG files beside it. What the page looks like is `clients.page`'s.
+"""`seesaw bench report`, also `python -m seesaw.clients.report`: one HTML page of results, self-contained, and its
+plots as PNG files beside it. What the page looks like is `clients.page`'s.
 
 Takes any mix of load-test results, offline-benchmark results and engine traces.
 """
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from clients import page
-from clients.errors import ClientError
-from clients.results import Results, read_results, short_name
-from clients.trace import Timeline
+from seesaw.clients import page
+from seesaw.clients.errors import ClientError
+from seesaw.clients.results import Results, read_results, short_name
+from seesaw.clients.trace import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
         raise ClientError(f"{message}; see `{self.prog} --help`")
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m clients.report") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m seesaw.clients.report") -> int:
     """Exit code 2 for what the user can fix."""
     parser = _Parser(prog=prog, description="Make one HTML page of results and traces, with its plots beside it.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="JSON of a load test, offline or trace")
@@ -78,7 +78,7 @@ def write_report(results: Results, path: Path, title: str) -> None:
 def _sections(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
     """File name, heading, table and picture of each section."""
     try:
-        from clients import plots
+        from seesaw.clients import plots
     except ImportError:
         raise ClientError("the report needs matplotlib: install it with `pip install -e '.[report]'`") from None
     if results.load_tests:
@@ -181,7 +181,7 @@ def _png(figure: Figure) -> bytes:
 
 def _svg(figure: Figure) -> str:
     """Without a ground of its own, and in the page's ink."""
-    from clients.plots import INK
+    from seesaw.clients.plots import INK
 
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

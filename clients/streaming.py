@@ -13,10 +13,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from clients.events import EventParser
-from clients.messages import MAX_BYTES, message_of
-from clients.record import Record
-from clients.recorder import Recorder, Request, StreamError
+from seesaw.clients.events import EventParser
+from seesaw.clients.messages import MAX_BYTES, message_of
+from seesaw.clients.record import Record
+from seesaw.clients.recorder import Recorder, Request, StreamError
 
 TIMEOUT_S = 6 * 3600.0
 READ_BYTES = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clients.figures import SUMMARIZED, failures, percentile_word
-from clients.record import Record
+from seesaw.clients.figures import SUMMARIZED, failures, percentile_word
+from seesaw.clients.record import Record
 
 WIDTH = 50
 SHOWN_FAILURES = 10

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from clients.errors import ClientError
-from clients.record import Record
+from seesaw.clients.errors import ClientError
+from seesaw.clients.record import Record
 
 
 def load_tokenizer(name: str) -> Any:

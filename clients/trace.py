@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.datasets import iter_items
+from seesaw.clients.datasets import iter_items
 
 MICROSECONDS = 1e6
 QUANTITIES = ("bytes", "tokens", "sequences", "drain_s")  # of a span, which the report draws

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clients.errors import ClientError
+from seesaw.clients.errors import ClientError
 
 
 class FetchError(ClientError):

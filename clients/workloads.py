@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clients.datasets import Tokenizer, load_sharegpt
-from clients.errors import ClientError
-from clients.random_text import RandomTexts, TextTokenizer
-from clients.recorder import Request
-from clients.sharegpt import sharegpt
+from seesaw.clients.datasets import Tokenizer, load_sharegpt
+from seesaw.clients.errors import ClientError
+from seesaw.clients.random_text import RandomTexts, TextTokenizer
+from seesaw.clients.recorder import Request
+from seesaw.clients.sharegpt import sharegpt
 
 SHAREGPT_MAX_PROMPT_TOKENS = 1024
 DEFAULT_VOCAB = 256  # no model has fewer tokens

@@ -1,4 +1,4 @@
-"""One turn of the engine's loop: collect reports, schedule, dispatch. For the engine process and `engine.LLM`."""
+"""One turn of the engine's loop: collect reports, schedule, dispatch. For the engine process and `seesaw.LLM`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import msgspec
 
-from engine.awake import AwakeClock
-from engine.executor.base import Executor
-from engine.grammar.grammars import Compilation, Grammars
-from engine.planning.policy import Policy
-from engine.scheduler.scheduler import Scheduler
-from engine.trace import Trace
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
-from engine.wire.messages import Add, EngineInfo, Outputs, Stats
+from seesaw.engine.awake import AwakeClock
+from seesaw.engine.executor.base import Executor
+from seesaw.engine.grammar.grammars import Compilation, Grammars
+from seesaw.engine.planning.policy import Policy
+from seesaw.engine.scheduler.scheduler import Scheduler
+from seesaw.engine.trace import Trace
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
+from seesaw.engine.wire.messages import Add, EngineInfo, Outputs, Stats
 
 COMPILING_POLL_MS = 1  # while nobody tells when a grammar is ready
 MAX_TRIES = 64  # to find something to send

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -16,27 +16,27 @@ from typing import Any
 
 import zmq
 
-from engine.core import Core, describe
-from engine.executor import make_executor
-from engine.executor.base import Executor
-from engine.fair_lock import FairLock
-from engine.model.shapes import ModelShape
-from engine.sampling.defaults import load_defaults
-from engine.sampling.params import SamplingParams
-from engine.sampling.typed import typed
-from engine.sizing.fit import check_early
-from engine.text.bad_words import with_bad_words
-from engine.text.chat_template import ChatTemplate
-from engine.text.conversation import Conversation
-from engine.text.output_text import OutputText
-from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
-from engine.text.result import CompletionOutput, RequestOutput
-from engine.text.template_source import read_template
-from engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError, RequestError
-from engine.values.foreign_options import check_keywords
-from engine.wire.messages import Add, EngineInfo, Output, Stats
+from seesaw.engine.core import Core, describe
+from seesaw.engine.executor import make_executor
+from seesaw.engine.executor.base import Executor
+from seesaw.engine.fair_lock import FairLock
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.sampling.defaults import load_defaults
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.typed import typed
+from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.text.bad_words import with_bad_words
+from seesaw.engine.text.chat_template import ChatTemplate
+from seesaw.engine.text.conversation import Conversation
+from seesaw.engine.text.output_text import OutputText
+from seesaw.engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
+from seesaw.engine.text.result import CompletionOutput, RequestOutput
+from seesaw.engine.text.template_source import read_template
+from seesaw.engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError, RequestError
+from seesaw.engine.values.foreign_options import check_keywords
+from seesaw.engine.wire.messages import Add, EngineInfo, Output, Stats
 
 logger = logging.getLogger(__name__)
 

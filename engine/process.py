@@ -21,16 +21,16 @@ from types import FrameType
 import msgspec
 import zmq
 
-from engine.core import COMPILING_POLL_MS, Core, describe
-from engine.executor import make_executor
-from engine.executor.base import Executor
-from engine.heap import freeze_heap
-from engine.printing import print_in_background
-from engine.run_folder import make_run_dir, remove_run_dir
-from engine.supervision import ASKED_S, END, end_children, exit_now, follow_parent, start_child
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
-from engine.wire.messages import (
+from seesaw.engine.core import COMPILING_POLL_MS, Core, describe
+from seesaw.engine.executor import make_executor
+from seesaw.engine.executor.base import Executor
+from seesaw.engine.heap import freeze_heap
+from seesaw.engine.printing import print_in_background
+from seesaw.engine.run_folder import make_run_dir, remove_run_dir
+from seesaw.engine.supervision import ASKED_S, END, end_children, exit_now, follow_parent, start_child
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
+from seesaw.engine.wire.messages import (
     Abort,
     Add,
     Dead,

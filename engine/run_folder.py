@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 PREFIX = "seesaw-"
 OWNER = "owner.lock"  # locked for as long as the process lives that made the folder

@@ -25,9 +25,9 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar
 
-from engine.awake import waits
-from engine.main_module import main_left_out
-from engine.printing import drain
+from seesaw.engine.awake import waits
+from seesaw.engine.main_module import main_left_out
+from seesaw.engine.printing import drain
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
-from engine.wire.messages import Speeds, Stats
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.wire.messages import Speeds, Stats
 
 logger = logging.getLogger(__name__)
 

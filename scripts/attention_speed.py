@@ -18,8 +18,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # Seesaw need not be installed for this
 
-from engine.bench.tables import aligned  # noqa: E402
-from engine.ops.capability import (  # noqa: E402
+from seesaw.engine.bench.tables import aligned  # noqa: E402
+from seesaw.engine.ops.capability import (  # noqa: E402
     PORTABLE_VARIABLE,
     Capability,
     attention_backends,
@@ -47,7 +47,7 @@ def measure(config: str, flags: Sequence[str], environment: Mapping[str, str]) -
     """What `bench offline` says of each workload but the first. Ends the program if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        command = [sys.executable, "-m", "server.cli", "bench", "offline", config, "--dummy-weights"]
+        command = [sys.executable, "-m", "seesaw.server.cli", "bench", "offline", config, "--dummy-weights"]
         for workload in (WARM_UP, *PREFILLS, DECODE):
             command += ["--workload", workload]
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))

@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from engine.executor.simulated import SimulatedExecutor
-from engine.sampling.params import SamplingParams
-from engine.scheduler.scheduler import Scheduler
-from engine.values.config import EngineConfig
-from engine.wire.commands import Forward
-from engine.wire.messages import Add
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.scheduler import Scheduler
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Forward
+from seesaw.engine.wire.messages import Add
 
 WINDOWS = 5
 

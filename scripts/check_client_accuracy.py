@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from clients.figures import figures
-from clients.record import Record
+from seesaw.clients.figures import figures
+from seesaw.clients.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.02
@@ -56,7 +56,15 @@ def measure(streams: int, interval_s: float, tokens: int) -> tuple[dict[str, Any
         server = subprocess.Popen(_on_core(0, command), stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None and server.stdout.readline() == "ready\n"
-            command = [sys.executable, "-m", "clients.load_test", "--port", str(port), "--num-prompts", str(streams)]
+            command = [
+                sys.executable,
+                "-m",
+                "seesaw.clients.load_test",
+                "--port",
+                str(port),
+                "--num-prompts",
+                str(streams),
+            ]
             command += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(tokens), "--disable-tqdm"]
             command += ["--request-rate", str(ARRIVALS_PER_S)]
             command += ["--save-result", "--result-dir", folder, "--result-filename", result.name]

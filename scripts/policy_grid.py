@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
-from engine.bench.workload import Job, read_lengths
-from engine.core import Core
-from engine.cost.estimate import weight_bytes
-from engine.executor.simulated import SimulatedExecutor
-from engine.model.config_json import read_shape
-from engine.model.shapes import ModelShape
-from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add
+from seesaw.engine.bench.workload import Job, read_lengths
+from seesaw.engine.core import Core
+from seesaw.engine.cost.estimate import weight_bytes
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LOADS = (0.1, 0.5, 0.8, 1.2)  # Poisson arrivals, as shares of what the best layout alone can do offline

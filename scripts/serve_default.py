@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from server.entry import interruptible  # alone: from here on Ctrl-C is one line
+from seesaw.server.entry import interruptible  # alone: from here on Ctrl-C is one line
 
 LAYOUTS = ("prefill", "decode", "tail")
 # On a CPU a step of the usual 2048 tokens takes seconds, for which all running sequences stand still.
@@ -21,9 +21,9 @@ def complete(arguments: list[str], model: Callable[[], Path]) -> list[str]:
     suits it."""
     from fetch_default_model import NAME
 
-    from engine.values.errors import ConfigError
-    from server.cli import make_parser
-    from server.settings import given_values
+    from seesaw.engine.values.errors import ConfigError
+    from seesaw.server.cli import make_parser
+    from seesaw.server.settings import given_values
 
     try:
         flags = vars(make_parser().parse_args(["serve", *arguments]))
@@ -49,7 +49,7 @@ def main() -> int:
     """Become the server. Returns an exit code only if it cannot."""
     from fetch_default_model import default_model
 
-    from clients.wheels import FetchError
+    from seesaw.clients.wheels import FetchError
 
     try:
         arguments = complete(sys.argv[1:], default_model)

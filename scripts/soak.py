@@ -23,9 +23,9 @@ from fetch_default_model import default_model
 from soak_client import Client, Job, Metrics, Outcome
 from soak_server import start_server
 
-from clients.datasets import Sample, load_sharegpt
-from clients.sharegpt import sharegpt
-from clients.wheels import FetchError
+from seesaw.clients.datasets import Sample, load_sharegpt
+from seesaw.clients.sharegpt import sharegpt
+from seesaw.clients.wheels import FetchError
 
 EMPTY_WHEN_IDLE = (
     "seesaw:num_requests_running",

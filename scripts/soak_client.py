@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from clients.datasets import Sample
+from seesaw.clients.datasets import Sample
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # Seesaw need not be installed for this
 
 from fetch_default_model import default_model  # noqa: E402
 
-from engine import LLM, SamplingParams, StructuredOutputs  # noqa: E402
+from seesaw import LLM, SamplingParams, StructuredOutputs  # noqa: E402
 
 NOTE = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 SCHEMA = {

@@ -15,23 +15,31 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
 
-from clients.datasets import load_sharegpt
-from clients.provenance import provenance
-from clients.sharegpt import sharegpt
-from clients.wheels import FetchError
-from engine.bench.bounds import Host
-from engine.bench.offline import SystemResult, run_workloads
-from engine.bench.outputs import check_output
-from engine.bench.tables import compare, describe
-from engine.bench.workload import Job, Order, Workload, add_workload_flag, arrange, prefix_repetition, read_lengths
-from engine.cost.profile import read_profile
-from engine.executor import check_executor
-from engine.sizing.fit import check_early
-from engine.sizing.model import find_shape
-from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from server.settings import Parser, add_flags, read_configs
+from seesaw.clients.datasets import load_sharegpt
+from seesaw.clients.provenance import provenance
+from seesaw.clients.sharegpt import sharegpt
+from seesaw.clients.wheels import FetchError
+from seesaw.engine.bench.bounds import Host
+from seesaw.engine.bench.offline import SystemResult, run_workloads
+from seesaw.engine.bench.outputs import check_output
+from seesaw.engine.bench.tables import compare, describe
+from seesaw.engine.bench.workload import (
+    Job,
+    Order,
+    Workload,
+    add_workload_flag,
+    arrange,
+    prefix_repetition,
+    read_lengths,
+)
+from seesaw.engine.cost.profile import read_profile
+from seesaw.engine.executor import check_executor
+from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.sizing.model import find_shape
+from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.settings import Parser, add_flags, read_configs
 
 DATASETS = ("sharegpt", "csv", "constant", "prefix_repetition")
 NUM_REQUESTS = 100

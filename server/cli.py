@@ -7,19 +7,22 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError, SeesawError
-from server.config import ServerConfig
-from server.entry import complain, interruptible
-from server.settings import Parser, add_flags, help_text, read_configs
-from server.version import seesaw_version
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, SeesawError
+from seesaw.server.config import ServerConfig
+from seesaw.server.entry import complain, interruptible
+from seesaw.server.settings import Parser, add_flags, help_text, read_configs
+from seesaw.server.version import seesaw_version
 
 # The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
 BENCH_TOOLS = {
-    "serve": ("clients.load_test", "load a running server over HTTP"),
-    "report": ("clients.report", "make an HTML page of results and traces"),
-    "offline": ("server.bench", "run requests through the engine without HTTP, in one plan of layouts or several"),
-    "limits": ("engine.bench.limits", "what this host can do at most, and each step's floor"),
+    "serve": ("seesaw.clients.load_test", "load a running server over HTTP"),
+    "report": ("seesaw.clients.report", "make an HTML page of results and traces"),
+    "offline": (
+        "seesaw.server.bench",
+        "run requests through the engine without HTTP, in one plan of layouts or several",
+    ),
+    "limits": ("seesaw.engine.bench.limits", "what this host can do at most, and each step's floor"),
 }
 
 
@@ -33,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.pop("command") == "bench":
             return _bench(**arguments)
         engine, server = read_configs(arguments)
-        from engine.supervision import exit_now
-        from server.service import serve
+        from seesaw.engine.supervision import exit_now
+        from seesaw.server.service import serve
 
         exit_now(serve(engine, server))
     except ConfigError as error:

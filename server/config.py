@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -68,6 +68,6 @@ def _open_standard_streams() -> None:
 
 
 def _command() -> int:
-    from server.cli import main
+    from seesaw.server.cli import main
 
     return main()

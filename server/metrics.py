@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.wire.messages import EngineInfo, FinishReason, Speeds, Stats
+from seesaw.engine.wire.messages import EngineInfo, FinishReason, Speeds, Stats
 
 PREFIX = "seesaw:"
 

@@ -25,26 +25,26 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine.awake import waits
-from engine.heap import freeze_heap
-from engine.printing import print_in_background
-from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
-from engine.sizing.fit import check_early
-from engine.text.template_source import read_template
-from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import EngineInfo
-from server.config import ServerConfig
-from server.http.app import create_app
-from server.http.connection import connection_class
-from server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
-from server.link.bridge import Bridge
-from server.link.errors import ShuttingDownError
-from server.link.grammar_check import GrammarCheck
-from server.openai.models import model_names
-from server.settings import API_KEY_VARIABLE
-from server.threads import in_daemon_thread
+from seesaw.engine.awake import waits
+from seesaw.engine.heap import freeze_heap
+from seesaw.engine.printing import print_in_background
+from seesaw.engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
+from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.text.template_source import read_template
+from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.app import create_app
+from seesaw.server.http.connection import connection_class
+from seesaw.server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
+from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.link.grammar_check import GrammarCheck
+from seesaw.server.openai.models import model_names
+from seesaw.server.settings import API_KEY_VARIABLE
+from seesaw.server.threads import in_daemon_thread
 
 ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
 WITH_FIRST_S = 0.5  # between a signal and its like that belong together
@@ -84,7 +84,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
     if start_engine is None:
-        from engine.process import EngineProcess
+        from seesaw.engine.process import EngineProcess
 
         start_engine = EngineProcess.start
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -16,11 +16,11 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.foreign_options import as_flag, as_key, hint
-from engine.values.wording import at_least
-from server.config import ServerConfig
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.foreign_options import as_flag, as_key, hint
+from seesaw.engine.values.wording import at_least
+from seesaw.server.config import ServerConfig
 
 API_KEY_VARIABLE = "SEESAW_API_KEY"
 UNITS = {"": 1, "b": 1} | {

@@ -7,6 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 def seesaw_version() -> str:
     try:
-        return version("seesaw")
+        return version("seesaw-llm")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "0"

@@ -9,10 +9,10 @@ import document_config
 import jsonschema
 import pytest
 
-from engine.bench.offline import run_workloads
-from engine.bench.workload import Job, read_lengths
-from engine.values.errors import ConfigError
-from server.settings import HINTS, read_configs
+from seesaw.engine.bench.offline import run_workloads
+from seesaw.engine.bench.workload import Job, read_lengths
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.settings import HINTS, read_configs
 
 CONFIGS = document_config.config_files()
 SCHEMA = json.loads(document_config.SCHEMA_PATH.read_text())

@@ -8,12 +8,12 @@ import pytest
 from doc_commands import Command, commands
 from soak import parse_args
 
-from clients import arguments
-from engine.bench import limits
-from engine.values.config import EngineConfig
-from server import bench, cli
-from server.config import ServerConfig
-from server.settings import read_configs
+from seesaw.clients import arguments
+from seesaw.engine.bench import limits
+from seesaw.engine.values.config import EngineConfig
+from seesaw.server import bench, cli
+from seesaw.server.config import ServerConfig
+from seesaw.server.settings import read_configs
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -7,16 +7,16 @@ from pathlib import Path
 import document_config
 import pytest
 
-from engine.bench.offline import run_workloads
-from engine.bench.workload import Job
-from engine.model.config_json import read_shape
-from engine.model.counts import head_params, layer_params
-from engine.model.shapes import ModelShape
-from engine.model.spec import LinearSpec
-from engine.sizing.fit import check_early
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.weights.placement import weight_specs, whole_bytes
+from seesaw.engine.bench.offline import run_workloads
+from seesaw.engine.bench.workload import Job
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.counts import head_params, layer_params
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.spec import LinearSpec
+from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.placement import weight_specs, whole_bytes
 
 MODELS = document_config.CONFIGS / "models"
 # What the hub says of each checkpoint, and plans that divide it.

@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from engine.kv.geometry import KVGeometry
-from engine.model.config_json import read_shape
-from engine.model.decoder import Decoder
-from engine.model.shapes import ModelShape, check_plan
-from engine.model.stage import StageWeights
-from engine.model.sums import ReducedSums
-from engine.ops.base import BatchInputs, make_ops
-from engine.parallel.groups import SingleShard, TensorGroup
-from engine.parallel.layout import Layout, Plan
-from engine.sampling.params import RowSampling
-from engine.values.config import AttentionBackend
-from engine.weights.arena import rank_arena
-from engine.weights.loader import CheckpointSource
-from engine.weights.modes import ArenaWeights
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.decoder import Decoder
+from seesaw.engine.model.shapes import ModelShape, check_plan
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.model.sums import ReducedSums
+from seesaw.engine.ops.base import BatchInputs, make_ops
+from seesaw.engine.parallel.groups import SingleShard, TensorGroup
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.values.config import AttentionBackend
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.loader import CheckpointSource
+from seesaw.engine.weights.modes import ArenaWeights
 from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-from engine.bench.figures import FullDecode
-from engine.bench.workload import Job, Prefix
-from engine.cost.profile import HostProfile
-from engine.cost.work import StepWork, Work, attended_pairs, count_work, decode_work, exchange_s, step_work
-from engine.model.shapes import ModelShape
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.bench.figures import FullDecode
+from seesaw.engine.bench.workload import Job, Prefix
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.cost.work import StepWork, Work, attended_pairs, count_work, decode_work, exchange_s, step_work
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.layout import Layout, Plan
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from engine.model.counts import layer_linears
-from engine.model.shapes import ModelShape
+from seesaw.engine.model.counts import layer_linears
+from seesaw.engine.model.shapes import ModelShape
 
 MATMUL_ROWS = 8192
 COPY_BYTES = 1 << 30

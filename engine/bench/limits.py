@@ -15,22 +15,22 @@ from typing import Any, get_args
 
 import torch
 
-from engine.bench.bounds import Host, bound
-from engine.bench.ceilings import measure_device
-from engine.bench.links import measure_links
-from engine.bench.outputs import check_output
-from engine.bench.tables import aligned
-from engine.bench.workload import Workload, add_workload_flag
-from engine.cost.profile import HostProfile
-from engine.cost.work import Chunks, exchange_s, step_work
-from engine.device.choice import why_no_gpu
-from engine.device.out_of_memory import memory_errors
-from engine.model.shapes import ModelShape, check_layout
-from engine.ops.capability import written
-from engine.parallel.layout import Layout, Plan
-from engine.sizing.model import find_shape, known_shape
-from engine.values.config import CustomAllReduce, EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.bench.bounds import Host, bound
+from seesaw.engine.bench.ceilings import measure_device
+from seesaw.engine.bench.links import measure_links
+from seesaw.engine.bench.outputs import check_output
+from seesaw.engine.bench.tables import aligned
+from seesaw.engine.bench.workload import Workload, add_workload_flag
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.cost.work import Chunks, exchange_s, step_work
+from seesaw.engine.device.choice import why_no_gpu
+from seesaw.engine.device.out_of_memory import memory_errors
+from seesaw.engine.model.shapes import ModelShape, check_layout
+from seesaw.engine.ops.capability import written
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sizing.model import find_shape, known_shape
+from seesaw.engine.values.config import CustomAllReduce, EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 STEPS: dict[str, Chunks] = {
     "decode, 256 sequences at 512 tokens": [(1, 512)] * 256,

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from engine.model.linear import Linear
-from engine.model.sums import Half, Sums
-from engine.parallel.groups import join_world
-from engine.parallel.peers import can_share
-from engine.parallel.process_groups import ShardGroup
-from engine.run_folder import make_run_dir, remove_run_dir
-from engine.values.config import CustomAllReduce
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.sums import Half, Sums
+from seesaw.engine.parallel.groups import join_world
+from seesaw.engine.parallel.peers import can_share
+from seesaw.engine.parallel.process_groups import ShardGroup
+from seesaw.engine.run_folder import make_run_dir, remove_run_dir
+from seesaw.engine.values.config import CustomAllReduce
 
 SUM_COLUMNS = 8192
 LINK_BYTES = [1 << power for power in (14, 17, 20, 23, 26, 28)]
@@ -59,7 +59,7 @@ def _peer_sums(rank: int, gpus: int, device: torch.device, custom_all_reduce: Cu
     group = ShardGroup(range(gpus), rank, dist.new_group(list(range(gpus))))
     if not can_share(group, device, custom_all_reduce):
         return None
-    from engine.model.peer_sums import PeerSums  # needs Triton
+    from seesaw.engine.model.peer_sums import PeerSums  # needs Triton
 
     return PeerSums(group, LINK_BYTES[-1] // 2 // SUM_COLUMNS, SUM_COLUMNS, torch.bfloat16, device)
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import msgspec
 
-from engine.bench.bounds import Host, RunFloors, run_floors
-from engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
-from engine.bench.workload import Job, prompts
-from engine.heap import frozen_heap
-from engine.llm import LLM
-from engine.sampling.params import SamplingParams
-from engine.sizing.model import find_shape, max_model_len
-from engine.text.result import RequestOutput
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.wire.messages import EngineInfo, Stats
+from seesaw.engine.bench.bounds import Host, RunFloors, run_floors
+from seesaw.engine.bench.figures import Figures, FullDecode, RequestRecord, full_decode, summarize
+from seesaw.engine.bench.workload import Job, prompts
+from seesaw.engine.heap import frozen_heap
+from seesaw.engine.llm import LLM
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sizing.model import find_shape, max_model_len
+from seesaw.engine.text.result import RequestOutput
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.wire.messages import EngineInfo, Stats
 
 COUNTERS = (  # of Stats; its other fields say how it is now
     "prompt_tokens",

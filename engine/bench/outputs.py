@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 
 def check_output(path: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.bench.offline import SystemResult
+from seesaw.engine.bench.offline import SystemResult
 
 LEAST_SHARE = 5e-4  # of idle time, to be named
 SIMULATED = "simulated: nothing was measured but the schedule"

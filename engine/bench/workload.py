@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 Order = Literal["file", "longest-first", "shortest-first", "shuffle"]
 

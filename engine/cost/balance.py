@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from engine.cost.times import Curve, LayoutTimes, pairs_of
+from seesaw.engine.cost.times import Curve, LayoutTimes, pairs_of
 
 MIN_CHUNK_TOKENS = 256  # of prompts, in a pipeline's step that has any
 _EFFICIENCY = 0.8  # of a large step, that a mixed one should reach

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from engine.cost.times import LayoutTimes, Measured
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.cost.times import LayoutTimes, Measured
+from seesaw.engine.parallel.layout import Layout, Plan
 
 _CORRECTION = 0.3  # of a transition, or a swap, in what is expected of the next
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from engine.cost.profile import HostProfile
-from engine.cost.times import Curve, Measured, StageTimes
-from engine.cost.work import Work, count_work, exchange_s
-from engine.model.counts import head_params, layer_params
-from engine.model.shapes import ModelShape
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.cost.times import Curve, Measured, StageTimes
+from seesaw.engine.cost.work import Work, count_work, exchange_s
+from seesaw.engine.model.counts import head_params, layer_params
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.layout import Layout, Plan
 
 # How much less efficient attention's products are than those with weights.
 _ATTENTION = 1.5

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.ops.capability import Capability, parse_architecture
-from engine.values.errors import ConfigError
+from seesaw.engine.ops.capability import Capability, parse_architecture
+from seesaw.engine.values.errors import ConfigError
 
 
 @dataclass(frozen=True)

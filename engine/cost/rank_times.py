@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from engine.cost.times import Curve, Measured, StageTimes
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.cost.times import Curve, Measured, StageTimes
+from seesaw.engine.parallel.layout import Layout, Plan
 
 
 class RankTimes(msgspec.Struct, frozen=True, array_like=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import LayoutTimes, StepLoad
-from engine.parallel.layout import Layout, Plan
-from engine.wire.messages import LayoutSpeed, Speeds
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import LayoutTimes, StepLoad
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.wire.messages import LayoutSpeed, Speeds
 
 
 def speeds(plan: Plan, times: EngineTimes, max_num_seqs: int) -> Speeds:

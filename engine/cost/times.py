@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.model.shapes import NO_WINDOW
+from seesaw.engine.model.shapes import NO_WINDOW
 
 # A step's weight in the running correction: some fifty steps forget an old one.
 _CORRECTION = 0.04

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.cost.profile import HostProfile
-from engine.model.counts import head_params, layer_params
-from engine.model.shapes import FP8_SPEEDUP, ModelShape
-from engine.parallel.layout import Layout
-from engine.parallel.moves import stage_layers
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.model.counts import head_params, layer_params
+from seesaw.engine.model.shapes import FP8_SPEEDUP, ModelShape
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.parallel.moves import stage_layers
 
 LAST = -1  # stage
 Chunks = Sequence[tuple[int, int]]  # of a step: query tokens, and context with them

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import count
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import count
 
 logger = logging.getLogger(__name__)
 

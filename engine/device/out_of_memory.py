@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.values.errors import ConfigError
-from engine.values.wording import as_size
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import as_size
 
 # How libraries that allocate by themselves say it: CUDA, NCCL, cuBLAS, and torch on the CPU.
 SIGNS = ("out of memory", "alloc_failed", "not enough memory", "can't allocate memory")

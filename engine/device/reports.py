@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.wire.commands import Report
+from seesaw.engine.wire.commands import Report
 
 Pending = tuple[torch.cuda.Event, Callable[[], Report]]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.cost.estimate import constant
-from engine.executor.base import Executor
-from engine.kv.geometry import KVGeometry
-from engine.sizing.advice import host_pool_advice
-from engine.sizing.fit import fit_model
-from engine.sizing.model import find_shape
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.estimate import constant
+from seesaw.engine.executor.base import Executor
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.sizing.advice import host_pool_advice
+from seesaw.engine.sizing.fit import fit_model
+from seesaw.engine.sizing.model import find_shape
+from seesaw.engine.values.config import EngineConfig
 
 
 def make_executor(
@@ -33,18 +33,18 @@ def check_executor(config: EngineConfig) -> None:
     if config.executor == "simulated":
         fit_model(config, find_shape(config), "simulated")
         return
-    from engine.executor.processes import size_up  # imports torch
+    from seesaw.engine.executor.processes import size_up  # imports torch
 
     size_up(config, lambda line: None)
 
 
 def _make_executor(config: EngineConfig, on_progress: Callable[[str], None] | None, instant: bool) -> Executor:
     if config.executor == "simulated":
-        from engine.executor.simulated import SimulatedExecutor
+        from seesaw.engine.executor.simulated import SimulatedExecutor
 
         if config.simulated_step_s:
             return SimulatedExecutor(config, times=constant(config.plan, config.simulated_step_s), real_time=True)
         return SimulatedExecutor(config, instant=instant)
-    from engine.executor.processes import ProcessExecutor  # imports torch
+    from seesaw.engine.executor.processes import ProcessExecutor  # imports torch
 
     return ProcessExecutor(config, on_progress)

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from engine.cost.times import Measured
-from engine.model.shapes import ModelShape
-from engine.wire.commands import Command, Report
+from seesaw.engine.cost.times import Measured
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.wire.commands import Command, Report
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from engine.awake import waits
-from engine.executor.ranks import GRACE_S, fork_server, start_forked
-from engine.supervision import end_children, follow_parent
-from engine.values.errors import EngineDeadError
+from seesaw.engine.awake import waits
+from seesaw.engine.executor.ranks import GRACE_S, fork_server, start_forked
+from seesaw.engine.supervision import end_children, follow_parent
+from seesaw.engine.values.errors import EngineDeadError
 
 
 def free_device_bytes(num_devices: int, timeout_s: float) -> list[int]:

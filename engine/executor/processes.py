@@ -1,6 +1,6 @@
 """The real executor: one worker process for each rank, commands over ZeroMQ, memory shared through segments.
 
-Built by the engine process (`engine.process`) and `engine.LLM`; used by `engine.core`.
+Built by the engine process (`engine.process`) and `seesaw.LLM`; used by `engine.core`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from pathlib import Path
 
 import zmq
 
-from engine.awake import AwakeClock, waits
-from engine.cost.rank_times import merge
-from engine.device.choice import choose_device
-from engine.executor.base import Capacity, Executor
-from engine.executor.memory import free_device_bytes
-from engine.executor.ranks import Ranks
-from engine.executor.speed import speed_lines
-from engine.kv.segment import Segment
-from engine.parallel.shared_memory import shared_bytes
-from engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
-from engine.sizing.host_memory import message_bytes
-from engine.sizing.model import find_shape, shape_of
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
-from engine.values.wording import count
-from engine.weights.checkpoint import resolve_checkpoint
-from engine.wire.commands import AllocatePools, Command, Forward, Masks, RankReady, Report, Swap, Transition
-from engine.worker.spec import WorkerSpec
+from seesaw.engine.awake import AwakeClock, waits
+from seesaw.engine.cost.rank_times import merge
+from seesaw.engine.device.choice import choose_device
+from seesaw.engine.executor.base import Capacity, Executor
+from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.executor.ranks import Ranks
+from seesaw.engine.executor.speed import speed_lines
+from seesaw.engine.kv.segment import Segment
+from seesaw.engine.parallel.shared_memory import shared_bytes
+from seesaw.engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
+from seesaw.engine.sizing.host_memory import message_bytes
+from seesaw.engine.sizing.model import find_shape, shape_of
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.values.wording import count
+from seesaw.engine.weights.checkpoint import resolve_checkpoint
+from seesaw.engine.wire.commands import AllocatePools, Command, Forward, Masks, RankReady, Report, Swap, Transition
+from seesaw.engine.worker.spec import WorkerSpec
 
 
 class ProcessExecutor(Executor):

@@ -24,12 +24,12 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from engine.run_folder import keep_multiprocessing_in, make_run_dir, remove_run_dir
-from engine.supervision import ChildWatch, end_children, start_child
-from engine.values.errors import ConfigError, EngineDeadError, SeesawError
-from engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
-from engine.worker.spec import WorkerSpec
-from engine.worker.worker import run_worker
+from seesaw.engine.run_folder import keep_multiprocessing_in, make_run_dir, remove_run_dir
+from seesaw.engine.supervision import ChildWatch, end_children, start_child
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
+from seesaw.engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
+from seesaw.engine.worker.spec import WorkerSpec
+from seesaw.engine.worker.worker import run_worker
 
 DEATHS = "inproc://deaths"
 GRACE_S = 3.0  # for workers to end by themselves
@@ -39,7 +39,7 @@ ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those o
 def fork_server() -> ForkServerContext:
     """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine.worker.fork_server", "torch", "engine.worker.worker"])
+    context.set_forkserver_preload(["seesaw.engine.worker.fork_server", "torch", "seesaw.engine.worker.worker"])
     _keep_files_together()
     start_child(forkserver.ensure_running)
     return context

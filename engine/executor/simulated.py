@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.cost.estimate import estimate
-from engine.cost.profile import HostProfile, read_profile
-from engine.cost.times import Measured, StepLoad, pairs_of
-from engine.executor.base import Capacity, Executor
-from engine.model.shapes import ModelShape
-from engine.parallel.layout import Layout
-from engine.sizing.fit import ModelFit, fit_model
-from engine.sizing.model import find_shape
-from engine.values.config import EngineConfig
-from engine.wire.commands import Command, Forward, Masks, Report, Swap, Transition, num_slots
+from seesaw.engine.cost.estimate import estimate
+from seesaw.engine.cost.profile import HostProfile, read_profile
+from seesaw.engine.cost.times import Measured, StepLoad, pairs_of
+from seesaw.engine.executor.base import Capacity, Executor
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.sizing.fit import ModelFit, fit_model
+from seesaw.engine.sizing.model import find_shape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Command, Forward, Masks, Report, Swap, Transition, num_slots
 
 Seconds = npt.NDArray[np.float64]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from engine.cost.speeds import layout_speed, prefill_step_tokens
-from engine.cost.times import LayoutTimes, Measured
-from engine.parallel.layout import Layout, Plan
-from engine.values.wording import count
+from seesaw.engine.cost.speeds import layout_speed, prefill_step_tokens
+from seesaw.engine.cost.times import LayoutTimes, Measured
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.wording import count
 
 
 def speed_lines(plan: Plan, times: Measured, max_num_seqs: int) -> list[str]:

@@ -16,13 +16,13 @@ from queue import SimpleQueue
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from engine.grammar.matcher import Matcher, Patience
-from engine.grammar.text import grammar_text
-from engine.grammar.token_table import load_token_table
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.sampling.token_masks import mask_words, tokens_of
-from engine.values.errors import ConfigError, RequestError
-from engine.values.panics import panics_are_errors
+from seesaw.engine.grammar.matcher import Matcher, Patience
+from seesaw.engine.grammar.text import grammar_text
+from seesaw.engine.grammar.token_table import load_token_table
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.sampling.token_masks import mask_words, tokens_of
+from seesaw.engine.values.errors import ConfigError, RequestError
+from seesaw.engine.values.panics import panics_are_errors
 
 MAX_COMPILED = 128
 _TRIES, _TRIED_TOKENS = 3, 16

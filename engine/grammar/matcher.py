@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from engine.grammar.thought import Thought
-from engine.sampling.structured import Reasoning
-from engine.sampling.token_masks import ALL, Mask, mask_of
-from engine.values.errors import IntegrityError
+from seesaw.engine.grammar.thought import Thought
+from seesaw.engine.sampling.structured import Reasoning
+from seesaw.engine.sampling.token_masks import ALL, Mask, mask_of
+from seesaw.engine.values.errors import IntegrityError
 
 # What following a grammar may take of the loop, for all sequences of a request: most need some 20 microseconds a token,
 # but an ambiguous grammar's tokens may take a second each.

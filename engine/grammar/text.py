@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from engine.grammar.closed_schemas import DATA, MAPS, closed
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
+from seesaw.engine.grammar.closed_schemas import DATA, MAPS, closed
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from engine.sampling.structured import Reasoning
+from seesaw.engine.sampling.structured import Reasoning
 
 
 class Thought:

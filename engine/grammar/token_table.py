@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
-from engine.hub import find_model
-from engine.text.tokenizer import BYTES_TOKENIZER, FastTokenizer, load_tokenizer
-from engine.values.errors import ConfigError
+from seesaw.engine.hub import find_model
+from seesaw.engine.text.tokenizer import BYTES_TOKENIZER, FastTokenizer, load_tokenizer
+from seesaw.engine.values.errors import ConfigError
 
 _NO_TOKEN = 2**32 - 1
 

@@ -11,7 +11,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
-from engine.values.errors import IntegrityError, OutOfBlocksError
+from seesaw.engine.values.errors import IntegrityError, OutOfBlocksError
 
 
 class BlockPool:

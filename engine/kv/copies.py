@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.kv.host_pool import HostPool
-from engine.wire.commands import Report, Swap
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.host_pool import HostPool
+from seesaw.engine.wire.commands import Report, Swap
 
 
 class BlockCopier:
@@ -64,7 +64,7 @@ def _check(blocks: list[int], num_blocks: int, pool: str) -> None:
 def make_copier(geometry: KVGeometry, rank: int, device: DevicePool, host: HostPool) -> BlockCopier:
     """What copies between these pools. On CUDA the host pool must be registered."""
     if device.device.type == "cuda":
-        from engine.kv.cuda_copies import CudaBlockCopier
+        from seesaw.engine.kv.cuda_copies import CudaBlockCopier
 
         return CudaBlockCopier(geometry, rank, device, host)
     return BlockCopier(geometry, rank, device, host)

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from cuda.bindings import runtime
 
-from engine.device.moments import elapsed_s
-from engine.device.reports import EventReports
-from engine.kv.copies import BlockCopier, Copies
-from engine.wire.commands import Report, Swap
+from seesaw.engine.device.moments import elapsed_s
+from seesaw.engine.device.reports import EventReports
+from seesaw.engine.kv.copies import BlockCopier, Copies
+from seesaw.engine.wire.commands import Report, Swap
 
 # One engine copies all that goes in one direction, first come first served: the few bytes that the next step needs on
 # the device wait for all that a swap has asked for before. So it never asks for more than two such pieces.

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.geometry import KVGeometry
 
 
 class DevicePool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.shapes import ModelShape
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Axis, Extent, extents, stage_layers
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Axis, Extent, extents, stage_layers
 
 
 @dataclass(frozen=True)

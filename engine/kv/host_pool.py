@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.kv.geometry import KVGeometry
-from engine.parallel.moves import Extent
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.parallel.moves import Extent
 
 
 class HostPool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB, as_size
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB, as_size
 
 
 def shm_folder() -> Path:

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from engine.kv.room import check_room, shm_folder, too_small
-from engine.values.errors import ConfigError
-from engine.values.wording import as_size
+from seesaw.engine.kv.room import check_room, shm_folder, too_small
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import as_size
 
 REGISTER_PIECE_BYTES = 64 << 30  # cudaHostRegister fails on larger ranges on some drivers
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.model.linear import Linear
+from seesaw.engine.model.linear import Linear
 
 _LIBRARIES = ("cublas", "cublaslt")
 _LAYERS = 4  # enough weights that the device's cache does not hold them

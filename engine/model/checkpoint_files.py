@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.values.errors import ConfigError
-from engine.values.json_file import MOST_BYTES, parse_object, read_object
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.json_file import MOST_BYTES, parse_object, read_object
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHERS = ("consolidated", "adapter_model")  # Mistral's own format, whose names differ, and what needs a base model

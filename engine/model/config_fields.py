@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 MOST = 2**31 - 1  # what a size may be: larger ones are mistakes, and would be summed, allocated or waited for
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.model.checkpoint_files import StoredTensor, same_numbers, stored_tensors
-from engine.model.config_fields import ConfigFields
-from engine.model.families import find_family
-from engine.model.quantization_config import read_quantization
-from engine.model.rope_config import read_rope
-from engine.model.shapes import DTYPE_BYTES, ModelShape
-from engine.values.errors import ConfigError
-from engine.values.json_file import read_object
+from seesaw.engine.model.checkpoint_files import StoredTensor, same_numbers, stored_tensors
+from seesaw.engine.model.config_fields import ConfigFields
+from seesaw.engine.model.families import find_family
+from seesaw.engine.model.quantization_config import read_quantization
+from seesaw.engine.model.rope_config import read_rope
+from seesaw.engine.model.shapes import DTYPE_BYTES, ModelShape
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.json_file import read_object
 
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")  # families take them for granted
 _MODALITIES = ("text", "vision", "audio", "thinker", "talker", "llm")

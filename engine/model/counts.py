@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from engine.model.families import family
-from engine.model.shapes import ModelShape
-from engine.model.spec import LinearSpec, ending
+from seesaw.engine.model.families import family
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.spec import LinearSpec, ending
 
 
 def layer_linears(shape: ModelShape) -> list[LinearSpec]:

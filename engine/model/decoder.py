@@ -12,15 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.model.families import family
-from engine.model.layers import Share
-from engine.model.shapes import ModelShape
-from engine.model.spec import embedding
-from engine.model.stage import StageWeights
-from engine.model.sums import Sums
-from engine.ops.base import Ops
-from engine.parallel.groups import TensorGroup
-from engine.sampling.params import RowSampling
+from seesaw.engine.model.families import family
+from seesaw.engine.model.layers import Share
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.spec import embedding
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.model.sums import Sums
+from seesaw.engine.ops.base import Ops
+from seesaw.engine.parallel.groups import TensorGroup
+from seesaw.engine.sampling.params import RowSampling
 
 
 class Decoder:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from engine.model.linear import Linear
-from engine.model.shapes import ModelShape
-from engine.model.stage import Operands
-from engine.model.sums import Half, Sums
-from engine.ops.base import HeadNorms, Ops
-from engine.ops.fp8 import Activation, Fp8Format
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.stage import Operands
+from seesaw.engine.model.sums import Half, Sums
+from seesaw.engine.ops.base import HeadNorms, Ops
+from seesaw.engine.ops.fp8 import Activation, Fp8Format
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from engine.ops.fp8 import Activation, Fp8Format, Quantized, dequantized
+from seesaw.engine.ops.fp8 import Activation, Fp8Format, Quantized, dequantized
 
 
 class Linear(NamedTuple):
@@ -40,7 +40,7 @@ class Linear(NamedTuple):
     def _quantized(self, x: Quantized, out: torch.Tensor | None) -> torch.Tensor:
         assert self.scales is not None and self.dtype is not None
         if x.data.is_cuda and self.dtype == torch.bfloat16:
-            from engine.ops.fp8_products import grouped_product, product
+            from seesaw.engine.ops.fp8_products import grouped_product, product
 
             by_rows_or_groups = product if self.scales.ndim == 1 else grouped_product
             return by_rows_or_groups(x, self.data, self.scales, self.bias, self.dtype, out)

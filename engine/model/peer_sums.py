@@ -18,12 +18,12 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.model.linear import Linear
-from engine.model.sums import Half, Sums
-from engine.ops.fp8 import E4M3, Activation, Fp8Format, Quantized
-from engine.ops.fp8_kernels import scale_of, to_e4m3
-from engine.parallel.peers import PeerTensor
-from engine.parallel.process_groups import ShardGroup
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.sums import Half, Sums
+from seesaw.engine.ops.fp8 import E4M3, Activation, Fp8Format, Quantized
+from seesaw.engine.ops.fp8_kernels import scale_of, to_e4m3
+from seesaw.engine.parallel.peers import PeerTensor
+from seesaw.engine.parallel.process_groups import ShardGroup
 
 _MAX_PROGRAMS = 128  # an H100 has 132 multiprocessors
 ONE_SHOT_BYTES = 3 << 19  # that a shard reads from others at most, where each sums for itself

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.model.quantization import BLOCK, Kind, Quantization
-from engine.values.errors import ConfigError
+from seesaw.engine.model.quantization import BLOCK, Kind, Quantization
+from seesaw.engine.values.errors import ConfigError
 
 _STRATEGIES: dict[str, Kind] = {
     "tensor": "tensor",

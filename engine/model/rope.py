@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.model.shapes import ModelShape
+from seesaw.engine.model.shapes import ModelShape
 
 
 def inverse_frequencies(shape: ModelShape) -> torch.Tensor:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.config_fields import ConfigFields
-from engine.model.shapes import RopeScaling
-from engine.values.errors import ConfigError
+from seesaw.engine.model.config_fields import ConfigFields
+from seesaw.engine.model.shapes import RopeScaling
+from seesaw.engine.values.errors import ConfigError
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 _FEWEST_TURNS = 1e-9

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.model.quantization import Quantization
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.model.quantization import Quantization
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # that a model may compute in
 NO_WINDOW = 2**31 - 1  # positions: more than any context has

@@ -10,10 +10,10 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.model.quantization import BLOCK, FP8, Quantization
-from engine.model.shapes import ModelShape
-from engine.parallel.moves import Axis, Span
-from engine.values.errors import ConfigError
+from seesaw.engine.model.quantization import BLOCK, FP8, Quantization
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.moves import Axis, Span
+from seesaw.engine.values.errors import ConfigError
 
 
 class Cut(enum.Enum):

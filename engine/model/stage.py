@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.model.linear import Linear
-from engine.parallel.moves import Span
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.parallel.moves import Span
 
 Operands = Mapping[str, Linear | torch.Tensor]
 """A decoder layer's weights by the names that its family gives them. Rows and columns run through the rank's slices."""

@@ -11,13 +11,13 @@ from enum import Enum, auto
 
 import torch
 
-from engine.model.linear import Linear
-from engine.model.shapes import ModelShape
-from engine.ops.base import Ops
-from engine.ops.fp8 import Activation, Fp8Format
-from engine.parallel.groups import TensorGroup
-from engine.parallel.process_groups import ShardGroup
-from engine.values.config import CustomAllReduce
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.ops.base import Ops
+from seesaw.engine.ops.fp8 import Activation, Fp8Format
+from seesaw.engine.parallel.groups import TensorGroup
+from seesaw.engine.parallel.process_groups import ShardGroup
+from seesaw.engine.values.config import CustomAllReduce
 
 
 class Half(Enum):
@@ -95,10 +95,10 @@ def make_sums(
     Collective over the group. Raises ConfigError if GPUs should be able to share memory, and cannot.
     """
     if device.type == "cuda":
-        from engine.parallel.peers import can_share
+        from seesaw.engine.parallel.peers import can_share
 
         if isinstance(group, ShardGroup) and can_share(group, device, custom_all_reduce):
-            from engine.model.peer_sums import PeerSums
+            from seesaw.engine.model.peer_sums import PeerSums
 
             rounds = ops.quantize if shape.quantization else None
             return PeerSums(group, max_rows, shape.hidden, getattr(torch, shape.dtype), device, rounds)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from engine.device.upload import upload
-from engine.ops.base import BatchInputs
+from seesaw.engine.device.upload import upload
+from seesaw.engine.ops.base import BatchInputs
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.model.shapes import ModelShape
-from engine.ops.capability import capability_of
-from engine.ops.fp8 import Activation, Fp8Format, Quantized, quantize
-from engine.sampling.params import RowSampling
-from engine.values.config import AttentionBackend
-from engine.values.errors import ConfigError
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.ops.capability import capability_of
+from seesaw.engine.ops.fp8 import Activation, Fp8Format, Quantized, quantize
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.values.config import AttentionBackend
+from seesaw.engine.values.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def make_ops(
 ) -> Ops:
     """The operators for a device. Raises ConfigError if the device, or FlashInfer, cannot run this model so."""
     if device.type == "cuda" and shape.dtype != "float32":
-        from engine.ops.flashinfer import FlashInferOps
+        from seesaw.engine.ops.flashinfer import FlashInferOps
 
         return FlashInferOps(shape, block_size, device, capability_of(device), attention_backend)
     if attention_backend != "auto":
@@ -161,6 +161,6 @@ def make_ops(
             f"attention_backend {attention_backend} is for GPUs in half precision, and this is {shape.dtype} on "
             f"{device.type}: use --attention-backend auto"
         )
-    from engine.ops.torch import TorchOps
+    from seesaw.engine.ops.torch import TorchOps
 
     return TorchOps(shape, block_size, device)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from engine.model.shapes import ModelShape
-from engine.values.config import AttentionBackend
-from engine.values.errors import ConfigError
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.values.config import AttentionBackend
+from seesaw.engine.values.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ from typing import Any
 import flashinfer
 import torch
 
-from engine.device.upload import upload
-from engine.ops.attention_plans import AttentionFormat
-from engine.ops.base import BatchInputs
+from seesaw.engine.device.upload import upload
+from seesaw.engine.ops.attention_plans import AttentionFormat
+from seesaw.engine.ops.base import BatchInputs
 
 _TENSOR_CORE_GROUP = 4  # so many query heads on a KV head, and decode runs faster on tensor cores
 _XQA_BLOCK_SIZES = (16, 32, 64, 128)

@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from engine.device.upload import upload
-from engine.model.rope import inverse_frequencies
-from engine.model.shapes import ModelShape
-from engine.ops.attention_plans import AttentionFormat, indptr
-from engine.ops.base import BatchInputs, GraphOps, HeadNorms
-from engine.ops.capability import HEAD_DIMS, Capability, check_gpu, has_dependent_launch, has_xqa
-from engine.ops.fp8 import Activation, Fp8Format, Quantized
-from engine.sampling.params import RowSampling
-from engine.sampling.sampler import noise_keys
-from engine.values.config import AttentionBackend
-from engine.values.errors import ConfigError
+from seesaw.engine.device.upload import upload
+from seesaw.engine.model.rope import inverse_frequencies
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.ops.attention_plans import AttentionFormat, indptr
+from seesaw.engine.ops.base import BatchInputs, GraphOps, HeadNorms
+from seesaw.engine.ops.capability import HEAD_DIMS, Capability, check_gpu, has_dependent_launch, has_xqa
+from seesaw.engine.ops.fp8 import Activation, Fp8Format, Quantized
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.sampling.sampler import noise_keys
+from seesaw.engine.values.config import AttentionBackend
+from seesaw.engine.values.errors import ConfigError
 
 try:
     import flashinfer
     import flashinfer.sampling
 
-    from engine.ops import fp8_kernels, kernels
-    from engine.ops.decode_attention import DecodeAttention, DecodeAttentions
+    from seesaw.engine.ops import fp8_kernels, kernels
+    from seesaw.engine.ops.decode_attention import DecodeAttention, DecodeAttentions
 except ImportError as error:
     raise ConfigError(
         f"the CUDA operators need FlashInfer ({error}): pip install -e '.[cuda]', or use --device cpu"

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.ops.fp8 import E4M3, LARGEST, LEAST_SCALE, Fp8Format, Quantized
+from seesaw.engine.ops.fp8 import E4M3, LARGEST, LEAST_SCALE, Fp8Format, Quantized
 
 _LEAST_SCALE = tl.constexpr(LEAST_SCALE)
 _LARGEST = tl.constexpr(LARGEST)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine.model.quantization import BLOCK
-from engine.ops.fp8 import E4M3, Quantized
+from seesaw.engine.model.quantization import BLOCK
+from seesaw.engine.ops.fp8 import E4M3, Quantized
 
 _SCALE_MULTIPLE = 4  # cuBLASLt wants so many scales beside each other, of rows and of groups
 _FEW_ROWS = 16  # up to so many, reading the weights is all that counts

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.ops.base import HeadNorms
+from seesaw.engine.ops.base import HeadNorms
 
 _SAMPLE_BLOCK = 2048
 

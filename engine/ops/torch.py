@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.model.rope import inverse_frequencies, rotate
-from engine.model.shapes import ModelShape
-from engine.ops.base import BatchInputs, HeadNorms, Ops
-from engine.ops.fp8 import E4M3, LARGEST, Activation, Fp8Format
-from engine.sampling.params import RowSampling
-from engine.sampling.sampler import best, sample
+from seesaw.engine.model.rope import inverse_frequencies, rotate
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.ops.base import BatchInputs, HeadNorms, Ops
+from seesaw.engine.ops.fp8 import E4M3, LARGEST, Activation, Fp8Format
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.sampling.sampler import best, sample
 
 # Most tokens of KV that one decode group copies out of the pool: bounds the workspace, and stays near the caches.
 _GROUP_TOKENS = 1 << 13

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from engine.parallel.layout import Coord, Layout
+from seesaw.engine.parallel.layout import Coord, Layout
 
 TIMEOUT_S = 600.0  # for a peer that does not come
 

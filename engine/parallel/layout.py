@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from engine.values.errors import ConfigError
-from engine.values.wording import count
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import count
 
 
 class Coord(NamedTuple):

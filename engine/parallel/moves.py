@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from engine.parallel.layout import Layout
+from seesaw.engine.parallel.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 
-from engine.parallel.groups import TensorGroup
-from engine.parallel.process_groups import ShardGroup
-from engine.run_folder import LONGEST_SOCKET_PATH
-from engine.values.config import CustomAllReduce
-from engine.values.errors import ConfigError
+from seesaw.engine.parallel.groups import TensorGroup
+from seesaw.engine.parallel.process_groups import ShardGroup
+from seesaw.engine.run_folder import LONGEST_SOCKET_PATH
+from seesaw.engine.values.config import CustomAllReduce
+from seesaw.engine.values.errors import ConfigError
 
 os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
 

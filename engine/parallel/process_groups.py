@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.parallel.groups import TIMEOUT_S, Link, Links, Pending, SingleShard, TensorGroup
+from seesaw.engine.parallel.groups import TIMEOUT_S, Link, Links, Pending, SingleShard, TensorGroup
 
 Group = Any  # a torch.distributed process group
 

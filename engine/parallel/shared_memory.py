@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from engine.parallel.groups import Link, Links, Pending, SingleShard, TensorGroup
-from engine.parallel.layout import Layout
+from seesaw.engine.parallel.groups import Link, Links, Pending, SingleShard, TensorGroup
+from seesaw.engine.parallel.layout import Layout
 
 LINE_BYTES = 64  # of a cache: what different ranks write shares none. A semaphore takes 32
 PIECE_BYTES = 1 << 20  # of a tensor that shards add up or gather: stays in a core's cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from engine.planning.policy import Situation
+from seesaw.engine.planning.policy import Situation
 
 _RECENT_S = 30.0  # what came within, goes on
 _SILENCE = 3.0  # so many times as long as usual without a request is no accident

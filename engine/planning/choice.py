@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.cost.engine_times import EngineTimes
-from engine.planning.cost import CostPolicy
-from engine.planning.paper import PaperPolicy
-from engine.planning.policy import Policy, StaticPolicy
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.planning.cost import CostPolicy
+from seesaw.engine.planning.paper import PaperPolicy
+from seesaw.engine.planning.policy import Policy, StaticPolicy
+from seesaw.engine.values.config import EngineConfig
 
 
 def make_policy(config: EngineConfig, times: EngineTimes) -> Policy:

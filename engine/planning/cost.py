@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from engine.cost.balance import StepCost
-from engine.cost.engine_times import EngineTimes
-from engine.parallel.layout import Layout, Plan
-from engine.planning.arrivals import Arrivals
-from engine.planning.outlook import Limits, Outlook
-from engine.planning.policy import Mode, Phase, Policy, Situation
-from engine.planning.rivals import Rivals
-from engine.planning.surges import Surges
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.planning.arrivals import Arrivals
+from seesaw.engine.planning.outlook import Limits, Outlook
+from seesaw.engine.planning.policy import Mode, Phase, Policy, Situation
+from seesaw.engine.planning.rivals import Rivals
+from seesaw.engine.planning.surges import Surges
+from seesaw.engine.values.config import EngineConfig
 
 # Between two looks; what happens meanwhile cannot matter much.
 _LOOK_EVERY_S = 0.05

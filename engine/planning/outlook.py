@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.cost.balance import MIN_CHUNK_TOKENS, StepCost
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import StepLoad, pairs_of
-from engine.parallel.layout import Layout
-from engine.planning.policy import Mode, Situation
+from seesaw.engine.cost.balance import MIN_CHUNK_TOKENS, StepCost
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import StepLoad, pairs_of
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.planning.policy import Mode, Situation
 
 _FEW = 512  # sequences that may be looked at one by one
 _MEAN_OF_A_HALF = 0.5 / math.log(2)  # of a number that falls to its half at a constant rate, over what it was

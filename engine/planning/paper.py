@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.parallel.layout import Plan
-from engine.planning.policy import Mode, Phase, Policy, Situation
-from engine.values.config import EngineConfig
+from seesaw.engine.parallel.layout import Plan
+from seesaw.engine.planning.policy import Mode, Phase, Policy, Situation
+from seesaw.engine.values.config import EngineConfig
 
 
 class PaperPolicy(Policy):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.layout import Layout, Plan
 
 
 class Phase(StrEnum):

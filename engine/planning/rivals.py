@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.parallel.layout import Layout
-from engine.planning.arrivals import Came
-from engine.planning.outlook import Outlook
-from engine.planning.policy import Mode, Situation
-from engine.planning.shadow import Shadow
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.planning.arrivals import Came
+from seesaw.engine.planning.outlook import Outlook
+from seesaw.engine.planning.policy import Mode, Situation
+from seesaw.engine.planning.shadow import Shadow
 
 # Of what is unfinished here, what another layout must have less of to be missed: a change has costs not counted.
 _LEAST_MISSED = 0.05

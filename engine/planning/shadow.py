@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from engine.parallel.layout import Layout
-from engine.planning.outlook import Outlook
-from engine.planning.policy import Situation
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.planning.outlook import Outlook
+from seesaw.engine.planning.policy import Situation
 
 _NOBODY = 0.01  # fewer sequences are none
 _LEAST_ROUND_S = 1e-6

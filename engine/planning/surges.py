@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.planning.outlook import Outlook
-from engine.planning.policy import Mode, Situation
+from seesaw.engine.planning.outlook import Outlook
+from seesaw.engine.planning.policy import Mode, Situation
 
 _CORRECTION = 0.5  # of a surge, in what is expected of the next; all of it for the first, before which nothing is known
 

@@ -2,7 +2,7 @@
 
 `--generation-config auto` takes the model's, a path takes another, and `vllm` takes OpenAI's defaults instead. Which
 tokens end a sequence is not decided here: those of the model's own file always do (`engine.model.shapes`). Used by the
-server and by `engine.LLM`.
+server and by `seesaw.LLM`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.hub import find_model
-from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError, RequestError
-from engine.values.json_file import read_object
+from seesaw.engine.hub import find_model
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, RequestError
+from seesaw.engine.values.json_file import read_object
 
 logger = logging.getLogger(__name__)
 

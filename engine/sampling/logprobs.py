@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.device.upload import download
-from engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.device.upload import download
+from seesaw.engine.wire.logprobs import TokenLogprobs
 
 # Rows of a vocabulary that are in float32 at once.
 PIECE_ROWS = 64

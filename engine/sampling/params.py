@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.values.errors import RequestError
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.values.errors import RequestError
 
 MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1

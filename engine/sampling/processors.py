@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding
 
-from engine.device.upload import upload
-from engine.sampling.params import Processing
-from engine.sampling.token_masks import mask_of
+from seesaw.engine.device.upload import upload
+from seesaw.engine.sampling.params import Processing
+from seesaw.engine.sampling.token_masks import mask_of
 
 
 class Named:

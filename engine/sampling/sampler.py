@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.sampling.params import RowSampling
+from seesaw.engine.sampling.params import RowSampling
 
 _NUCLEUS_TOKENS = 1024
 

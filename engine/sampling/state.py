@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
-from engine.device.upload import upload
-from engine.sampling.logprobs import PIECE_ROWS, Logprobs
-from engine.sampling.params import Processing
-from engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, replace_empty, spread
-from engine.wire.commands import Forward
+from seesaw.engine.device.upload import upload
+from seesaw.engine.sampling.logprobs import PIECE_ROWS, Logprobs
+from seesaw.engine.sampling.params import Processing
+from seesaw.engine.sampling.processors import Named, Places, add_bias, forbid, mask, penalize, replace_empty, spread
+from seesaw.engine.wire.commands import Forward
 
 
 class BlockTables(Protocol):

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from engine.sampling.params import SamplingParams
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
 
 
 def typed(params: SamplingParams) -> SamplingParams:

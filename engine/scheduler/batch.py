@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from engine.cost.balance import StepCost
-from engine.cost.times import StepLoad, pairs_of
-from engine.scheduler.replica import Replica
-from engine.scheduler.rotation import Dispatched
-from engine.scheduler.rows import NO_SLOTS, Ints
-from engine.scheduler.sequence import Sequence
-from engine.wire.commands import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.cost.times import StepLoad, pairs_of
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.rotation import Dispatched
+from seesaw.engine.scheduler.rows import NO_SLOTS, Ints
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.wire.commands import NOBODY, Chunk, Decodes, Forward, SlotInit, TableUpdate
 
 # Of a step's tokens, what may be left out to have whole tiles: what is left out has to come in another step.
 _MOST_EXCESS = 1 / 8

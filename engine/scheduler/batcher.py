@@ -7,19 +7,19 @@ from itertools import islice
 
 import numpy as np
 
-from engine.cost.balance import MIN_CHUNK_TOKENS, TOKENS_ONLY, StepCost
-from engine.cost.times import StepLoad
-from engine.kv.prefixes import Prefix
-from engine.parallel.layout import Layout
-from engine.planning.policy import Mode
-from engine.scheduler.batch import Batch
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.replica import Replica
-from engine.scheduler.room import make_room
-from engine.scheduler.rotation import MAX_PENDING_TOKENS
-from engine.scheduler.rows import Ints
-from engine.scheduler.seq_state import ON_DEVICE, SeqState
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.cost.balance import MIN_CHUNK_TOKENS, TOKENS_ONLY, StepCost
+from seesaw.engine.cost.times import StepLoad
+from seesaw.engine.kv.prefixes import Prefix
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.planning.policy import Mode
+from seesaw.engine.scheduler.batch import Batch
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.room import make_room
+from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS
+from seesaw.engine.scheduler.rows import Ints
+from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
+from seesaw.engine.scheduler.sequence import Sequence
 
 # Waiting sequences that others may overtake, since what they wait for is about to be there, and how many of them are
 # looked up: who waits for the same block as one before needs no look.

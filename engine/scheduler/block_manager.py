@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from engine.kv.blocks import BlockPool
-from engine.kv.geometry import KVGeometry
-from engine.kv.prefixes import Prefix, longest
-from engine.parallel.layout import Layout
-from engine.scheduler.prefix_cache import PrefixCache
-from engine.scheduler.replica import Replica
-from engine.scheduler.rotation import Rotation
-from engine.scheduler.savings import Savings
-from engine.scheduler.seq_state import ON_DEVICE
-from engine.scheduler.sequence import Sequence
-from engine.values.errors import IntegrityError
-from engine.wire.commands import Swap
+from seesaw.engine.kv.blocks import BlockPool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.prefixes import Prefix, longest
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.scheduler.prefix_cache import PrefixCache
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.rotation import Rotation
+from seesaw.engine.scheduler.savings import Savings
+from seesaw.engine.scheduler.seq_state import ON_DEVICE
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.values.errors import IntegrityError
+from seesaw.engine.wire.commands import Swap
 
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.

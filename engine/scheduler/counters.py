@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from engine.cost.times import StepLoad
-from engine.wire.messages import Stats
+from seesaw.engine.cost.times import StepLoad
+from seesaw.engine.wire.messages import Stats
 
 
 class Counters:

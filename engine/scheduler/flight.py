@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.cost.times import StepLoad
-from engine.scheduler.rows import NO_SLOTS, Ints
-from engine.scheduler.sequence import Sequence
-from engine.wire.commands import Forward, Report, Swap, Transition
+from seesaw.engine.cost.times import StepLoad
+from seesaw.engine.scheduler.rows import NO_SLOTS, Ints
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.wire.commands import Forward, Report, Swap, Transition
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from engine.trace import Trace
+from seesaw.engine.trace import Trace
 
 DRAIN = "drain"  # a change of layout waits for the steps in flight, or for sequences on their way in
 WEIGHTS = "weights"  # the change itself, evacuation included

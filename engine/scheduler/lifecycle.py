@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import itertools
 
-from engine.cost.engine_times import EngineTimes
-from engine.executor.base import Capacity
-from engine.kv.geometry import KVGeometry
-from engine.scheduler.batch import Batch
-from engine.scheduler.block_manager import Admission, BlockManager
-from engine.scheduler.counters import Counters
-from engine.scheduler.flight import InFlight
-from engine.scheduler.idle import IdleTime
-from engine.scheduler.masks import PendingMasks
-from engine.scheduler.queues import Queues
-from engine.scheduler.replica import Replica
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.sequence import Sequence
-from engine.trace import Trace
-from engine.values.config import EngineConfig
-from engine.values.errors import IntegrityError
-from engine.wire.commands import Command, Forward, Swap, Transition, num_slots
-from engine.wire.messages import CachedPrompt
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.executor.base import Capacity
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.scheduler.batch import Batch
+from seesaw.engine.scheduler.block_manager import Admission, BlockManager
+from seesaw.engine.scheduler.counters import Counters
+from seesaw.engine.scheduler.flight import InFlight
+from seesaw.engine.scheduler.idle import IdleTime
+from seesaw.engine.scheduler.masks import PendingMasks
+from seesaw.engine.scheduler.queues import Queues
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.trace import Trace
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import IntegrityError
+from seesaw.engine.wire.commands import Command, Forward, Swap, Transition, num_slots
+from seesaw.engine.wire.messages import CachedPrompt
 
 
 class Lifecycle:

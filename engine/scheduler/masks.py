@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.grammar.matcher import MaskFiller
-from engine.sampling.token_masks import ALL, mask_words
-from engine.scheduler.sequence import Sequence
-from engine.wire.commands import Forward, Masks
+from seesaw.engine.grammar.matcher import MaskFiller
+from seesaw.engine.sampling.token_masks import ALL, mask_words
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.wire.commands import Forward, Masks
 
 # A mask takes from 20 to some 200 microseconds. As in vLLM, half of the cores are for others: on two, a second thread
 # would take from the rank that computes meanwhile.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.kv.blocks import BlockPool, block_keys
-from engine.kv.geometry import KVGeometry
-from engine.kv.prefixes import LivePrefixes, longest
-from engine.scheduler.replica import Replica
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.kv.blocks import BlockPool, block_keys
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.prefixes import LivePrefixes, longest
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.sequence import Sequence
 
 
 class PrefixCache:

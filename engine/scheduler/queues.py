@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter
 
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.sequence import Sequence
 
 
 class Queues:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from engine.kv.blocks import BlockPool
-from engine.scheduler.rotation import Rotation
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.kv.blocks import BlockPool
+from seesaw.engine.scheduler.rotation import Rotation
+from seesaw.engine.scheduler.sequence import Sequence
 
 MAX_STAGES = 64  # whose turns are remembered
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from engine.executor.base import Capacity
-from engine.grammar.grammars import Compilation
-from engine.kv.blocks import block_keys, salt_key
-from engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
-from engine.scheduler.sequence import Sequence
-from engine.values.config import EngineConfig
-from engine.values.errors import RequestError
-from engine.wire.messages import Add
+from seesaw.engine.executor.base import Capacity
+from seesaw.engine.grammar.grammars import Compilation
+from seesaw.engine.kv.blocks import block_keys, salt_key
+from seesaw.engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSampling
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.messages import Add
 
 
 def check_priority(priority: int, has_priorities: bool) -> None:

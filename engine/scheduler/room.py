@@ -5,10 +5,10 @@ A decode phase may use every block; what a surge needs it takes then, and never 
 
 from __future__ import annotations
 
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.replica import Replica
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.sequence import Sequence
 
 
 def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blocks: int) -> None:

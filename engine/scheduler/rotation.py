@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.scheduler.rows import Bools, Ints, Rows
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.rows import Bools, Ints, Rows
+from seesaw.engine.scheduler.sequence import Sequence
 
 # A step may run and the next one, whose input is its output, wait behind it.
 MAX_PENDING_TOKENS = 2

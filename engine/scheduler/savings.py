@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from engine.kv.blocks import BlockPool
-from engine.scheduler.replica import Replica
-from engine.scheduler.sequence import Sequence
-from engine.wire.commands import Swap
+from seesaw.engine.kv.blocks import BlockPool
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.wire.commands import Swap
 
 _MOST_SAVED = 0.25  # of what the host has available, for one copy that nobody waits for
 

@@ -10,27 +10,27 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 
-from engine.cost.speeds import speeds
-from engine.executor.base import Capacity
-from engine.grammar.grammars import Compilation
-from engine.planning.choice import make_policy
-from engine.planning.policy import Policy
-from engine.scheduler.batcher import Batcher
-from engine.scheduler.flight import InFlight
-from engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.replica import Replica
-from engine.scheduler.requests import check_request, make_sequences
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.sequence import Sequence, take_tokens
-from engine.scheduler.situation import MOVING
-from engine.scheduler.transitions import Transitions
-from engine.trace import Trace
-from engine.values.config import EngineConfig
-from engine.values.errors import IntegrityError, QueueFullError, RequestError
-from engine.wire.commands import Command, Forward, Report, Swap, Transition
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import Add, FinishReason, Output, Outputs, Speeds, Stats, StepTokens
+from seesaw.engine.cost.speeds import speeds
+from seesaw.engine.executor.base import Capacity
+from seesaw.engine.grammar.grammars import Compilation
+from seesaw.engine.planning.choice import make_policy
+from seesaw.engine.planning.policy import Policy
+from seesaw.engine.scheduler.batcher import Batcher
+from seesaw.engine.scheduler.flight import InFlight
+from seesaw.engine.scheduler.idle import HOST, NO_WORK, PIPELINE, SWAP_IN
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.requests import check_request, make_sequences
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.sequence import Sequence, take_tokens
+from seesaw.engine.scheduler.situation import MOVING
+from seesaw.engine.scheduler.transitions import Transitions
+from seesaw.engine.trace import Trace
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import IntegrityError, QueueFullError, RequestError
+from seesaw.engine.wire.commands import Command, Forward, Report, Swap, Transition
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import Add, FinishReason, Output, Outputs, Speeds, Stats, StepTokens
 
 # More sequences than ever come: so far apart are the places in the global order of two priorities.
 _FAR = 1 << 48

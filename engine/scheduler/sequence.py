@@ -6,14 +6,14 @@ import logging
 
 import msgspec
 
-from engine.grammar.matcher import Matcher
-from engine.sampling.params import Processing, RowSampling, SamplingParams
-from engine.scheduler.rows import Rows
-from engine.scheduler.seq_state import SeqState
-from engine.values.errors import IntegrityError
-from engine.wire.commands import Chunk
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import FinishReason
+from seesaw.engine.grammar.matcher import Matcher
+from seesaw.engine.sampling.params import Processing, RowSampling, SamplingParams
+from seesaw.engine.scheduler.rows import Rows
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.values.errors import IntegrityError
+from seesaw.engine.wire.commands import Chunk
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import FinishReason
 
 logger = logging.getLogger(__name__)
 

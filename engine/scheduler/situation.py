@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
-from engine.planning.policy import Mode, Situation
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.room import leavers
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.sequence import Sequence
+from seesaw.engine.planning.policy import Mode, Situation
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.room import leavers
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.sequence import Sequence
 
 MOVING = (SeqState.SWAPPING_OUT, SeqState.HOSTED, SeqState.SWAPPING_IN)
 _SEEN_OUTPUTS = 8  # before so many ended, their mean says little

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from engine.planning.policy import Mode, Policy
-from engine.scheduler.batcher import Batcher
-from engine.scheduler.flight import InFlight
-from engine.scheduler.idle import DRAIN, WEIGHTS
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.room import make_room
-from engine.scheduler.seq_state import SeqState
-from engine.scheduler.situation import SchedulerSituation, evacuees
-from engine.wire.commands import Transition
+from seesaw.engine.planning.policy import Mode, Policy
+from seesaw.engine.scheduler.batcher import Batcher
+from seesaw.engine.scheduler.flight import InFlight
+from seesaw.engine.scheduler.idle import DRAIN, WEIGHTS
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.room import make_room
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.situation import SchedulerSituation, evacuees
+from seesaw.engine.wire.commands import Transition
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.kv.geometry import KVGeometry
-from engine.sizing.pools import host_option
-from engine.values.config import EngineConfig
-from engine.values.wording import at_least
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.sizing.pools import host_option
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.wording import at_least
 
 
 def host_pool_advice(

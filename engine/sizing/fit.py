@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.cost.profile import read_profile
-from engine.kv.geometry import KVGeometry
-from engine.model.shapes import ModelShape, check_plan
-from engine.ops.capability import check_gpu
-from engine.sizing.gpus import check_gpus, choose_way
-from engine.sizing.host_memory import check_host_memory
-from engine.sizing.model import known_shape, max_model_len
-from engine.sizing.open_files import check_open_files
-from engine.sizing.pools import check_pools, num_device_blocks, num_host_blocks
-from engine.sizing.weights import WeightsWay, store_bytes
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.profile import read_profile
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.shapes import ModelShape, check_plan
+from seesaw.engine.ops.capability import check_gpu
+from seesaw.engine.sizing.gpus import check_gpus, choose_way
+from seesaw.engine.sizing.host_memory import check_host_memory
+from seesaw.engine.sizing.model import known_shape, max_model_len
+from seesaw.engine.sizing.open_files import check_open_files
+from seesaw.engine.sizing.pools import check_pools, num_device_blocks, num_host_blocks
+from seesaw.engine.sizing.weights import WeightsWay, store_bytes
+from seesaw.engine.values.config import EngineConfig
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from engine.kv.geometry import KVGeometry
-from engine.model.counts import layer_linears
-from engine.model.shapes import ModelShape, check_layout, num_slices
-from engine.model.spec import Cut
-from engine.parallel.layout import Layout, Plan
-from engine.sizing.pools import device_option, needed_blocks, num_device_blocks, shorter
-from engine.sizing.weights import WeightsWay, device_weight_bytes
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB, MIB, as_size
-from engine.weights.placement import rank_bytes, whole_bytes
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.counts import layer_linears
+from seesaw.engine.model.shapes import ModelShape, check_layout, num_slices
+from seesaw.engine.model.spec import Cut
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sizing.pools import device_option, needed_blocks, num_device_blocks, shorter
+from seesaw.engine.sizing.weights import WeightsWay, device_weight_bytes
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB, MIB, as_size
+from seesaw.engine.weights.placement import rank_bytes, whole_bytes
 
 # What neither weights nor KV may take: CUDA graphs, and the largest step, which is measured when the weights are there.
 WORKSPACE_BYTES = 4 * GIB

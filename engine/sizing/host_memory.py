@@ -4,13 +4,13 @@ runs out kills processes. What there is, `engine.kv.room` measures.
 
 from __future__ import annotations
 
-from engine.kv.geometry import KVGeometry
-from engine.kv.room import check_memory, check_room
-from engine.model.shapes import ModelShape
-from engine.sizing.pools import device_option, host_option, num_device_blocks, num_host_blocks
-from engine.sizing.weights import WeightsWay, device_weight_bytes, store_bytes
-from engine.values.config import EngineConfig
-from engine.values.wording import MIB, as_size
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.room import check_memory, check_room
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.sizing.pools import device_option, host_option, num_device_blocks, num_host_blocks
+from seesaw.engine.sizing.weights import WeightsWay, device_weight_bytes, store_bytes
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.wording import MIB, as_size
 
 TOKEN_BYTES = 8  # int64
 LOGIT_BYTES = 4  # float32

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.hub import local_folder
-from engine.model.config_json import read_shape
-from engine.model.quantization import FP8, Quantization
-from engine.model.shapes import ModelShape
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.weights.checkpoint import Checkpoint, resolve_checkpoint
+from seesaw.engine.hub import local_folder
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.quantization import FP8, Quantization
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.checkpoint import Checkpoint, resolve_checkpoint
 
 # What `--executor simulated` is without a checkpoint: small, and divisible by every usual degree.
 DEFAULT_SHAPE = ModelShape(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 OWN = 128  # the engine has about 30 open, a server or a worker about 40; connections come on top
 FOR_EACH_RANK = 8

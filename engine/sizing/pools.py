@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.kv.geometry import KVGeometry
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB, as_size, at_least
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB, as_size, at_least
 
 # The KV pool of a rank, in bytes, where none is asked for. That of a GPU is what is free (`engine.sizing.gpus`).
 DEFAULT_POOL_BYTES = {"cpu": GIB, "simulated": 4 * GIB}

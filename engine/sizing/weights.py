@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engine.kv.geometry import KVGeometry
-from engine.weights.placement import rank_bytes, whole_bytes
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.weights.placement import rank_bytes, whole_bytes
 
 WeightsWay = Literal["static", "resident", "reload"]
 

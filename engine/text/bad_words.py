@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.sampling.params import SamplingParams
-from engine.text.tokenizer import Tokenizer
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.text.tokenizer import Tokenizer
 
 
 def with_bad_words(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:

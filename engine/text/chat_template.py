@@ -1,7 +1,7 @@
 """From a conversation to the text of a prompt, by the checkpoint's own chat template or the operator's.
 
 Rendering is transformers', in its sandbox. What a template raises is the client's to mend: nearly always it is its own
-word on the order of messages. Used by `server.openai.chat`, in a thread, and by `engine.LLM`.
+word on the order of messages. Used by `server.openai.chat`, in a thread, and by `seesaw.LLM`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.text.conversation import Conversation, template_messages
-from engine.text.template_source import reads
-from engine.text.tokenizer import Tokenizer
-from engine.values.errors import RequestError
+from seesaw.engine.text.conversation import Conversation, template_messages
+from seesaw.engine.text.template_source import reads
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.engine.values.errors import RequestError
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.text.json_size import MAX_VALUES, count_values
-from engine.values.errors import RequestError
+from seesaw.engine.text.json_size import MAX_VALUES, count_values
+from seesaw.engine.values.errors import RequestError
 
 # The field that has the text, by a part's type.
 TEXT_PARTS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.text.tokenizer import REPLACEMENT, Tokenizer
+from seesaw.engine.text.tokenizer import REPLACEMENT, Tokenizer
 
 # Text may depend on the tokens before it (SentencePiece drops the first space), so decoding starts a few earlier.
 CONTEXT_TOKENS = 6

@@ -1,16 +1,16 @@
-"""From the engine's outputs to the text of a sequence. Used by `server.link.text_stream` and by `engine.LLM`."""
+"""From the engine's outputs to the text of a sequence. Used by `server.link.text_stream` and by `seesaw.LLM`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.sampling.params import SamplingParams
-from engine.text.detokenizer import Detokenizer
-from engine.text.stop_strings import StopStrings
-from engine.text.tokenizer import Tokenizer
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import FinishReason, Output
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.text.detokenizer import Detokenizer
+from seesaw.engine.text.stop_strings import StopStrings
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import FinishReason, Output
 
 
 class NewText(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a prompt may be, as in vLLM, and its token ids. Used by `engine.LLM`."""
+"""What a prompt may be, as in vLLM, and its token ids. Used by `seesaw.LLM`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import NamedTuple, NotRequired, TypedDict
 
-from engine.text.tokenizer import Tokenizer
+from seesaw.engine.text.tokenizer import Tokenizer
 
 
 class TextPrompt(TypedDict):

@@ -1,11 +1,11 @@
-"""What `engine.LLM` gives for a prompt: its continuations, with vLLM's names."""
+"""What `seesaw.LLM` gives for a prompt: its continuations, with vLLM's names."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-from engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.logprobs import TokenLogprobs
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """A chat template as text: where the operator's comes from, whether it is one, and what it reads. Nothing is rendered,
-and nothing slow is imported, so all of it can be known before an engine starts. Used by the server and by `engine.LLM`.
+and nothing slow is imported, so all of it can be known before an engine starts. Used by the server and by `seesaw.LLM`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 
 
 def read_template(choice: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Tokenizers: a checkpoint's own, bytes where it has none, or none at all. Used by the server and by `engine.LLM`."""
+"""Tokenizers: a checkpoint's own, bytes where it has none, or none at all. Used by the server and by `seesaw.LLM`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.hub import find_model
-from engine.values.errors import ConfigError, RequestError
-from engine.values.panics import panics_are_errors
+from seesaw.engine.hub import find_model
+from seesaw.engine.values.errors import ConfigError, RequestError
+from seesaw.engine.values.panics import panics_are_errors
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationMode = Literal["auto", "fp8"]
@@ -44,7 +44,7 @@ def _option(default: Any, help: str, *, least: float = 0, most: float = math.inf
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """All that the engine, its workers and `engine.LLM` need to know. Layouts are written as in `P4`, `T2P2`."""
+    """All that the engine, its workers and `seesaw.LLM` need to know. Layouts are written as in `P4`, `T2P2`."""
 
     model: str = _option("", "checkpoint folder (config.json and *.safetensors) or hub name")
     tokenizer: str = _option("", "tokenizer folder or hub name (default: the model's)")

@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB, at_least
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB, at_least
 
 # What is part of a layout here.
 LAYOUTS = {

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.values.errors import ConfigError
-from engine.values.wording import MIB, as_size
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import MIB, as_size
 
 # Some millions of empty lists, which take thirty times their text, are all that can come of it. A config.json has some
 # KiB, the index of the largest checkpoints 10 MiB.

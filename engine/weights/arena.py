@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from engine.model.linear import Linear
-from engine.model.shapes import ModelShape, num_slices
-from engine.model.spec import Cut, LinearSpec
-from engine.model.stage import Operands, StageWeights
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Move, Span
-from engine.weights.placement import Placement, TensorSpec, tensor_specs, weight_extents, weight_specs
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.shapes import ModelShape, num_slices
+from seesaw.engine.model.spec import Cut, LinearSpec
+from seesaw.engine.model.stage import Operands, StageWeights
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Move, Span
+from seesaw.engine.weights.placement import Placement, TensorSpec, tensor_specs, weight_extents, weight_specs
 
 
 class Arena(Placement):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.hub import find_model
-from engine.model.checkpoint_files import StoredTensor, stored_tensors
-from engine.values.config import LoadFormat
-from engine.values.errors import ConfigError
+from seesaw.engine.hub import find_model
+from seesaw.engine.model.checkpoint_files import StoredTensor, stored_tensors
+from seesaw.engine.values.config import LoadFormat
+from seesaw.engine.values.errors import ConfigError
 
 
 @dataclass(frozen=True)

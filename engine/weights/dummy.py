@@ -10,12 +10,12 @@ import zlib
 
 import torch
 
-from engine.model.counts import layer_linears
-from engine.model.shapes import ModelShape
-from engine.model.spec import embedding
-from engine.ops.fp8 import E4M3, LARGEST, divided
-from engine.parallel.moves import Span
-from engine.weights.source import Source
+from seesaw.engine.model.counts import layer_linears
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.spec import embedding
+from seesaw.engine.ops.fp8 import E4M3, LARGEST, divided
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.weights.source import Source
 
 _PLACES = 1 << 20
 _STRIDE = 7919  # odd, so that up to _PLACES rows have places of their own

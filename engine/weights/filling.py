@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from engine.model.quantization import FP8
-from engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
-from engine.parallel.moves import Span
-from engine.weights.arena import Arena
-from engine.weights.fp8 import make_reader, read_floats
-from engine.weights.placement import TensorSpec, name_prefix, weight_specs
-from engine.weights.source import Source
+from seesaw.engine.model.quantization import FP8
+from seesaw.engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.weights.arena import Arena
+from seesaw.engine.weights.fp8 import make_reader, read_floats
+from seesaw.engine.weights.placement import TensorSpec, name_prefix, weight_specs
+from seesaw.engine.weights.source import Source
 
 
 def fill(

@@ -7,11 +7,11 @@ from collections import OrderedDict
 
 import torch
 
-from engine.model.quantization import BLOCK, Quantization
-from engine.ops.fp8 import E4M3, divided, scales_of
-from engine.parallel.moves import Span
-from engine.values.errors import ConfigError
-from engine.weights.source import Source
+from seesaw.engine.model.quantization import BLOCK, Quantization
+from seesaw.engine.ops.fp8 import E4M3, divided, scales_of
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.source import Source
 
 _CHUNK_ELEMENTS = 1 << 24  # that are float32 at once
 _KEPT_SCALES = 64  # tensors'

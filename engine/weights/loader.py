@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.model.checkpoint_files import StoredTensor, stored_tensors
-from engine.model.shapes import ModelShape
-from engine.parallel.moves import Span
-from engine.values.config import LoadFormat
-from engine.values.errors import ConfigError
-from engine.weights.checkpoint import Checkpoint
-from engine.weights.dummy import DummySource
-from engine.weights.source import Source
+from seesaw.engine.model.checkpoint_files import StoredTensor, stored_tensors
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.config import LoadFormat
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.checkpoint import Checkpoint
+from seesaw.engine.weights.dummy import DummySource
+from seesaw.engine.weights.source import Source
 
 _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")
 

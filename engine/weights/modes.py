@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.model.stage import StageWeights
-from engine.parallel.moves import Extent, moves
-from engine.weights.arena import Arena, copy_move, rank_arena
-from engine.weights.filling import fill
-from engine.weights.placement import weight_extents
-from engine.weights.source import Source
-from engine.weights.store import WeightStore
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.parallel.moves import Extent, moves
+from seesaw.engine.weights.arena import Arena, copy_move, rank_arena
+from seesaw.engine.weights.filling import fill
+from seesaw.engine.weights.placement import weight_extents
+from seesaw.engine.weights.source import Source
+from seesaw.engine.weights.store import WeightStore
 
 STORE = -1  # in moves, the store is a rank of its own that owns everything
 

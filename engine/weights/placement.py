@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from engine.model.families import family
-from engine.model.quantization import FP8
-from engine.model.shapes import DTYPE_BYTES, ModelShape, num_slices
-from engine.model.spec import Cut, VectorSpec, WeightSpec, embedding, ending
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Axis, Extent, Span, extents, weight_layers
+from seesaw.engine.model.families import family
+from seesaw.engine.model.quantization import FP8
+from seesaw.engine.model.shapes import DTYPE_BYTES, ModelShape, num_slices
+from seesaw.engine.model.spec import Cut, VectorSpec, WeightSpec, embedding, ending
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Axis, Extent, Span, extents, weight_layers
 
 ALIGNMENT_BYTES = 256
 _BYTES = {**DTYPE_BYTES, FP8: 1}

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from engine.parallel.moves import Span
+from seesaw.engine.parallel.moves import Span
 
 
 class Source(ABC):

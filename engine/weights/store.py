@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from engine.model.shapes import ModelShape, num_slices
-from engine.parallel.layout import Plan
-from engine.parallel.moves import Span
-from engine.weights.arena import Arena
-from engine.weights.filling import fill
-from engine.weights.source import Source
+from seesaw.engine.model.shapes import ModelShape, num_slices
+from seesaw.engine.parallel.layout import Plan
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.weights.arena import Arena
+from seesaw.engine.weights.filling import fill
+from seesaw.engine.weights.source import Source
 
 
 class WeightStore:

@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.cost.rank_times import RankTimes
-from engine.sampling.params import Processing, RowSampling
-from engine.wire.logprobs import PromptLogprobs, TokenLogprobs
+from seesaw.engine.cost.rank_times import RankTimes
+from seesaw.engine.sampling.params import Processing, RowSampling
+from seesaw.engine.wire.logprobs import PromptLogprobs, TokenLogprobs
 
 IntArray = npt.NDArray[np.int32]
 

@@ -7,8 +7,8 @@ from enum import IntEnum
 
 import msgspec
 
-from engine.sampling.params import SamplingParams
-from engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.wire.logprobs import TokenLogprobs
 
 
 class FinishReason(IntEnum):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.device.moments import Moment, elapsed_s
-from engine.sampling.logprobs import Logprobs
-from engine.wire.commands import Report
-from engine.wire.logprobs import PromptLogprobs
+from seesaw.engine.device.moments import Moment, elapsed_s
+from seesaw.engine.sampling.logprobs import Logprobs
+from seesaw.engine.wire.commands import Report
+from seesaw.engine.wire.logprobs import PromptLogprobs
 
 
 @dataclass

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 import signal
 
-from engine.supervision import end_with_kernel_parent
+from seesaw.engine.supervision import end_with_kernel_parent
 
 end_with_kernel_parent(signal.SIGKILL)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from engine.model.blas import faster_library
-from engine.model.decoder import Decoder
-from engine.ops.base import BatchInputs, GraphOps
+from seesaw.engine.model.blas import faster_library
+from seesaw.engine.model.decoder import Decoder
+from seesaw.engine.ops.base import BatchInputs, GraphOps
 
 
 def buckets(max_rows: int) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import zmq
 
-from engine.wire.commands import Command, Masks, Shutdown
+from seesaw.engine.wire.commands import Command, Masks, Shutdown
 
 
 class StoppedError(Exception):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import zmq
 
-from engine.values.errors import ConfigError
-from engine.wire.commands import Failure, FromRank
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.wire.commands import Failure, FromRank
 
 FLUSH_MS = 10_000  # an upper bound only: the engine takes it at once
 MAX_MESSAGE_CHARS = 1000

@@ -11,20 +11,20 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from engine.cost.rank_times import RankTimes
-from engine.cost.times import StageTimes
-from engine.device.moments import seconds_of
-from engine.device.upload import upload
-from engine.kv.copies import BlockCopier
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.ops.base import BatchInputs
-from engine.parallel.groups import LayoutGroups, TensorGroup
-from engine.sampling.params import RowSampling
-from engine.values.config import EngineConfig
-from engine.wire.commands import Swap
-from engine.worker.runner import Runner
-from engine.worker.timing import Limits, StageTimer
+from seesaw.engine.cost.rank_times import RankTimes
+from seesaw.engine.cost.times import StageTimes
+from seesaw.engine.device.moments import seconds_of
+from seesaw.engine.device.upload import upload
+from seesaw.engine.kv.copies import BlockCopier
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.ops.base import BatchInputs
+from seesaw.engine.parallel.groups import LayoutGroups, TensorGroup
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Swap
+from seesaw.engine.worker.runner import Runner
+from seesaw.engine.worker.timing import Limits, StageTimer
 
 _BUDGET_S = {"cpu": 0.5, "cuda": 5.0}  # of steps, in all layouts together: what real ones correct later
 _REPEATS = {"cpu": 1, "cuda": 3}

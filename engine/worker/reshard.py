@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.weights.modes import Weights
-from engine.wire.commands import Transition
-from engine.worker.runner import Runner
+from seesaw.engine.weights.modes import Weights
+from seesaw.engine.wire.commands import Transition
+from seesaw.engine.worker.runner import Runner
 
 
 def reshard(transition: Transition, weights: Weights, runner: Runner) -> int:

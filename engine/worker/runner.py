@@ -12,23 +12,23 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.device.moments import Moment, moment
-from engine.device.upload import download, upload
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.model.decoder import Decoder
-from engine.model.sums import Sums
-from engine.ops.base import BatchInputs, GraphOps, Ops
-from engine.parallel.groups import LayoutGroups
-from engine.sampling.logprobs import Logprobs
-from engine.sampling.params import RowSampling
-from engine.sampling.state import SamplerState
-from engine.weights.modes import Weights
-from engine.wire.commands import Forward
-from engine.worker.completion import Completion, Sampled
-from engine.worker.graphs import DecodeGraphs
-from engine.worker.slots import Rows, SlotTable
-from engine.worker.tokens import TokenBuffer
+from seesaw.engine.device.moments import Moment, moment
+from seesaw.engine.device.upload import download, upload
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.decoder import Decoder
+from seesaw.engine.model.sums import Sums
+from seesaw.engine.ops.base import BatchInputs, GraphOps, Ops
+from seesaw.engine.parallel.groups import LayoutGroups
+from seesaw.engine.sampling.logprobs import Logprobs
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.sampling.state import SamplerState
+from seesaw.engine.weights.modes import Weights
+from seesaw.engine.wire.commands import Forward
+from seesaw.engine.worker.completion import Completion, Sampled
+from seesaw.engine.worker.graphs import DecodeGraphs
+from seesaw.engine.worker.slots import Rows, SlotTable
+from seesaw.engine.worker.tokens import TokenBuffer
 
 # Of a prompt whose log-probabilities are wanted: so many have logits at once.
 _HEAD_ROWS = 128

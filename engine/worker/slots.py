@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.ops.base import BatchInputs
-from engine.sampling.params import RowSampling
-from engine.wire.commands import Forward
+from seesaw.engine.ops.base import BatchInputs
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.wire.commands import Forward
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from engine.kv.segment import Segment
-from engine.model.shapes import ModelShape
-from engine.sizing.weights import WeightsWay
-from engine.values.config import EngineConfig
-from engine.weights.checkpoint import Checkpoint
+from seesaw.engine.kv.segment import Segment
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.sizing.weights import WeightsWay
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from itertools import accumulate
 
 import torch
 
-from engine.cost.times import Curve, StageTimes, pairs_of
-from engine.kv.geometry import KVGeometry
-from engine.model.counts import layer_params
-from engine.model.shapes import NO_WINDOW
-from engine.ops.base import BatchInputs
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.times import Curve, StageTimes, pairs_of
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.counts import layer_params
+from seesaw.engine.model.shapes import NO_WINDOW
+from seesaw.engine.ops.base import BatchInputs
+from seesaw.engine.values.config import EngineConfig
 
 PREFILLS = (16, 64, 512, 2048, 8192)  # tokens of a step
 DECODES = (1, 8, 64, 256, 1024, 4096)  # sequences

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.device.upload import upload
-from engine.parallel.groups import Pending
+from seesaw.engine.device.upload import upload
+from seesaw.engine.parallel.groups import Pending
 
 
 class TokenBuffer:

@@ -17,32 +17,32 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from engine.cost.rank_times import RankTimes
-from engine.device.moments import seconds_of
-from engine.device.out_of_memory import memory_errors
-from engine.device.reports import EventReports
-from engine.heap import freeze_heap
-from engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.kv.host_pool import HostPool
-from engine.kv.segment import register
-from engine.model.sums import Sums, make_sums
-from engine.ops.base import Ops, make_ops
-from engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
-from engine.parallel.process_groups import ProcessLinks
-from engine.parallel.shared_memory import SharedLinks
-from engine.printing import drain, print_in_background
-from engine.sizing.gpus import gpu_blocks, in_flight_bytes
-from engine.sizing.host_memory import message_bytes
-from engine.sizing.pools import device_option
-from engine.supervision import follow_parent
-from engine.values.errors import ConfigError
-from engine.weights.arena import rank_arena
-from engine.weights.loader import open_source
-from engine.weights.modes import ArenaWeights, ReloadWeights, Weights
-from engine.weights.store import WeightStore
-from engine.wire.commands import (
+from seesaw.engine.cost.rank_times import RankTimes
+from seesaw.engine.device.moments import seconds_of
+from seesaw.engine.device.out_of_memory import memory_errors
+from seesaw.engine.device.reports import EventReports
+from seesaw.engine.heap import freeze_heap
+from seesaw.engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.host_pool import HostPool
+from seesaw.engine.kv.segment import register
+from seesaw.engine.model.sums import Sums, make_sums
+from seesaw.engine.ops.base import Ops, make_ops
+from seesaw.engine.parallel.groups import LayoutGroups, Links, build_groups, join_world
+from seesaw.engine.parallel.process_groups import ProcessLinks
+from seesaw.engine.parallel.shared_memory import SharedLinks
+from seesaw.engine.printing import drain, print_in_background
+from seesaw.engine.sizing.gpus import gpu_blocks, in_flight_bytes
+from seesaw.engine.sizing.host_memory import message_bytes
+from seesaw.engine.sizing.pools import device_option
+from seesaw.engine.supervision import follow_parent
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.loader import open_source
+from seesaw.engine.weights.modes import ArenaWeights, ReloadWeights, Weights
+from seesaw.engine.weights.store import WeightStore
+from seesaw.engine.wire.commands import (
     AllocatePools,
     Command,
     Forward,
@@ -53,14 +53,14 @@ from engine.wire.commands import (
     Transition,
     num_slots,
 )
-from engine.worker.completion import Completion
-from engine.worker.graphs import buckets
-from engine.worker.inbox import Inbox, StoppedError
-from engine.worker.outbox import Outbox
-from engine.worker.rank_timing import time_rank
-from engine.worker.reshard import reshard
-from engine.worker.runner import Runner
-from engine.worker.spec import WorkerSpec, device_of
+from seesaw.engine.worker.completion import Completion
+from seesaw.engine.worker.graphs import buckets
+from seesaw.engine.worker.inbox import Inbox, StoppedError
+from seesaw.engine.worker.outbox import Outbox
+from seesaw.engine.worker.rank_timing import time_rank
+from seesaw.engine.worker.reshard import reshard
+from seesaw.engine.worker.runner import Runner
+from seesaw.engine.worker.spec import WorkerSpec, device_of
 
 MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
 
@@ -276,7 +276,7 @@ class Worker:
     def _make_copies(self, copier: BlockCopier) -> Copies:
         spec = self._spec
         if self._device.type == "cuda":
-            from engine.kv.cuda_copies import CudaCopies
+            from seesaw.engine.kv.cuda_copies import CudaCopies
 
             return CudaCopies(spec.rank, copier, self._device, self._make_reports, self._die)
         outbox = Outbox(spec.rank, spec.reports_address)  # its own: sockets belong to one thread

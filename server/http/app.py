@@ -11,31 +11,31 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
-from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from engine.text.chat_template import ChatTemplate
-from engine.text.template_source import read_template
-from engine.text.tokenizer import Tokenizer
-from engine.values.errors import SeesawError
-from engine.wire.messages import EngineInfo
-from server.config import ServerConfig
-from server.http import errors
-from server.http.counting import RequestCounts
-from server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
-from server.http.openapi import make_document
-from server.link.bridge import Bridge
-from server.link.grammar_check import GrammarCheck
-from server.metrics import Metrics
-from server.openai.chat import Chat
-from server.openai.completions import Completions
-from server.openai.models import Models, model_names
-from server.openai.responses import Responses
-from server.openai.serving import Serving
-from server.openai.tokenization import Tokenization
-from server.openai.tokenizer_info import tokenizer_info
-from server.render.answer import AnswerFormat
-from server.render.tools import TOOL_PARSERS
-from server.threads import Lanes
-from server.version import seesaw_version
+from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from seesaw.engine.text.chat_template import ChatTemplate
+from seesaw.engine.text.template_source import read_template
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.engine.values.errors import SeesawError
+from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.config import ServerConfig
+from seesaw.server.http import errors
+from seesaw.server.http.counting import RequestCounts
+from seesaw.server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
+from seesaw.server.http.openapi import make_document
+from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.grammar_check import GrammarCheck
+from seesaw.server.metrics import Metrics
+from seesaw.server.openai.chat import Chat
+from seesaw.server.openai.completions import Completions
+from seesaw.server.openai.models import Models, model_names
+from seesaw.server.openai.responses import Responses
+from seesaw.server.openai.serving import Serving
+from seesaw.server.openai.tokenization import Tokenization
+from seesaw.server.openai.tokenizer_info import tokenizer_info
+from seesaw.server.render.answer import AnswerFormat
+from seesaw.server.render.tools import TOOL_PARSERS
+from seesaw.server.threads import Lanes
+from seesaw.server.version import seesaw_version
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
 SCRAPE_TIMEOUT_S = 1.0

@@ -12,9 +12,9 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from engine.values.errors import RequestError
-from server.openai.protocol.body import SMALL_BODY_BYTES
-from server.threads import Lanes
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES
+from seesaw.server.threads import Lanes
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -13,9 +13,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from engine.values.wording import as_size
-from server.config import ServerConfig
-from server.http.errors import RETRY_AFTER_S, ErrorInfo
+from seesaw.engine.values.wording import as_size
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
 
 RESERVED_FILES = 64  # for what is no connection
 

@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
-from server.link.errors import GenerationError, ShuttingDownError
+from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
+from seesaw.server.link.errors import GenerationError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.values.wording import as_size
-from server.http.errors import RETRY_AFTER_S, ErrorInfo
+from seesaw.engine.values.wording import as_size
+from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
 
 SMALL_BODY_BYTES = 64 << 10
 REQUEST_ID = "X-Request-Id"

@@ -15,16 +15,16 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.http.errors import ErrorBody
-from server.http.middleware import GUARDED
-from server.openai.models import ModelCard, ModelList
-from server.openai.protocol.chat import ChatRequest
-from server.openai.protocol.chat_answer import ChatChunk, ChatCompletion
-from server.openai.protocol.completions import Completion, CompletionRequest
-from server.openai.protocol.generation import GenerationRequest
-from server.openai.protocol.responses import ResponsesRequest
-from server.openai.protocol.responses_answer import AnyStreamEvent, Response
-from server.openai.protocol.tokenization import Detokenize, DetokenizedText, TokenizeChat, TokenizeText, Tokens
+from seesaw.server.http.errors import ErrorBody
+from seesaw.server.http.middleware import GUARDED
+from seesaw.server.openai.models import ModelCard, ModelList
+from seesaw.server.openai.protocol.chat import ChatRequest
+from seesaw.server.openai.protocol.chat_answer import ChatChunk, ChatCompletion
+from seesaw.server.openai.protocol.completions import Completion, CompletionRequest
+from seesaw.server.openai.protocol.generation import GenerationRequest
+from seesaw.server.openai.protocol.responses import ResponsesRequest
+from seesaw.server.openai.protocol.responses_answer import AnyStreamEvent, Response
+from seesaw.server.openai.protocol.tokenization import Detokenize, DetokenizedText, TokenizeChat, TokenizeText, Tokens
 
 REF = "#/components/schemas/{}"
 REASONS = {

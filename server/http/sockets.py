@@ -10,8 +10,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.values.errors import ConfigError
-from server.config import ServerConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.config import ServerConfig
 
 BACKLOG = 2048
 

@@ -20,10 +20,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.awake import waits
-from engine.sampling.params import SamplingParams
-from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
-from engine.wire.messages import (
+from seesaw.engine.awake import waits
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
+from seesaw.engine.wire.messages import (
     Abort,
     Add,
     Dead,
@@ -42,10 +42,10 @@ from engine.wire.messages import (
     Stop,
     ToEngine,
 )
-from server.link.outbox import Outbox
-from server.link.room import Room, size_tokens
-from server.link.stream import LiveRequest, Stream, fresh
-from server.metrics import Metrics
+from seesaw.server.link.outbox import Outbox
+from seesaw.server.link.room import Room, size_tokens
+from seesaw.server.link.stream import LiveRequest, Stream, fresh
+from seesaw.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.values.errors import SeesawError
+from seesaw.engine.values.errors import SeesawError
 
 
 class ShuttingDownError(SeesawError):

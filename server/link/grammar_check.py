@@ -14,11 +14,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from engine.awake import waits
-from engine.grammar.grammars import MAX_COMPILED, Grammars
-from engine.sampling.structured import StructuredOutputs
-from engine.supervision import follow_parent, start_child
-from engine.values.errors import ConfigError, QueueFullError, RequestError
+from seesaw.engine.awake import waits
+from seesaw.engine.grammar.grammars import MAX_COMPILED, Grammars
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.supervision import follow_parent, start_child
+from seesaw.engine.values.errors import ConfigError, QueueFullError, RequestError
 
 START_LIMIT_S = 60.0  # for imports and the tokenizer
 COMPILE_LIMIT_S = 10.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.sampling.params import SamplingParams
-from engine.values.errors import QueueFullError
-from server.link.stream import LiveRequest
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import QueueFullError
+from seesaw.server.link.stream import LiveRequest
 
 
 def size_tokens(prompt: Sequence[int], sampling: SamplingParams) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.values.errors import SeesawError
-from engine.wire.messages import Output
-from server.metrics import Metrics
+from seesaw.engine.values.errors import SeesawError
+from seesaw.engine.wire.messages import Output
+from seesaw.server.metrics import Metrics
 
 
 @dataclass

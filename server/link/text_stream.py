@@ -6,12 +6,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
-from engine.text.output_text import OutputText
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import FinishReason, Output
-from server.link.errors import GenerationError
-from server.link.stream import Stream
-from server.metrics import Metrics
+from seesaw.engine.text.output_text import OutputText
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import FinishReason, Output
+from seesaw.server.link.errors import GenerationError
+from seesaw.server.link.stream import Stream
+from seesaw.server.metrics import Metrics
 
 
 class Delta(NamedTuple):

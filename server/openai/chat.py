@@ -10,14 +10,14 @@ import msgspec
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
 
-from engine.sampling.params import SamplingParams
-from engine.text.chat_template import ChatTemplate
-from engine.values.errors import RequestError
-from engine.wire.logprobs import TokenLogprobs
-from server.link.text_stream import Delta
-from server.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
-from server.openai.protocol.chat import ChatRequest
-from server.openai.protocol.chat_answer import (
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.text.chat_template import ChatTemplate
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.server.link.text_stream import Delta
+from seesaw.server.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from seesaw.server.openai.protocol.chat import ChatRequest
+from seesaw.server.openai.protocol.chat_answer import (
     AnswerChoice,
     AnswerMessage,
     Call,
@@ -29,12 +29,12 @@ from server.openai.protocol.chat_answer import (
     FunctionDelta,
     MessageDelta,
 )
-from server.openai.protocol.logprobs import ChatLogprobs
-from server.openai.serving import Arrival, Running, Serving, as_json
-from server.openai.untold import Untold
-from server.render.answer import AnswerFormat, AnswerReader
-from server.render.events import CallPiece, Content, Event, Reasoning
-from server.render.tools.forced import Signature
+from seesaw.server.openai.protocol.logprobs import ChatLogprobs
+from seesaw.server.openai.serving import Arrival, Running, Serving, as_json
+from seesaw.server.openai.untold import Untold
+from seesaw.server.render.answer import AnswerFormat, AnswerReader
+from seesaw.server.render.events import CallPiece, Content, Event, Reasoning
+from seesaw.server.render.tools.forced import Signature
 
 
 class Chat:

@@ -10,12 +10,12 @@ from functools import partial
 from fastapi import Request, Response
 from msgspec import UNSET
 
-from engine.wire.logprobs import TokenLogprobs
-from server.link.text_stream import Delta
-from server.openai.logprobs import TokenNames, completion_logprobs, prompt_logprobs
-from server.openai.protocol.completions import Choice, Completion, CompletionRequest
-from server.openai.serving import Arrival, Running, Serving, as_json
-from server.openai.untold import Untold
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.server.link.text_stream import Delta
+from seesaw.server.openai.logprobs import TokenNames, completion_logprobs, prompt_logprobs
+from seesaw.server.openai.protocol.completions import Choice, Completion, CompletionRequest
+from seesaw.server.openai.serving import Arrival, Running, Serving, as_json
+from seesaw.server.openai.untold import Untold
 
 _MANY_CHOICES = 256
 

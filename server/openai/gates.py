@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from server.openai.protocol.body import SMALL_BODY_BYTES
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES
 
 SMALL_AT_ONCE = 64
 LARGE_AT_ONCE = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from engine.text.tokenizer import Tokenizer
-from engine.wire.logprobs import TokenLogprobs
-from server.openai.protocol.logprobs import (
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.server.openai.protocol.logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
     ContentLogprob,

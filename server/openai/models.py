@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from engine.wire.messages import EngineInfo
-from server.config import ServerConfig
-from server.http.errors import ModelNotFoundError
+from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.errors import ModelNotFoundError
 
 
 class ModelCard(TypedDict):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from server.openai.protocol.logprobs import ContentLogprob
-from server.openai.protocol.responses_answer import (
+from seesaw.server.openai.protocol.logprobs import ContentLogprob
+from seesaw.server.openai.protocol.responses_answer import (
     ArgumentsDelta,
     ArgumentsDone,
     FunctionCall,
@@ -29,7 +29,7 @@ from server.openai.protocol.responses_answer import (
     TextDelta,
     TextDone,
 )
-from server.render.events import CallPiece, Content, Event, Reasoning
+from seesaw.server.render.events import CallPiece, Content, Event, Reasoning
 
 IN_PROGRESS = "in_progress"
 

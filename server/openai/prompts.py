@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.values.errors import RequestError
-from engine.wire.messages import EngineInfo
-from server.openai.protocol.generation import GenerationRequest
-from server.render.tokens import TokenizerPool
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.openai.protocol.generation import GenerationRequest
+from seesaw.server.render.tokens import TokenizerPool
 
 # Before a prompt that is cut short, since a text that begins elsewhere may begin with other tokens.
 _MORE_TOKENS = 64

@@ -8,13 +8,13 @@ import msgspec
 from fastapi import Request
 from fastapi import Response as HTTPResponse
 
-from server.http.errors import describe
-from server.link.text_stream import Delta
-from server.openai.chat import Chat, ChatChoice
-from server.openai.output_writer import IN_PROGRESS, OutputWriter
-from server.openai.protocol.logprobs import ContentLogprob
-from server.openai.protocol.responses import ReasoningOptions, ResponsesRequest
-from server.openai.protocol.responses_answer import (
+from seesaw.server.http.errors import describe
+from seesaw.server.link.text_stream import Delta
+from seesaw.server.openai.chat import Chat, ChatChoice
+from seesaw.server.openai.output_writer import IN_PROGRESS, OutputWriter
+from seesaw.server.openai.protocol.logprobs import ContentLogprob
+from seesaw.server.openai.protocol.responses import ReasoningOptions, ResponsesRequest
+from seesaw.server.openai.protocol.responses_answer import (
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
@@ -28,8 +28,8 @@ from server.openai.protocol.responses_answer import (
     ResponseUsage,
     StreamEvent,
 )
-from server.openai.serving import Arrival, Running, Serving, as_event, as_json
-from server.render.events import Content, Reasoning
+from seesaw.server.openai.serving import Arrival, Running, Serving, as_event, as_json
+from seesaw.server.render.events import Content, Reasoning
 
 
 class Responses:

@@ -15,30 +15,30 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.params import SamplingParams
-from engine.sampling.structured import StructuredOutputs
-from engine.scheduler.requests import check_priority
-from engine.text.bad_words import with_bad_words
-from engine.text.output_text import OutputText
-from engine.text.tokenizer import Tokenizer
-from engine.values.errors import RequestError, SeesawError
-from engine.wire.messages import EngineInfo
-from server.config import ServerConfig
-from server.http.body import read_body, receive_body
-from server.http.errors import error_event
-from server.http.streams import EventStream, until_disconnect
-from server.link.bridge import Bridge
-from server.link.grammar_check import GrammarCheck
-from server.link.room import size_tokens
-from server.link.text_stream import Delta, TextStream
-from server.openai.gates import Gates
-from server.openai.logprobs import TokenNames
-from server.openai.models import Models
-from server.openai.prompts import Prompts
-from server.openai.protocol.generation import GenerationRequest, Usage
-from server.render.tokens import TokenizerPool
-from server.threads import Lanes, in_daemon_thread
+from seesaw.engine.sampling.defaults import SamplingDefaults
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.scheduler.requests import check_priority
+from seesaw.engine.text.bad_words import with_bad_words
+from seesaw.engine.text.output_text import OutputText
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.engine.values.errors import RequestError, SeesawError
+from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.body import read_body, receive_body
+from seesaw.server.http.errors import error_event
+from seesaw.server.http.streams import EventStream, until_disconnect
+from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.grammar_check import GrammarCheck
+from seesaw.server.link.room import size_tokens
+from seesaw.server.link.text_stream import Delta, TextStream
+from seesaw.server.openai.gates import Gates
+from seesaw.server.openai.logprobs import TokenNames
+from seesaw.server.openai.models import Models
+from seesaw.server.openai.prompts import Prompts
+from seesaw.server.openai.protocol.generation import GenerationRequest, Usage
+from seesaw.server.render.tokens import TokenizerPool
+from seesaw.server.threads import Lanes, in_daemon_thread
 
 logger = logging.getLogger(__name__)
 

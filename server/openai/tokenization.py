@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from server.openai.chat import Chat
-from server.openai.protocol.tokenization import (
+from seesaw.server.openai.chat import Chat
+from seesaw.server.openai.protocol.tokenization import (
     Detokenize,
     DetokenizedText,
     TokenizeChat,
@@ -13,7 +13,7 @@ from server.openai.protocol.tokenization import (
     Tokens,
     read_tokenize,
 )
-from server.openai.serving import Arrival, Serving, as_json
+from seesaw.server.openai.serving import Arrival, Serving, as_json
 
 
 class Tokenization:

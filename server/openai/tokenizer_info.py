@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.text.tokenizer import Tokenizer
+from seesaw.engine.text.tokenizer import Tokenizer
 
 # Where and how this host has its files is nobody's business.
 _OF_THIS_HOST = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path", "is_local", "local_files_only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.logprobs import TokenLogprobs
 
 T = TypeVar("T", bound=TokenLogprobs | None)
 

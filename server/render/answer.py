@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.text.tokenizer import Tokenizer
-from server.render.events import Content, Event
-from server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
-from server.render.tools import TOOL_PARSERS, ToolParser
-from server.render.tools.forced import Signature, forced_calls
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.server.render.events import Content, Event
+from seesaw.server.render.reasoning import CLOSE, OPEN, REASONING_PARSERS, ThinkParser
+from seesaw.server.render.tools import TOOL_PARSERS, ToolParser
+from seesaw.server.render.tools.forced import Signature, forced_calls
 
 
 @dataclass(frozen=True)

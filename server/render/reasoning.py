@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.render.events import Content, Event, Reasoning
+from seesaw.server.render.events import Content, Event, Reasoning
 
 OPEN, CLOSE = "<think>", "</think>"
 

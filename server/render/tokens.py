@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from engine.text.tokenizer import Tokenizer
-from server.threads import Lanes
+from seesaw.engine.text.tokenizer import Tokenizer
+from seesaw.server.threads import Lanes
 
 T = TypeVar("T")
 

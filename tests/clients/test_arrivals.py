@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clients.arrivals import RampUp, arrivals_s
+from seesaw.clients.arrivals import RampUp, arrivals_s
 
 
 def test_all_at_once() -> None:

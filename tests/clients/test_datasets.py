@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients import datasets
-from clients.datasets import Sample, iter_items, load_sharegpt, read_pairs
+from seesaw.clients import datasets
+from seesaw.clients.datasets import Sample, iter_items, load_sharegpt, read_pairs
 
 
 class Words:

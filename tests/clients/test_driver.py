@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from clients.driver import drive
-from clients.record import Record
-from clients.recorder import Request
-from clients.streaming import CompletionClient
+from seesaw.clients.driver import drive
+from seesaw.clients.record import Record
+from seesaw.clients.recorder import Request
+from seesaw.clients.streaming import CompletionClient
 from tests.clients.conftest import Site
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clients.figures import failures, figures, peak_concurrency, peak_tokens_per_s, summarize
-from clients.record import Record, from_columns, to_columns
+from seesaw.clients.figures import failures, figures, peak_concurrency, peak_tokens_per_s, summarize
+from seesaw.clients.record import Record, from_columns, to_columns
 
 
 def record(start_s: float, ttft_s: float, itls_s: list[float], tokens: int | None = None, **more: object) -> Record:

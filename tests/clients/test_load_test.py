@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import arguments, load_test
-from clients.errors import ClientError
-from clients.figures import figures
-from clients.record import from_columns
+from seesaw.clients import arguments, load_test
+from seesaw.clients.errors import ClientError
+from seesaw.clients.figures import figures
+from seesaw.clients.record import from_columns
 from tests.clients.conftest import DONE, Site, event
 
 REPOSITORY = Path(__file__).parent.parent.parent

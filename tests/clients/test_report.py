@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from clients import report
-from clients.errors import ClientError
-from clients.figures import figures
-from clients.page import STYLE
-from clients.results import Results, read_results
-from clients.trace import read_trace
+from seesaw.clients import report
+from seesaw.clients.errors import ClientError
+from seesaw.clients.figures import figures
+from seesaw.clients.page import STYLE
+from seesaw.clients.results import Results, read_results
+from seesaw.clients.trace import read_trace
 from tests.clients.test_figures import FAILED, RECORDS
 
 
@@ -117,7 +117,7 @@ def test_a_timeline(files: list[Path]) -> None:
 
 
 def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None:
-    plots = pytest.importorskip("clients.plots")
+    plots = pytest.importorskip("seesaw.clients.plots")
     run = read_trace(files[2])
     phases, *_, pools = plots.timeline(run, "x").axes
     bars = {(round(bar.get_x(), 3), round(bar.get_width(), 3)): bar.get_facecolor() for bar in phases.patches}
@@ -136,7 +136,7 @@ def test_a_drain_is_painted_as_the_phase_that_it_ends(files: list[Path]) -> None
 def test_many_shapes_are_painted_as_one_picture(
     files: list[Path], monkeypatch: pytest.MonkeyPatch, most_shapes: int, is_picture: bool
 ) -> None:
-    plots = pytest.importorskip("clients.plots")
+    plots = pytest.importorskip("seesaw.clients.plots")
     monkeypatch.setattr(plots, "MOST_SHAPES", most_shapes)
     (_, _, _, figure) = next(report._sections(Results(timelines={"run": read_trace(files[2])})))
     assert ("<image" in report._svg(figure)) is is_picture
@@ -207,7 +207,7 @@ def test_latencies_of_nothing_are_not_drawn(files: list[Path]) -> None:
 
 
 def test_the_page(files: list[Path], tmp_path: Path) -> None:
-    plots = pytest.importorskip("clients.plots")
+    plots = pytest.importorskip("seesaw.clients.plots")
     page = tmp_path / "out.html"
     assert report.main([*map(str, files), "-o", str(page), "--title", "a < b"]) == 0
     text = page.read_text()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.events import EventParser
-from clients.record import Record
-from clients.recorder import Recorder, Request, StreamError
-from clients.streaming import CompletionClient
+from seesaw.clients.events import EventParser
+from seesaw.clients.record import Record
+from seesaw.clients.recorder import Recorder, Request, StreamError
+from seesaw.clients.streaming import CompletionClient
 from tests.clients.conftest import DONE, Site, delta, event, usage
 
 REQUEST = Request([1, 2, 3], 3, 4)

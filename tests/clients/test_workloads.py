@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.errors import ClientError
-from clients.workloads import (
+from seesaw.clients.errors import ClientError
+from seesaw.clients.workloads import (
     as_text,
     csv_workload,
     prefix_repetition_workload,

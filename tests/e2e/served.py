@@ -121,7 +121,7 @@ def starting(model: Path | str, temp: Path, *flags: str) -> Iterator[Served]:
     """As `serving`, from the first moment on, and ended by whoever asks for it."""
     run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `temp`: socket paths must be short
     log = temp / "log.txt"
-    command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
+    command = [sys.executable, "-m", "seesaw.server.cli", "serve", str(model), "--port", "0", *flags]
     environment = {**os.environ, "TMPDIR": str(run_folders), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)

@@ -35,7 +35,7 @@ def test_one_line_and_an_exit_code_and_nothing_is_left(number: signal.Signals, m
     model = write_tiny_checkpoint(tmp_path / "model", max_position=4096)
     run_folders = Path(tempfile.mkdtemp(prefix="t-"))  # not below `tmp_path`: socket paths must be short
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "bench", "offline", "--model", str(model), *FLAGS],
+        [sys.executable, "-m", "seesaw.server.cli", "bench", "offline", "--model", str(model), *FLAGS],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

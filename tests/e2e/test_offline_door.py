@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engine import LLM, SamplingParams
+from seesaw import LLM, SamplingParams
 from tests.e2e.served import serving
 from tests.patience import PATIENCE_S
 from tests.tiny import write_tiny_checkpoint
@@ -76,7 +76,7 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
 
 SCRIPT = """
 import psutil
-from engine import LLM, SamplingParams
+from seesaw import LLM, SamplingParams
 
 def say():
     llm = LLM({model!r}, tokenizer="bytes", max_model_len=256, prefill="T2")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fetch_sharegpt import sharegpt
 
-from clients.datasets import Sample, load_sharegpt
-from engine import LLM, SamplingParams
+from seesaw import LLM, SamplingParams
+from seesaw.clients.datasets import Sample, load_sharegpt
 from tests.e2e.served import serving
 
 pytestmark = pytest.mark.model

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import zmq
 
-from engine.core import Core
-from engine.executor.processes import ProcessExecutor
-from engine.planning.policy import Policy
-from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add
+from seesaw.engine.core import Core
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.planning.policy import Policy
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add
 from tests.tiny import reference_greedy
 
 

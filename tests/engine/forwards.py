@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.wire.commands import Chunk, Decodes, Forward, SlotInit, TableUpdate
+from seesaw.engine.wire.commands import Chunk, Decodes, Forward, SlotInit, TableUpdate
 
 
 def parts(forward: Forward) -> list[Chunk]:

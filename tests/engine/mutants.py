@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from engine.kv.copies import BlockCopier
-from engine.wire.commands import Swap
-from engine.worker import worker
-from engine.worker.spec import WorkerSpec
-from engine.worker.worker import run_worker
+from seesaw.engine.kv.copies import BlockCopier
+from seesaw.engine.wire.commands import Swap
+from seesaw.engine.worker import worker
+from seesaw.engine.worker.spec import WorkerSpec
+from seesaw.engine.worker.worker import run_worker
 
 Damage = Callable[[torch.Tensor], None]
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import awake
-from engine.awake import GAP_S, SLICE_S, AwakeClock, waits
+from seesaw.engine import awake
+from seesaw.engine.awake import GAP_S, SLICE_S, AwakeClock, waits
 
 
 class Host:

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.executor.simulated import SimulatedExecutor
-from engine.text.prompt import Prompt
-from engine.values.errors import ConfigError, EngineDeadError, RequestError
-from engine.wire.messages import Add, CachedPrompt, Outputs
+from seesaw import LLM, SamplingParams
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.text.prompt import Prompt
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, RequestError
+from seesaw.engine.wire.messages import Add, CachedPrompt, Outputs
 from tests.patience import PATIENCE_S
 
 

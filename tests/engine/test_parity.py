@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.parallel.layout import Layout
-from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import EngineConfig
 from tests.engine import mutants
 from tests.engine.drive import greedy, matches_reference, random_prompts, running
 from tests.families import MODELS
@@ -147,7 +147,7 @@ def test_fewer_kv_heads_than_shards(model: str, plan: str, checkpoints) -> None:
 )
 def test_corrupt_kv_is_noticed(mutant: str, checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """The comparison of these tests fails for each way in which a swap could go wrong."""
-    monkeypatch.setattr("engine.executor.ranks.run_worker", getattr(mutants, mutant))
+    monkeypatch.setattr("seesaw.engine.executor.ranks.run_worker", getattr(mutants, mutant))
     folder = checkpoints("plain")
     error = layout_error(folder, [Layout.parse("P2"), Layout.parse("T2")], PROMPTS[0])
     prompts = [prompt for prompt in PROMPTS if len(prompt) > 8][:4]

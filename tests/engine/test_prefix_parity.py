@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.parallel.layout import Layout
-from engine.sampling.params import SamplingParams
-from engine.scheduler.batcher import Batcher
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add, Stats
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.batcher import Batcher
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add, Stats
 from tests.engine.drive import Engine, greedy, matches_reference, running
 from tests.tiny import layout_error, write_tiny_checkpoint
 

@@ -10,8 +10,8 @@ from tests.patience import PATIENCE_S
 
 SCRIPT = """
 import logging, sys
-from engine.printing import print_in_background
-from engine.supervision import exit_now
+from seesaw.engine.printing import print_in_background
+from seesaw.engine.supervision import exit_now
 print_in_background()
 logging.basicConfig()
 for i in range(2000):

@@ -13,14 +13,21 @@ import msgspec
 import pytest
 import zmq
 
-from engine import process
-from engine.core import Core
-from engine.executor.simulated import SimulatedExecutor
-from engine.process import MESSAGES_PER_TURN, _Frontend, _Loop, from_engine_address, run_engine, to_engine_address
-from engine.sampling.params import SamplingParams
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import Add, Dead, FromEngine, Outputs, Ping, Pong, ResetPrefixCache, Stats, Stop
+from seesaw.engine import process
+from seesaw.engine.core import Core
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.process import (
+    MESSAGES_PER_TURN,
+    _Frontend,
+    _Loop,
+    from_engine_address,
+    run_engine,
+    to_engine_address,
+)
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import Add, Dead, FromEngine, Outputs, Ping, Pong, ResetPrefixCache, Stats, Stop
 from tests.patience import PATIENCE_S
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.sampling.params import SamplingParams
-from engine.wire.messages import Add, Output
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.wire.messages import Add, Output
 from tests.engine.drive import Engine, random_prompts, running
 from tests.engine.test_parity import config_of
 from tests.tiny import reference_logits, write_tiny_checkpoint

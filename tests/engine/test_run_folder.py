@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import run_folder
-from engine.run_folder import make_run_dir, remove_run_dir
-from engine.values.errors import ConfigError
+from seesaw.engine import run_folder
+from seesaw.engine.run_folder import make_run_dir, remove_run_dir
+from seesaw.engine.values.errors import ConfigError
 from tests.patience import PATIENCE_S
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.supervision import end_children
-from engine.values.errors import RequestError
-from engine.wire.messages import Add, FinishReason
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.supervision import end_children
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.messages import Add, FinishReason
 from tests.engine.drive import Engine, random_prompts, running
 from tests.engine.test_parity import config_of
 from tests.engine.test_processing import generate
@@ -156,7 +156,7 @@ def test_an_engine_is_closed_while_a_step_waits_for_its_masks(folder: Path, monk
         end_children(children, grace_s)
         codes.extend(child.exitcode for child in children)
 
-    monkeypatch.setattr("engine.executor.ranks.end_children", end_and_tell)
+    monkeypatch.setattr("seesaw.engine.executor.ranks.end_children", end_and_tell)
     endless = StructuredOutputs("regex", "a{900}")
     with running(config_of(folder, "T2", tokenizer="bytes")) as engine:
         for i in range(3):

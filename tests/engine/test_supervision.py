@@ -14,13 +14,13 @@ import psutil
 import pytest
 from soak_server import still_running
 
-from engine import supervision
-from engine.executor.ranks import Ranks, fork_server
-from engine.process import EngineProcess
-from engine.supervision import END, KILLED_S, OTHERS, end_children, start_child
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError
-from engine.wire.commands import Failure
+from seesaw.engine import supervision
+from seesaw.engine.executor.ranks import Ranks, fork_server
+from seesaw.engine.process import EngineProcess
+from seesaw.engine.supervision import END, KILLED_S, OTHERS, end_children, start_child
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.commands import Failure
 from tests.patience import PATIENCE_S
 
 
@@ -152,8 +152,8 @@ def test_what_the_fork_server_forks_is_deaf() -> None:
 # once they have said that they are there. None of its threads that started them is left then.
 FAMILY = """
 import os, signal, sys, threading, time
-from engine.executor.ranks import fork_server
-from engine.supervision import follow_parent, start_child
+from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.supervision import follow_parent, start_child
 
 def follow(wish, is_stopped):
     follow_parent((lambda: open(wish, "w").close()) if wish else None)

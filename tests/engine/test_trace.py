@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.parallel.layout import Layout, Plan
-from engine.trace import FLUSH_EVENTS, Trace
-from engine.values.errors import ConfigError
-from engine.wire.messages import Stats
+from seesaw import LLM, SamplingParams
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.trace import FLUSH_EVENTS, Trace
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.wire.messages import Stats
 
 PLAN = Plan(Layout.parse("P2"), Layout.parse("T2"))
 

@@ -14,20 +14,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.executor.memory import free_device_bytes
-from engine.parallel import groups, process_groups
-from engine.parallel.groups import Pending
-from engine.worker import runner, worker
-from engine.worker.spec import WorkerSpec
+from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.parallel import groups, process_groups
+from seesaw.engine.parallel.groups import Pending
+from seesaw.engine.worker import runner, worker
+from seesaw.engine.worker.spec import WorkerSpec
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start all workers of this test on the first GPU."""
-    monkeypatch.setattr("engine.executor.processes.choose_device", lambda config, say: "cuda")
-    monkeypatch.setattr("engine.executor.processes.free_device_bytes", _shares)
-    monkeypatch.setattr("engine.executor.ranks.run_worker", run_worker)
+    monkeypatch.setattr("seesaw.engine.executor.processes.choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr("seesaw.engine.executor.processes.free_device_bytes", _shares)
+    monkeypatch.setattr("seesaw.engine.executor.ranks.run_worker", run_worker)
 
 
 def _shares(num_ranks: int, timeout_s: float) -> list[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.kv.host_pool import HostPool
-from engine.kv.segment import Segment, register
-from engine.parallel.layout import Layout, Plan
-from engine.wire.commands import Report, Swap
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.host_pool import HostPool
+from seesaw.engine.kv.segment import Segment, register
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.wire.commands import Report, Swap
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu
@@ -19,8 +19,8 @@ CUDA = torch.device("cuda", 0)
 
 
 def test_a_swap_out_and_a_swap_in_re_shard_the_kv() -> None:
-    from engine.device.reports import EventReports
-    from engine.kv.cuda_copies import CudaBlockCopier, CudaCopies
+    from seesaw.engine.device.reports import EventReports
+    from seesaw.engine.kv.cuda_copies import CudaBlockCopier, CudaCopies
 
     plan = Plan(Layout.parse("P2"), Layout.parse("T2"))
     shape = tiny_shape(layers=5, kv_heads=4, head_dim=64, dtype="bfloat16")

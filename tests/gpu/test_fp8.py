@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.model.linear import Linear
-from engine.ops import fp8
-from engine.ops.fp8 import Fp8Format, Quantized
-from engine.ops.torch import TorchOps
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.ops import fp8
+from seesaw.engine.ops.fp8 import Fp8Format, Quantized
+from seesaw.engine.ops.torch import TorchOps
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu
@@ -46,7 +46,7 @@ def assert_same(got: Quantized, want: Quantized, share: float) -> None:
 @pytest.mark.parametrize("columns", [128, 4096, 28672, 384])
 @pytest.mark.parametrize("rows", ROWS)
 def test_rounding(rows: int, columns: int, format: Fp8Format) -> None:
-    from engine.ops import fp8_kernels
+    from seesaw.engine.ops import fp8_kernels
 
     x = rows_of(rows, columns)
     got, want = fp8_kernels.quantize(x, format), fp8.quantize(x, format)
@@ -58,7 +58,7 @@ def test_rounding(rows: int, columns: int, format: Fp8Format) -> None:
 @pytest.mark.parametrize("columns", [4096, 384])
 @pytest.mark.parametrize("rows", ROWS)
 def test_norms(rows: int, columns: int, format: Fp8Format) -> None:
-    from engine.ops import fp8_kernels
+    from seesaw.engine.ops import fp8_kernels
 
     weight = torch.rand(columns, device="cuda").bfloat16()
     x, residual = rows_of(rows, columns, 1), rows_of(rows, columns, 2)
@@ -75,7 +75,7 @@ def test_norms(rows: int, columns: int, format: Fp8Format) -> None:
 @pytest.mark.parametrize(("slices", "ffn"), [(1, 14336), (2, 7168), (3, 128)])
 @pytest.mark.parametrize("rows", ROWS)
 def test_activations(rows: int, slices: int, ffn: int, format: Fp8Format) -> None:
-    from engine.ops import fp8_kernels
+    from seesaw.engine.ops import fp8_kernels
 
     x = rows_of(rows, slices * 2 * ffn).clamp(-50, 50).view(rows, slices, 2 * ffn)
     gate, up = x.float().chunk(2, dim=-1)
@@ -103,7 +103,7 @@ def test_products_of_blocks(rows: int, columns: int, inner: int, bias: bool) -> 
 
 
 def check_product(rows: int, data: torch.Tensor, scales: torch.Tensor, format: Fp8Format, bias: bool) -> None:
-    from engine.ops import fp8_kernels
+    from seesaw.engine.ops import fp8_kernels
 
     columns, inner = data.shape
     x = fp8_kernels.quantize(torch.randn(rows, inner, device="cuda").bfloat16(), format)
@@ -119,7 +119,7 @@ def check_product(rows: int, data: torch.Tensor, scales: torch.Tensor, format: F
 
 def test_the_operators_round_alike() -> None:
     """What `FlashInferOps` fuses, `TorchOps` does one after another."""
-    from engine.ops.flashinfer import FlashInferOps
+    from seesaw.engine.ops.flashinfer import FlashInferOps
 
     shape = tiny_shape(head_dim=64, dtype="bfloat16")
     plain = TorchOps(shape, 16, torch.device("cuda"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.executor.memory import free_device_bytes
+from seesaw.engine.executor.memory import free_device_bytes
 
 pytestmark = pytest.mark.gpu
 

@@ -8,15 +8,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.model.rope import inverse_frequencies, rotate
-from engine.model.shapes import RopeScaling
-from engine.ops.base import BatchInputs, GraphOps, make_ops
-from engine.ops.capability import attention_backends, capability_of
-from engine.ops.torch import TorchOps
-from engine.sampling.params import RowSampling
-from engine.sampling.sampler import sample
-from engine.values.config import AttentionBackend
-from engine.values.errors import ConfigError
+from seesaw.engine.model.rope import inverse_frequencies, rotate
+from seesaw.engine.model.shapes import RopeScaling
+from seesaw.engine.ops.base import BatchInputs, GraphOps, make_ops
+from seesaw.engine.ops.capability import attention_backends, capability_of
+from seesaw.engine.ops.torch import TorchOps
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.sampling.sampler import sample
+from seesaw.engine.values.config import AttentionBackend
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu

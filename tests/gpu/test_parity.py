@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.model.quantization import FP8, Quantization
-from engine.ops.base import BatchInputs, GraphOps
-from engine.ops.capability import attention_backends, capability_of
-from engine.parallel.layout import Layout, Plan
-from engine.sampling.params import SamplingParams
-from engine.values.config import AttentionBackend, EngineConfig
-from engine.values.errors import ConfigError
-from engine.worker.graphs import DecodeGraphs
+from seesaw.engine.model.quantization import FP8, Quantization
+from seesaw.engine.ops.base import BatchInputs, GraphOps
+from seesaw.engine.ops.capability import attention_backends, capability_of
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.config import AttentionBackend, EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.worker.graphs import DecodeGraphs
 from tests.engine.drive import greedy, random_prompts, running
 from tests.families import MODELS
 from tests.gpu import one_gpu

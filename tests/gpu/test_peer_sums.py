@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from engine.model.linear import Linear
-from engine.model.sums import Half
-from engine.ops.fp8 import Fp8Format, Quantized, dequantized
-from engine.parallel.process_groups import ShardGroup
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.sums import Half
+from seesaw.engine.ops.fp8 import Fp8Format, Quantized, dequantized
+from seesaw.engine.parallel.process_groups import ShardGroup
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ EPS = 1e-5
 def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> None:
     if torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} CUDA devices")
-    from engine.parallel.peers import has_atomics
+    from seesaw.engine.parallel.peers import has_atomics
 
     if not all(
         torch.cuda.can_device_access_peer(*pair) and has_atomics(*pair) for pair in permutations(range(size), 2)
@@ -37,9 +37,9 @@ def test_sums_of_shards(tmp_path: Path, size: int, hidden: int, dtype: str) -> N
 
 
 def _check(rank: int, size: int, rendezvous: Path, hidden: int, dtype: torch.dtype) -> None:
-    from engine.model.peer_sums import PeerSums
-    from engine.parallel.groups import join_world
-    from engine.parallel.peers import can_share
+    from seesaw.engine.model.peer_sums import PeerSums
+    from seesaw.engine.parallel.groups import join_world
+    from seesaw.engine.parallel.peers import can_share
 
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
@@ -96,8 +96,8 @@ def _check_rounding(
     group: ShardGroup, x: torch.Tensor, linear: Linear, stream: torch.Tensor, weight: torch.Tensor
 ) -> None:
     """A norm in 8 bits is the norm rounded to 8 bits: a row has a scale, is given one, or has several."""
-    from engine.model.peer_sums import PeerSums
-    from engine.ops import fp8_kernels
+    from seesaw.engine.model.peer_sums import PeerSums
+    from seesaw.engine.ops import fp8_kernels
 
     sums = PeerSums(group, MAX_ROWS, stream.shape[1], stream.dtype, x.device, fp8_kernels.quantize)
     for rows in (1, 7, 300, MAX_ROWS):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.model.shapes import ModelShape
-from engine.ops.base import make_ops
-from engine.sampling.logprobs import Logprobs
-from engine.sampling.params import Processing, RowSampling, SamplingParams
-from engine.sampling.state import SamplerState
-from engine.sampling.structured import StructuredOutputs
-from engine.sampling.token_masks import mask_of
-from engine.wire.commands import Forward, SlotInit, TableUpdate
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.ops.base import make_ops
+from seesaw.engine.sampling.logprobs import Logprobs
+from seesaw.engine.sampling.params import Processing, RowSampling, SamplingParams
+from seesaw.engine.sampling.state import SamplerState
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.sampling.token_masks import mask_of
+from seesaw.engine.wire.commands import Forward, SlotInit, TableUpdate
 from tests.tiny import tiny_shape
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.parallel.layout import Layout
-from engine.values.config import EngineConfig
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.values.config import EngineConfig
 from tests.engine.drive import greedy, running
 from tests.gpu import one_gpu
 from tests.gpu.reference import CUDA, Reference

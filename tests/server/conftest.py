@@ -13,14 +13,14 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from engine.text.tokenizer import ByteTokenizer, Tokenizer
-from engine.wire.messages import Ready
-from server.config import ServerConfig
-from server.http.app import create_app
-from server.link.bridge import Bridge
-from server.link.grammar_check import GrammarCheck
-from server.service import make_http_server
+from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
+from seesaw.engine.text.tokenizer import ByteTokenizer, Tokenizer
+from seesaw.engine.wire.messages import Ready
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.app import create_app
+from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.grammar_check import GrammarCheck
+from seesaw.server.service import make_http_server
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
 
 

@@ -19,10 +19,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.supervision import follow_parent
-from engine.values.config import EngineConfig
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import (
+from seesaw.engine.supervision import follow_parent
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import (
     Abort,
     Add,
     CachedPrompt,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from server import cli, service
-from server.entry import interruptible
+from seesaw.server import cli, service
+from seesaw.server.entry import interruptible
 from tests.server.fake_engine import FakeProcess
 
 if __name__ == "__main__":

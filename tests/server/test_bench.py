@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.figures import RequestRecord, summarize
-from server import bench, cli
+from seesaw.engine.bench.figures import RequestRecord, summarize
+from seesaw.server import bench, cli
 
 CONSTANT = ["--executor", "simulated", "--dataset", "constant", "--input-len", "200", "--output-len", "20"]
 

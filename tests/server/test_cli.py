@@ -9,13 +9,13 @@ from typing import get_args
 
 import pytest
 
-from engine.values import foreign_options
-from engine.values.config import EngineConfig
-from engine.values.wording import GIB
-from server import cli, entry, settings
-from server.config import ReasoningParser, ServerConfig, ToolCallParser
-from server.render.reasoning import REASONING_PARSERS
-from server.render.tools import TOOL_PARSERS
+from seesaw.engine.values import foreign_options
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.wording import GIB
+from seesaw.server import cli, entry, settings
+from seesaw.server.config import ReasoningParser, ServerConfig, ToolCallParser
+from seesaw.server.render.reasoning import REASONING_PARSERS
+from seesaw.server.render.tools import TOOL_PARSERS
 
 
 def configs(*arguments: str) -> tuple[EngineConfig, ServerConfig]:
@@ -248,7 +248,7 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def interrupted(argv: list[str], prog: str) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clients.report.main", interrupted)
+    monkeypatch.setattr("seesaw.clients.report.main", interrupted)
     monkeypatch.setattr("sys.argv", ["seesaw", "bench", "report"])
     assert entry.main() == 130
     assert capsys.readouterr().err == "seesaw: interrupted\n"

@@ -13,7 +13,7 @@ from tests.patience import PATIENCE_S
 
 SCRIPT = """
 import os, signal, sys, time
-from server.entry import interruptible
+from seesaw.server.entry import interruptible
 
 def command():
     try:

@@ -37,7 +37,7 @@ def scrape() -> Iterator[str]:
         "--surge-min-tokens",
         "0",
     ]
-    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", "0", "--log-level", "error"]
+    command = [sys.executable, "-m", "seesaw.server.cli", "serve", *flags, "--port", "0", "--log-level", "error"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

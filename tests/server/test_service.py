@@ -22,9 +22,9 @@ import httpx
 import psutil
 import pytest
 
-from server.config import ServerConfig
-from server.service import banner
-from server.settings import API_KEY_VARIABLE
+from seesaw.server.config import ServerConfig
+from seesaw.server.service import banner
+from seesaw.server.settings import API_KEY_VARIABLE
 from tests.patience import PATIENCE_S
 from tests.server.fake_engine import INFO, short_dir
 from tests.server.link.test_grammar_check import ENDLESS

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from engine.values.errors import ConfigError
-from server.threads import NUM_LONG, NUM_SHORT, Lanes, in_daemon_thread
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.threads import NUM_LONG, NUM_SHORT, Lanes, in_daemon_thread
 from tests.patience import PATIENCE_S
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.families.base import Family
-from engine.model.families.llama import Llama
-from engine.model.families.mistral import Mistral
-from engine.model.families.qwen2 import Qwen2
-from engine.model.families.qwen3 import Qwen3
-from engine.values.errors import ConfigError
+from seesaw.engine.model.families.base import Family
+from seesaw.engine.model.families.llama import Llama
+from seesaw.engine.model.families.mistral import Mistral
+from seesaw.engine.model.families.qwen2 import Qwen2
+from seesaw.engine.model.families.qwen3 import Qwen3
+from seesaw.engine.values.errors import ConfigError
 
 FAMILIES: tuple[Family, ...] = (Llama(), Mistral(), Qwen2(), Qwen3())
 

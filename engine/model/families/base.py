@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.model.config_fields import ConfigFields
-from engine.model.shapes import ModelShape
-from engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
+from seesaw.engine.model.config_fields import ConfigFields
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.model.spec import Cut, LinearSpec, Part, VectorSpec, WeightSpec
 
 if TYPE_CHECKING:
-    from engine.model.layers import DenseLayer
+    from seesaw.engine.model.layers import DenseLayer
 
 
 class Family(ABC):
@@ -61,7 +61,7 @@ class DenseFamily(Family):
         )
 
     def layer(self) -> type[DenseLayer]:
-        from engine.model.layers import DenseLayer
+        from seesaw.engine.model.layers import DenseLayer
 
         return DenseLayer
 

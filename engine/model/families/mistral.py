@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.families.base import DenseFamily, read_window
+from seesaw.engine.model.families.base import DenseFamily, read_window
 
 
 class Mistral(DenseFamily):

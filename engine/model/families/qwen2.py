@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.config_fields import ConfigFields
-from engine.model.families.base import DenseFamily, read_window
-from engine.values.errors import ConfigError
+from seesaw.engine.model.config_fields import ConfigFields
+from seesaw.engine.model.families.base import DenseFamily, read_window
+from seesaw.engine.values.errors import ConfigError
 
 WINDOW_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
 _FULL, _SLIDING = "full_attention", "sliding_attention"  # of `layer_types`

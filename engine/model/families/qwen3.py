@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.model.families.base import DenseFamily
-from engine.model.families.qwen2 import WINDOW_DEFAULTS, window_of
+from seesaw.engine.model.families.base import DenseFamily
+from seesaw.engine.model.families.qwen2 import WINDOW_DEFAULTS, window_of
 
 
 class Qwen3(DenseFamily):

@@ -11,8 +11,8 @@ from typing import Any, Self
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
-from engine.text.json_size import MAX_ENTRIES, MAX_VALUES, count_values
-from engine.values.errors import RequestError
+from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_VALUES, count_values
+from seesaw.engine.values.errors import RequestError
 
 # Reading so much takes some milliseconds at worst, whatever it holds; more is counted before.
 SMALL_BODY_BYTES = 64 << 10

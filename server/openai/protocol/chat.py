@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from engine.sampling.params import MAX_LOGPROBS
-from engine.values.errors import RequestError
-from server.openai.protocol.body import Body
-from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
-from server.openai.protocol.messages import Message
+from seesaw.engine.sampling.params import MAX_LOGPROBS
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import Body
+from seesaw.server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
+from seesaw.server.openai.protocol.messages import Message
 
 
 class Function(Body):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.openai.protocol.generation import Usage
-from server.openai.protocol.logprobs import ChatLogprobs, PromptLogprobs
+from seesaw.server.openai.protocol.generation import Usage
+from seesaw.server.openai.protocol.logprobs import ChatLogprobs, PromptLogprobs
 
 Text = str | UnsetType
 

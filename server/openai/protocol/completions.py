@@ -9,10 +9,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import PlainValidator
 
-from server.openai.protocol.body import SMALL_BODY_BYTES, check_size
-from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
-from server.openai.protocol.logprobs import CompletionLogprobs, PromptLogprobs
-from server.openai.protocol.token_ids import take_ids
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES, check_size
+from seesaw.server.openai.protocol.generation import UNSUPPORTED, GenerationRequest, Usage
+from seesaw.server.openai.protocol.logprobs import CompletionLogprobs, PromptLogprobs
+from seesaw.server.openai.protocol.token_ids import take_ids
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import ConfigDict, Field
 
-from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.params import MAX_INT, MAX_TOKENS_NAMED, SamplingParams
-from engine.values.errors import RequestError
-from server.openai.protocol.body import Body
-from server.openai.protocol.structured import StructuredRequest
+from seesaw.engine.sampling.defaults import SamplingDefaults
+from seesaw.engine.sampling.params import MAX_INT, MAX_TOKENS_NAMED, SamplingParams
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import Body
+from seesaw.server.openai.protocol.structured import StructuredRequest
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from engine.text.conversation import read_arguments
-from server.openai.protocol.body import Body
-from server.openai.protocol.messages import FunctionCall, Message, Text, ToolCall
+from seesaw.engine.text.conversation import read_arguments
+from seesaw.server.openai.protocol.body import Body
+from seesaw.server.openai.protocol.messages import FunctionCall, Message, Text, ToolCall
 
 NEEDED = {
     "message": ("role", "content"),

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from engine.text.conversation import read_content
-from server.openai.protocol.body import Body
+from seesaw.engine.text.conversation import read_content
+from seesaw.server.openai.protocol.body import Body
 
 Content = str | list[str | dict[str, Any]]
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
-from server.openai.protocol.body import Body
-from server.openai.protocol.chat import ChatRequest, Tool
-from server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
-from server.openai.protocol.input_items import InputItem, as_messages
-from server.openai.protocol.messages import Message
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import Body
+from seesaw.server.openai.protocol.chat import ChatRequest, Tool
+from seesaw.server.openai.protocol.generation import UNSUPPORTED, GenerationRequest
+from seesaw.server.openai.protocol.input_items import InputItem, as_messages
+from seesaw.server.openai.protocol.messages import Message
 
 LOGPROBS = "message.output_text.logprobs"  # what clients include to be told of them
 NO_STORE = "This server stores no responses: send the whole conversation as input."

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from server.openai.protocol.logprobs import ContentLogprob
+from seesaw.server.openai.protocol.logprobs import ContentLogprob
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
-from server.openai.protocol.body import Body
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import Body
 
 # vLLM's, beside the forms: what they ask for changes the text, and False asks for nothing.
 _OPTIONS = ("disable_additional_properties", "disable_any_whitespace", "structural_tag", "whitespace_pattern")

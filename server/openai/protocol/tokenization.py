@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from pydantic import Field
 
-from engine.text.json_size import MAX_ENTRIES
-from engine.values.errors import RequestError
-from server.openai.protocol.body import Body
-from server.openai.protocol.chat import ChatRequest
+from seesaw.engine.text.json_size import MAX_ENTRIES
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.body import Body
+from seesaw.server.openai.protocol.chat import ChatRequest
 
 
 class TokenizeText(Body):

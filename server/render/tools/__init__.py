@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from server.render.tools.base import ToolParser
-from server.render.tools.hermes import HermesParser
-from server.render.tools.llama import LlamaParser
-from server.render.tools.mistral import MistralParser
-from server.render.tools.pythonic import PythonicParser
+from seesaw.server.render.tools.base import ToolParser
+from seesaw.server.render.tools.hermes import HermesParser
+from seesaw.server.render.tools.llama import LlamaParser
+from seesaw.server.render.tools.mistral import MistralParser
+from seesaw.server.render.tools.pythonic import PythonicParser
 
 TOOL_PARSERS: dict[str, type[ToolParser]] = {
     "hermes": HermesParser,

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import ClassVar, TypeVar
 
-from server.render.events import CallPiece, Content, Event
+from seesaw.server.render.events import CallPiece, Content, Event
 
 T = TypeVar("T")
 Reading = Generator[None, str, T]  # is sent one character after the other; an empty one is the end of the text

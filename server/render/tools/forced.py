@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.grammar.closed_schemas import closed
-from engine.grammar.text import JSON_OPTIONS
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
-from server.render.tools import hermes, mistral
-from server.render.tools.json_calls import MAX_NAME_CHARS
-from server.render.tools.python_grammar import PythonGrammar
+from seesaw.engine.grammar.closed_schemas import closed
+from seesaw.engine.grammar.text import JSON_OPTIONS
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.render.tools import hermes, mistral
+from seesaw.server.render.tools.json_calls import MAX_NAME_CHARS
+from seesaw.server.render.tools.python_grammar import PythonGrammar
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 

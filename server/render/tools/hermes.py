@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.render.tools.base import Malformed, Reading
-from server.render.tools.json_calls import JsonCallParser
+from seesaw.server.render.tools.base import Malformed, Reading
+from seesaw.server.render.tools.json_calls import JsonCallParser
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from server.render.tools.base import Malformed, Reading, ToolParser, encodable
+from seesaw.server.render.tools.base import Malformed, Reading, ToolParser, encodable
 
 ARGUMENTS = ("arguments", "parameters")
 MAX_NAME_CHARS = 256

@@ -6,8 +6,8 @@ import random
 import re
 import string
 
-from server.render.tools.base import Malformed, Reading
-from server.render.tools.json_calls import MAX_NAME_CHARS, JsonCallParser
+from seesaw.server.render.tools.base import Malformed, Reading
+from seesaw.server.render.tools.json_calls import MAX_NAME_CHARS, JsonCallParser
 
 MARKER, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 HEAD = re.compile(rf"\s*([\w.-]+)\s*(?:{re.escape(CALL_ID)}\s*[\w-]+\s*)?(?:{re.escape(ARGS)}\s*)?")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engine.values.errors import RequestError
+from seesaw.engine.values.errors import RequestError
 
 Schema = dict[str, Any] | bool
 

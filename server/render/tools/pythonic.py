@@ -6,7 +6,7 @@ import ast
 import json
 import re
 
-from server.render.tools.base import Malformed, Reading, ToolParser, encodable
+from seesaw.server.render.tools.base import Malformed, Reading, ToolParser, encodable
 
 NAME = re.compile(r"[A-Za-z_][\w.]{0,255}")
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}

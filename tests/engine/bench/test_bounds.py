@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.bounds import Host, bound, decode_floor_s, run_floors
-from engine.bench.figures import FullDecode
-from engine.bench.workload import Job, Prefix
-from engine.cost.profile import HostProfile, read_profile
-from engine.cost.work import step_work
-from engine.model.config_json import read_shape
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.bench.bounds import Host, bound, decode_floor_s, run_floors
+from seesaw.engine.bench.figures import FullDecode
+from seesaw.engine.bench.workload import Job, Prefix
+from seesaw.engine.cost.profile import HostProfile, read_profile
+from seesaw.engine.cost.work import step_work
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
 SHAPE = read_shape(REPOSITORY / "configs" / "models" / "llama3-70b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.bench.figures import FullDecode, RequestRecord, full_decode, summarize
+from seesaw.engine.bench.figures import FullDecode, RequestRecord, full_decode, summarize
 
 
 def test_figures_of_a_known_record() -> None:

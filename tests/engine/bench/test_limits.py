@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.bench import limits
-from engine.bench.bounds import Host, bound
-from engine.bench.workload import parse_workload
-from engine.cost.profile import HostProfile
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.bench import limits
+from seesaw.engine.bench.bounds import Host, bound
+from seesaw.engine.bench.workload import parse_workload
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 REPOSITORY = Path(__file__).parents[3]

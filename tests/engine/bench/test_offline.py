@@ -10,18 +10,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.bench import offline
-from engine.bench.bounds import Host, run_floors
-from engine.bench.figures import RequestRecord, summarize
-from engine.bench.offline import SystemResult, run_workloads
-from engine.bench.tables import compare, describe
-from engine.bench.workload import Job
-from engine.cost.profile import HostProfile
-from engine.llm import LLM
-from engine.model.config_json import read_shape
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.wire.messages import Stats
+from seesaw.engine.bench import offline
+from seesaw.engine.bench.bounds import Host, run_floors
+from seesaw.engine.bench.figures import RequestRecord, summarize
+from seesaw.engine.bench.offline import SystemResult, run_workloads
+from seesaw.engine.bench.tables import compare, describe
+from seesaw.engine.bench.workload import Job
+from seesaw.engine.cost.profile import HostProfile
+from seesaw.engine.llm import LLM
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.wire.messages import Stats
 
 CONFIG = EngineConfig(
     prefill="P4",

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.workload import Job, Workload, arrange, parse_workload, prefix_repetition, prompts, read_lengths
-from engine.values.errors import ConfigError
+from seesaw.engine.bench.workload import (
+    Job,
+    Workload,
+    arrange,
+    parse_workload,
+    prefix_repetition,
+    prompts,
+    read_lengths,
+)
+from seesaw.engine.values.errors import ConfigError
 
 JOBS = [Job(n, 1) for n in (5, 9, 1, 7)]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cost.balance import TOKENS_ONLY, StepCost
-from engine.cost.times import Curve, LayoutTimes, StageTimes
+from seesaw.engine.cost.balance import TOKENS_ONLY, StepCost
+from seesaw.engine.cost.times import Curve, LayoutTimes, StageTimes
 
 # A step takes a second, and one more for every ten tokens beyond the first hundred; a pair 1/1000, a context 1/500.
 PREFILL = Curve((1.0, 100.0, 200.0, 1000.0), (1.0, 1.0, 11.0, 91.0))

@@ -7,10 +7,10 @@ import math
 import msgspec
 import pytest
 
-from engine.cost.rank_times import RankTimes, merge
-from engine.cost.times import Curve, Measured, StageTimes
-from engine.parallel.layout import Layout, Plan
-from engine.wire.commands import FromRank, RankReady
+from seesaw.engine.cost.rank_times import RankTimes, merge
+from seesaw.engine.cost.times import Curve, Measured, StageTimes
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.wire.commands import FromRank, RankReady
 
 
 def stage(seconds: float, pair_s: float = 0.0, context_s: float = 0.0) -> StageTimes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import Curve, LayoutTimes, Measured, StageTimes, StepLoad, pairs_of
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import Curve, LayoutTimes, Measured, StageTimes, StepLoad, pairs_of
+from seesaw.engine.parallel.layout import Layout, Plan
 
 
 def flat(seconds: float) -> Curve:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.cost.profile import HostProfile, read_profile
-from engine.cost.work import Work, decode_work, exchange_s, exchanges, step_work
-from engine.model.counts import head_params, layer_params
-from engine.parallel.layout import Layout
-from engine.values.errors import ConfigError
+from seesaw.engine.cost.profile import HostProfile, read_profile
+from seesaw.engine.cost.work import Work, decode_work, exchange_s, exchanges, step_work
+from seesaw.engine.model.counts import head_params, layer_params
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 SHAPE = tiny_shape(layers=4, heads=8, kv_heads=4, head_dim=8, hidden=64, ffn=96, vocab=211, dtype="bfloat16")

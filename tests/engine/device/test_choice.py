@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.device import choice
-from engine.device.choice import choose_device, why_no_gpu
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.device import choice
+from seesaw.engine.device.choice import choose_device, why_no_gpu
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.device.out_of_memory import memory_errors
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.device.out_of_memory import memory_errors
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import CPU, tiny_shape
 
 

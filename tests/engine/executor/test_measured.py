@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.executor.processes import ProcessExecutor
-from engine.sampling.params import RowSampling
-from engine.values.config import EngineConfig
-from engine.wire.commands import Chunk, Forward, Report, SlotInit, TableUpdate
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Chunk, Forward, Report, SlotInit, TableUpdate
 from tests.patience import PATIENCE_S
 from tests.tiny import write_tiny_checkpoint
 

@@ -7,8 +7,8 @@ import multiprocessing
 import pytest
 import torch
 
-from engine.executor.memory import free_device_bytes
-from engine.values.errors import EngineDeadError
+from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.values.errors import EngineDeadError
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.processes

@@ -20,16 +20,16 @@ import huggingface_hub
 import psutil
 import pytest
 
-import engine.executor.ranks
-from engine import awake
-from engine.executor.processes import ProcessExecutor
-from engine.executor.ranks import Ranks
-from engine.run_folder import make_run_dir, remove_run_dir
-from engine.sampling.params import RowSampling
-from engine.supervision import end_children
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError, EngineDeadError
-from engine.wire.commands import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
+from seesaw.engine import awake
+from seesaw.engine.executor import ranks
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.executor.ranks import Ranks
+from seesaw.engine.run_folder import make_run_dir, remove_run_dir
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.supervision import end_children
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, EngineDeadError
+from seesaw.engine.wire.commands import Chunk, Command, Report, SlotInit, Swap, TableUpdate, Transition
 from tests.engine.forwards import make_forward
 from tests.families import MODELS
 from tests.patience import PATIENCE_S
@@ -269,7 +269,7 @@ def graces(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         given.append(grace_s)
         end_children(children, grace_s)
 
-    monkeypatch.setattr(engine.executor.ranks, "end_children", end)
+    monkeypatch.setattr(ranks, "end_children", end)
     return given
 
 

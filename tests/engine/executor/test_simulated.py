@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.core import Core
-from engine.cost.times import Curve, Measured, StageTimes
-from engine.executor.simulated import SimulatedExecutor
-from engine.sizing.model import DEFAULT_SHAPE
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add
+from seesaw import LLM, SamplingParams
+from seesaw.engine.core import Core
+from seesaw.engine.cost.times import Curve, Measured, StageTimes
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.sizing.model import DEFAULT_SHAPE
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add
 
 
 def test_steps_take_real_time() -> None:

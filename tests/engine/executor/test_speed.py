@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from engine.cost.estimate import constant
-from engine.executor.speed import speed_lines
-from engine.parallel.layout import Layout, Plan
+from seesaw.engine.cost.estimate import constant
+from seesaw.engine.executor.speed import speed_lines
+from seesaw.engine.parallel.layout import Layout, Plan
 
 
 def test_an_operator_hears_of_every_layout_and_of_the_change() -> None:

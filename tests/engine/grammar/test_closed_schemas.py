@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.grammar.closed_schemas import closed
+from seesaw.engine.grammar.closed_schemas import closed
 from tests.engine.grammar.test_grammars import accepts, schema_of
 
 PERSON: dict[str, Any] = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}

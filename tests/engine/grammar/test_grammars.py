@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from engine.grammar import grammars as grammars_module
-from engine.grammar.grammars import Grammars
-from engine.grammar.matcher import MaskFiller, Matcher
-from engine.grammar.text import MAX_CHARS
-from engine.sampling.structured import StructuredOutputs
-from engine.sampling.token_masks import mask_words
-from engine.text.tokenizer import FastTokenizer
-from engine.values.errors import IntegrityError, RequestError
+from seesaw.engine.grammar import grammars as grammars_module
+from seesaw.engine.grammar.grammars import Grammars
+from seesaw.engine.grammar.matcher import MaskFiller, Matcher
+from seesaw.engine.grammar.text import MAX_CHARS
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.sampling.token_masks import mask_words
+from seesaw.engine.text.tokenizer import FastTokenizer
+from seesaw.engine.values.errors import IntegrityError, RequestError
 from tests.engine.grammar.walks import allowed, follow, walk
 from tests.engine.text.tokenizers import byte_level, sentencepiece
 
@@ -313,7 +313,7 @@ def test_what_fails_at_its_first_tokens_is_refused() -> None:
 
 
 def test_masks_that_take_long_are_given_up_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.grammar.matcher._SLOW_S", 0.0)
+    monkeypatch.setattr("seesaw.engine.grammar.matcher._SLOW_S", 0.0)
     slow, healthy = (matcher_of(StructuredOutputs("regex", regex)) for regex in ("a{20000}", "b+"))
     filler, rows = MaskFiller(2), np.zeros((2, mask_words(VOCAB)), np.uint32)
     for _ in range(5000):

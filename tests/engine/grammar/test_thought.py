@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.grammar.matcher import MaskFiller, Matcher
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.sampling.token_masks import mask_words, tokens_of
-from engine.values.errors import IntegrityError
+from seesaw.engine.grammar.matcher import MaskFiller, Matcher
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.sampling.token_masks import mask_words, tokens_of
+from seesaw.engine.values.errors import IntegrityError
 from tests.engine.grammar.test_grammars import EOS, VOCAB, grammars
 from tests.engine.grammar.walks import allowed, follow
 
@@ -49,7 +49,7 @@ def test_a_model_that_may_think_begins_with_that_or_with_the_text() -> None:
 
 @pytest.mark.parametrize("slow_s", [0.0, 1e9])  # filled one by one, or together
 def test_rows_that_think_are_filled_beside_others(slow_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.grammar.matcher._SLOW_S", slow_s)
+    monkeypatch.setattr("seesaw.engine.grammar.matcher._SLOW_S", slow_s)
     matchers = [
         thinking("a", Reasoning(CLOSE)),
         thinking("b", Reasoning(CLOSE, OPEN)),

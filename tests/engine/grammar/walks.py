@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from engine.grammar.matcher import Matcher
-from engine.sampling.token_masks import Mask, mask_words
+from seesaw.engine.grammar.matcher import Matcher
+from seesaw.engine.sampling.token_masks import Mask, mask_words
 
 CLOSING = frozenset(b'"}])')
 OPENING = frozenset(b"{[(,")

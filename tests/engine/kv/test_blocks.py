@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv.blocks import BlockPool, block_keys, salt_key
-from engine.values.errors import IntegrityError, OutOfBlocksError
+from seesaw.engine.kv.blocks import BlockPool, block_keys, salt_key
+from seesaw.engine.values.errors import IntegrityError, OutOfBlocksError
 
 
 @pytest.mark.parametrize("caches", [True, False])

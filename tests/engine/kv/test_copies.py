@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kv.copies import BlockCopier, ThreadCopies
-from engine.kv.device_pool import DevicePool
-from engine.kv.geometry import KVGeometry
-from engine.kv.host_pool import HostPool
-from engine.parallel.layout import Layout, Plan
-from engine.wire.commands import Report, Swap
+from seesaw.engine.kv.copies import BlockCopier, ThreadCopies
+from seesaw.engine.kv.device_pool import DevicePool
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.host_pool import HostPool
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.wire.commands import Report, Swap
 from tests.tiny import tiny_shape
 
 CPU = torch.device("cpu")

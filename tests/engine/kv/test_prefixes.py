@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv.blocks import BlockPool, block_keys
-from engine.kv.prefixes import LivePrefixes, Prefix, longest
+from seesaw.engine.kv.blocks import BlockPool, block_keys
+from seesaw.engine.kv.prefixes import LivePrefixes, Prefix, longest
 
 
 def test_a_prefix_ends_where_the_first_block_is_missing() -> None:

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.executor.ranks import fork_server
-from engine.kv import room
-from engine.kv.room import check_room
-from engine.kv.segment import Segment, pieces
-from engine.values.errors import ConfigError
+from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.kv import room
+from seesaw.engine.kv.room import check_room
+from seesaw.engine.kv.segment import Segment, pieces
+from seesaw.engine.values.errors import ConfigError
 from tests.patience import PATIENCE_S
 
 

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from engine.model.checkpoint_files import stored_tensors
-from engine.parallel.layout import Layout, Plan
-from engine.sampling.defaults import check_defaults
-from engine.sizing.fit import fit_host, fit_model
-from engine.sizing.model import shape_of
-from engine.values.config import EngineConfig
-from engine.values.errors import MOST_CHARS, ConfigError
-from engine.weights.checkpoint import resolve_checkpoint
-from engine.weights.placement import whole_bytes
+from seesaw.engine.model.checkpoint_files import stored_tensors
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sampling.defaults import check_defaults
+from seesaw.engine.sizing.fit import fit_host, fit_model
+from seesaw.engine.sizing.model import shape_of
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import MOST_CHARS, ConfigError
+from seesaw.engine.weights.checkpoint import resolve_checkpoint
+from seesaw.engine.weights.placement import whole_bytes
 from tests.patience import PATIENCE_S
 from tests.tiny import LocalModel, write_tiny_checkpoint
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.model.checkpoint_files import same_numbers, stored_tensors
-from engine.model.config_json import read_shape
-from engine.parallel.layout import Layout
-from engine.values.errors import ConfigError
-from engine.values.json_file import MOST_BYTES
-from engine.weights.checkpoint import resolve_checkpoint
+from seesaw.engine.model.checkpoint_files import same_numbers, stored_tensors
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.json_file import MOST_BYTES
+from seesaw.engine.weights.checkpoint import resolve_checkpoint
 from tests.tiny import layout_error, write_tiny_checkpoint
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.model.config_json import read_shape, shape_from_config
-from engine.parallel.layout import Layout
-from engine.values.errors import ConfigError
+from seesaw.engine.model.config_json import read_shape, shape_from_config
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import LocalModel, layout_error, write_tiny_checkpoint
 
 LLAMA = {

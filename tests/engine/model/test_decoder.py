@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.parallel.layout import Layout, Plan
-from engine.sampling.params import RowSampling
-from engine.weights.arena import rank_arena
-from engine.weights.loader import CheckpointSource
-from engine.weights.modes import ArenaWeights, ReloadWeights
-from engine.weights.placement import whole_bytes
-from engine.weights.store import WeightStore
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.loader import CheckpointSource
+from seesaw.engine.weights.modes import ArenaWeights, ReloadWeights
+from seesaw.engine.weights.placement import whole_bytes
+from seesaw.engine.weights.store import WeightStore
 from tests.tiny import CPU, LocalModel, layout_error, reference_greedy, reference_logits, write_tiny_checkpoint
 
 TOKENS = torch.randint(0, 211, (37,), generator=torch.Generator().manual_seed(1)).tolist()

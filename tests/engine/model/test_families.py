@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from engine.model.config_json import read_shape, shape_from_config
-from engine.model.families import FAMILIES, family
-from engine.model.linear import Linear
-from engine.model.stage import StageWeights
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
-from engine.weights.arena import rank_arena
-from engine.weights.loader import CheckpointSource
-from engine.weights.modes import ArenaWeights
+from seesaw.engine.model.config_json import read_shape, shape_from_config
+from seesaw.engine.model.families import FAMILIES, family
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.loader import CheckpointSource
+from seesaw.engine.weights.modes import ArenaWeights
 from tests.engine.model.test_decoder import LAYOUTS, TOKENS
 from tests.families import MODELS, WINDOW
 from tests.tiny import CPU, LocalModel, layout_error, reference_greedy, reference_logits, write_tiny_checkpoint

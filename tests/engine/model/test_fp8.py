@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine.model.linear import Linear
-from engine.model.quantization import FP8, Quantization
-from engine.ops.fp8 import E4M3, Fp8Format, quantize
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.quantization import FP8, Quantization
+from seesaw.engine.ops.fp8 import E4M3, Fp8Format, quantize
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 from tests import tiny
 from tests.quantized import (
     Emulated,

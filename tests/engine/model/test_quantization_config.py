@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.model.quantization import Quantization
-from engine.model.quantization_config import read_quantization
-from engine.values.errors import ConfigError
+from seesaw.engine.model.quantization import Quantization
+from seesaw.engine.model.quantization_config import read_quantization
+from seesaw.engine.values.errors import ConfigError
 
 # As Qwen3-8B-FP8, DeepSeek, RedHatAI's and AutoFP8's checkpoints have them.
 BLOCKS = {

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.model.config_json import read_shape, shape_from_config
-from engine.model.rope import inverse_frequencies
-from engine.model.shapes import ModelShape
-from engine.parallel.layout import Layout
-from engine.values.errors import ConfigError
+from seesaw.engine.model.config_json import read_shape, shape_from_config
+from seesaw.engine.model.rope import inverse_frequencies
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import layout_error, write_tiny_checkpoint
 
 SIZES = {

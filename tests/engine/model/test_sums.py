@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 
-from engine.model.linear import Linear
-from engine.model.sums import Half, ReducedSums, Sums, make_sums
-from engine.ops.base import make_ops
-from engine.parallel.groups import SingleShard
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.sums import Half, ReducedSums, Sums, make_sums
+from seesaw.engine.ops.base import make_ops
+from seesaw.engine.parallel.groups import SingleShard
 from tests.tiny import ThreadGroup, tiny_shape
 
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.ops.base import make_ops
-from engine.ops.capability import (
+from seesaw.engine.ops.base import make_ops
+from seesaw.engine.ops.capability import (
     Capability,
     attention_backends,
     capability_of,
     has_dependent_launch,
     parse_architecture,
 )
-from engine.values.errors import ConfigError
+from seesaw.engine.values.errors import ConfigError
 from tests.tiny import tiny_shape
 
 CUDA = torch.device("cuda", 0)

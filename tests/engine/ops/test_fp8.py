@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.model.quantization import BLOCK
-from engine.ops.fp8 import LARGEST, Fp8Format, dequantized, quantize
+from seesaw.engine.model.quantization import BLOCK
+from seesaw.engine.ops.fp8 import LARGEST, Fp8Format, dequantized, quantize
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,8 +11,8 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from engine.model import peer_sums  # noqa: E402
-from engine.ops import kernels  # noqa: E402
+from seesaw.engine.model import peer_sums  # noqa: E402
+from seesaw.engine.ops import kernels  # noqa: E402
 
 CAPABILITIES = [80, 86, 89, 90, 100, 120]
 LEAST_SHARED_BYTES = 99 << 10  # that a program may have: on 8.6, 8.9 and 12.0

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.ops import torch as torch_ops
-from engine.ops.base import BatchInputs
-from engine.ops.torch import TorchOps
+from seesaw.engine.ops import torch as torch_ops
+from seesaw.engine.ops.base import BatchInputs
+from seesaw.engine.ops.torch import TorchOps
 from tests.tiny import CPU, tiny_shape
 
 BLOCK_SIZE = 4

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.executor.ranks import fork_server
-from engine.kv.segment import Segment
-from engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
-from engine.parallel.layout import Layout
-from engine.parallel.process_groups import ProcessLinks, ShardGroup
-from engine.parallel.shared_memory import SharedLinks, shared_bytes
+from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.kv.segment import Segment
+from seesaw.engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.parallel.process_groups import ProcessLinks, ShardGroup
+from seesaw.engine.parallel.shared_memory import SharedLinks, shared_bytes
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.processes

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.parallel.layout import Layout, Plan
-from engine.values.errors import ConfigError
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.values.errors import ConfigError
 
 degrees = st.integers(1, 6)
 layouts = st.builds(Layout, degrees, degrees, degrees)

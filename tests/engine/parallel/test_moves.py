@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.parallel.layout import Layout
-from engine.parallel.moves import Axis, Extent, Move, Span, extents, moves, stage_layers, weight_layers
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.parallel.moves import Axis, Extent, Move, Span, extents, moves, stage_layers, weight_layers
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Collection
 import pytest
 import torch
 
-from engine.parallel import peers
-from engine.parallel.process_groups import ShardGroup
-from engine.values.config import CustomAllReduce
+from seesaw.engine.parallel import peers
+from seesaw.engine.parallel.process_groups import ShardGroup
+from seesaw.engine.values.config import CustomAllReduce
 
 Links = Collection[tuple[int, int]]
 

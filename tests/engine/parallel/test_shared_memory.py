@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from engine.parallel.groups import Link, SingleShard, TensorGroup
-from engine.parallel.layout import Layout
-from engine.parallel.shared_memory import LINE_BYTES, PIECE_BYTES, SharedLink, SharedLinks, SharedShards, shared_bytes
+from seesaw.engine.parallel.groups import Link, SingleShard, TensorGroup
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.parallel.shared_memory import (
+    LINE_BYTES,
+    PIECE_BYTES,
+    SharedLink,
+    SharedLinks,
+    SharedShards,
+    shared_bytes,
+)
 from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import Curve, Measured, StageTimes
-from engine.model.shapes import NO_WINDOW
-from engine.parallel.layout import Layout, Plan
-from engine.planning.policy import Mode, Situation
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import Curve, Measured, StageTimes
+from seesaw.engine.model.shapes import NO_WINDOW
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.planning.policy import Mode, Situation
 
 P2, T2 = Layout(pp=2), Layout(tp=2)
 PLAN = Plan(P2, T2)

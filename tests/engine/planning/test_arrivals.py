@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.planning.arrivals import Arrivals, Came
+from seesaw.engine.planning.arrivals import Arrivals, Came
 from tests.engine.planning.situations import Fake
 
 

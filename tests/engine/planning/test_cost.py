@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import Measured
-from engine.planning.cost import CostPolicy
-from engine.planning.policy import Mode, Phase
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import Measured
+from seesaw.engine.planning.cost import CostPolicy
+from seesaw.engine.planning.policy import Mode, Phase
+from seesaw.engine.values.config import EngineConfig
 from tests.engine.planning.situations import P2, PLAN, T2, Fake, stage, times
 
 CONFIG = EngineConfig(prefill="P2", decode="T2", max_num_seqs=256, max_num_batched_tokens=4096, max_stall_s=60.0)

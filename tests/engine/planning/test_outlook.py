@@ -8,12 +8,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from engine.cost.balance import StepCost
-from engine.cost.engine_times import EngineTimes
-from engine.cost.times import Measured
-from engine.parallel.layout import Layout, Plan
-from engine.planning.outlook import Limits, Outlook
-from engine.planning.policy import Mode, Phase
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.cost.times import Measured
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.planning.outlook import Limits, Outlook
+from seesaw.engine.planning.policy import Mode, Phase
 from tests.engine.planning.situations import P2, PLAN, T2, Fake, stage, times
 
 # A stage takes 0.1 ms for each token, and 10 ms at least: a hundred tokens hide behind reading the weights.

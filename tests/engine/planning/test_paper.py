@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.planning.paper import PaperPolicy
-from engine.planning.policy import Mode, Phase
-from engine.values.config import EngineConfig
+from seesaw.engine.planning.paper import PaperPolicy
+from seesaw.engine.planning.policy import Mode, Phase
+from seesaw.engine.values.config import EngineConfig
 from tests.engine.planning.situations import P2, PLAN, T2, Fake
 
 CONFIG = EngineConfig(prefill="P2", decode="T2", surge_min_tokens=100, max_stall_s=10.0, max_wait_s=20.0)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine.cost.balance import StepCost
-from engine.cost.engine_times import EngineTimes
-from engine.planning.arrivals import Came
-from engine.planning.outlook import Limits, Outlook
-from engine.planning.policy import Mode
-from engine.planning.rivals import Rivals
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.cost.engine_times import EngineTimes
+from seesaw.engine.planning.arrivals import Came
+from seesaw.engine.planning.outlook import Limits, Outlook
+from seesaw.engine.planning.policy import Mode
+from seesaw.engine.planning.rivals import Rivals
 from tests.engine.planning.situations import P2, PLAN, T2, Fake, times
 
 STEADY, SURGE = Mode.steady(T2), Mode.surge(P2, T2)

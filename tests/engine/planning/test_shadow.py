@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from engine.cost.balance import StepCost
-from engine.planning.outlook import Limits, Outlook
-from engine.planning.shadow import Shadow
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.planning.outlook import Limits, Outlook
+from seesaw.engine.planning.shadow import Shadow
 from tests.engine.planning.situations import P2, PLAN, T2, Fake, times
 
 # A token of a prompt takes 0.1 ms, a step of those who decode 10 ms. In P2 it passes two stages.

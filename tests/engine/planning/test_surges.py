@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.cost.balance import StepCost
-from engine.planning.outlook import Limits, Outlook
-from engine.planning.policy import Mode
-from engine.planning.surges import Surges
-from engine.values.config import EngineConfig
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.planning.outlook import Limits, Outlook
+from seesaw.engine.planning.policy import Mode
+from seesaw.engine.planning.surges import Surges
+from seesaw.engine.values.config import EngineConfig
 from tests.engine.planning.situations import P2, PLAN, T2, Fake, times
 
 CONFIG = EngineConfig(prefill="P2", decode="T2", max_num_seqs=256, max_num_batched_tokens=4096)

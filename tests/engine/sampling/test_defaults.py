@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 
 def checkpoint(folder: Path, content: Any) -> EngineConfig:
@@ -77,7 +77,7 @@ def test_a_first_check_asks_no_hub_and_tells_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     check_defaults("auto", checkpoint(tmp_path, {"temperature": 0.6, "repetition_penalty": 2}))
-    monkeypatch.setattr("engine.sampling.defaults.find_model", None)
+    monkeypatch.setattr("seesaw.engine.sampling.defaults.find_model", None)
     check_defaults("auto", EngineConfig(model="org/name"))
     check_defaults(str(tmp_path), EngineConfig(model="org/name"))
     assert not caplog.records

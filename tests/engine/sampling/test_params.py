@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.values.errors import RequestError
-from engine.wire.messages import Add
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.messages import Add
 
 
 @pytest.mark.parametrize(("stop", "strings"), [(None, []), ("", [""]), ("ab", ["ab"]), (["a", "b"], ["a", "b"])])

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling import sampler
-from engine.sampling.params import RowSampling
-from engine.sampling.sampler import best, restrict, sample
+from seesaw.engine.sampling import sampler
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.sampling.sampler import best, restrict, sample
 
 
 def _row(

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.sampling.structured import Reasoning, StructuredOutputs
-from engine.sampling.typed import typed
-from engine.values.errors import RequestError
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.structured import Reasoning, StructuredOutputs
+from seesaw.engine.sampling.typed import typed
+from seesaw.engine.values.errors import RequestError
 
 
 def test_all_that_fits_stays() -> None:

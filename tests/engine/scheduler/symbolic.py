@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.cost.estimate import constant
-from engine.cost.times import Measured
-from engine.executor.simulated import SimulatedExecutor
-from engine.model.shapes import ModelShape
-from engine.values.config import EngineConfig
-from engine.wire.commands import AllocatePools, Command, Forward, Shutdown, Swap, Transition
+from seesaw.engine.cost.estimate import constant
+from seesaw.engine.cost.times import Measured
+from seesaw.engine.executor.simulated import SimulatedExecutor
+from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import AllocatePools, Command, Forward, Shutdown, Swap, Transition
 from tests.engine.forwards import parts
 
 VOCAB = 1009

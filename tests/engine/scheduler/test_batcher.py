@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from engine.core import Core
-from engine.cost.balance import StepCost
-from engine.cost.estimate import estimate
-from engine.cost.times import LayoutTimes, Measured, StepLoad
-from engine.executor.simulated import NO_HOST, SimulatedExecutor
-from engine.parallel.layout import Layout, Plan
-from engine.sampling.params import SamplingParams
-from engine.scheduler.batcher import TILE_TOKENS
-from engine.scheduler.rotation import MAX_PENDING_TOKENS
-from engine.sizing.model import DEFAULT_SHAPE
-from engine.values.config import EngineConfig
-from engine.wire.commands import Chunk, Command, Forward
-from engine.wire.messages import Add
+from seesaw.engine.core import Core
+from seesaw.engine.cost.balance import StepCost
+from seesaw.engine.cost.estimate import estimate
+from seesaw.engine.cost.times import LayoutTimes, Measured, StepLoad
+from seesaw.engine.executor.simulated import NO_HOST, SimulatedExecutor
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.batcher import TILE_TOKENS
+from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS
+from seesaw.engine.sizing.model import DEFAULT_SHAPE
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Chunk, Command, Forward
+from seesaw.engine.wire.messages import Add
 from tests.engine.forwards import parts
 
 P4 = Plan(Layout(pp=4), Layout(pp=4))

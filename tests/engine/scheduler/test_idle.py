@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.core import Core
-from engine.sampling.params import SamplingParams
-from engine.scheduler.idle import HOST, PIPELINE, SWAP_IN, WEIGHTS, IdleTime
-from engine.values.config import EngineConfig
-from engine.wire.commands import Command, Forward, Report
-from engine.wire.messages import Add, Stats
+from seesaw.engine.core import Core
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.idle import HOST, PIPELINE, SWAP_IN, WEIGHTS, IdleTime
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Command, Forward, Report
+from seesaw.engine.wire.messages import Add, Stats
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured
 from tests.engine.scheduler.test_scheduler import make_config, run
 

@@ -8,11 +8,11 @@ import random
 import msgspec
 import pytest
 
-from engine.core import Core
-from engine.cost.times import Measured
-from engine.planning.policy import Phase
-from engine.sampling.params import SamplingParams
-from engine.wire.messages import Add, CachedPrompt, Output
+from seesaw.engine.core import Core
+from seesaw.engine.cost.times import Measured
+from seesaw.engine.planning.policy import Phase
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.wire.messages import Add, CachedPrompt, Output
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured, reference
 from tests.engine.scheduler.test_scheduler import gather, make_config, prompt_of
 

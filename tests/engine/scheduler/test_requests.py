@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.sampling.params import SamplingParams
-from engine.scheduler.requests import make_sequences
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.requests import make_sequences
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add
 from tests.engine.scheduler.symbolic import SymbolicExecutor
 
 

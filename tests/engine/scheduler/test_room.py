@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from engine.core import Core
-from engine.parallel.layout import Plan
-from engine.planning.policy import Mode, Policy, Situation
-from engine.sampling.params import SamplingParams
-from engine.scheduler.seq_state import SeqState
-from engine.values.config import EngineConfig
-from engine.wire.commands import Command, Swap
-from engine.wire.messages import Add
+from seesaw.engine.core import Core
+from seesaw.engine.parallel.layout import Plan
+from seesaw.engine.planning.policy import Mode, Policy, Situation
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.commands import Command, Swap
+from seesaw.engine.wire.messages import Add
 from tests.engine.scheduler.symbolic import SymbolicExecutor, measured
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.core import Core
-from engine.sampling.params import RowSampling, SamplingParams
-from engine.scheduler.rotation import MAX_PENDING_TOKENS, Rotation
-from engine.scheduler.sequence import Sequence
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add, FinishReason
+from seesaw.engine.core import Core
+from seesaw.engine.sampling.params import RowSampling, SamplingParams
+from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS, Rotation
+from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add, FinishReason
 from tests.engine.scheduler.symbolic import SymbolicExecutor, reference
 
 BLOCK = 4

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core import Core
-from engine.cost.estimate import estimate
-from engine.executor.simulated import NO_HOST
-from engine.planning.policy import Phase, Situation, StaticPolicy
-from engine.sampling.params import SamplingParams
-from engine.scheduler.seq_state import SeqState
-from engine.values.config import EngineConfig
-from engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
-from engine.wire.commands import Command
-from engine.wire.messages import Add, FinishReason, Output
+from seesaw.engine.core import Core
+from seesaw.engine.cost.estimate import estimate
+from seesaw.engine.executor.simulated import NO_HOST
+from seesaw.engine.planning.policy import Phase, Situation, StaticPolicy
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
+from seesaw.engine.wire.commands import Command
+from seesaw.engine.wire.messages import Add, FinishReason, Output
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured, next_token, reference
 
 PLANS = [

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from engine.core import Core
-from engine.parallel.layout import Layout
-from engine.planning.policy import Mode, Policy, Situation
-from engine.sampling.params import SamplingParams
-from engine.scheduler.lifecycle import Lifecycle
-from engine.scheduler.situation import SchedulerSituation
-from engine.values.config import EngineConfig
-from engine.wire.messages import Add
+from seesaw.engine.core import Core
+from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.planning.policy import Mode, Policy, Situation
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.scheduler.lifecycle import Lifecycle
+from seesaw.engine.scheduler.situation import SchedulerSituation
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.wire.messages import Add
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured
 
 P2, T2, D2 = Layout(pp=2), Layout(tp=2), Layout(dp=2)

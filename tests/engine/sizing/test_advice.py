@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.executor import make_executor
-from engine.values.config import EngineConfig
-from engine.values.wording import GIB
+from seesaw.engine.executor import make_executor
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.wording import GIB
 
 
 def said(**options: object) -> list[str]:

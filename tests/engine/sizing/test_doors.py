@@ -11,19 +11,19 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from engine import LLM
-from engine.bench.offline import run_workloads
-from engine.bench.workload import Job
-from engine.executor import check_executor, make_executor, processes
-from engine.executor.ranks import Ranks
-from engine.kv import room
-from engine.kv.segment import Segment
-from engine.process import EngineProcess
-from engine.sizing.model import DEFAULT_SHAPE, find_shape
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB
-from server import cli
+from seesaw import LLM
+from seesaw.engine.bench.offline import run_workloads
+from seesaw.engine.bench.workload import Job
+from seesaw.engine.executor import check_executor, make_executor, processes
+from seesaw.engine.executor.ranks import Ranks
+from seesaw.engine.kv import room
+from seesaw.engine.kv.segment import Segment
+from seesaw.engine.process import EngineProcess
+from seesaw.engine.sizing.model import DEFAULT_SHAPE, find_shape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB
+from seesaw.server import cli
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"
 EXECUTORS: dict[str, dict[str, object]] = {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.sizing.fit import check_early
-from engine.sizing.model import known_shape
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.sizing.model import known_shape
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 
 def test_another_architecture_is_said_before_its_missing_weights(tmp_path: Path) -> None:

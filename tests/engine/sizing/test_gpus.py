@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from engine.kv.geometry import KVGeometry
-from engine.model.config_json import read_shape
-from engine.model.quantization import Kind, Quantization
-from engine.sizing.gpus import RESERVE_BYTES, WORKSPACE_BYTES, check_gpus, choose_way, gpu_blocks
-from engine.sizing.model import as_asked
-from engine.sizing.pools import needed_blocks
-from engine.sizing.weights import WeightsWay, device_weight_bytes
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.quantization import Kind, Quantization
+from seesaw.engine.sizing.gpus import RESERVE_BYTES, WORKSPACE_BYTES, check_gpus, choose_way, gpu_blocks
+from seesaw.engine.sizing.model import as_asked
+from seesaw.engine.sizing.pools import needed_blocks
+from seesaw.engine.sizing.weights import WeightsWay, device_weight_bytes
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB
 from tests.tiny import tiny_shape
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import choice
-from engine.executor.processes import ProcessExecutor
-from engine.executor.ranks import Ranks
-from engine.kv import room
-from engine.kv.geometry import KVGeometry
-from engine.kv.segment import Segment
-from engine.model.config_json import read_shape
-from engine.sizing.host_memory import WORKER_BYTES, check_host_memory, cpu_memory_bytes
-from engine.sizing.weights import WeightsWay
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.values.wording import GIB
+from seesaw.engine.device import choice
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.executor.ranks import Ranks
+from seesaw.engine.kv import room
+from seesaw.engine.kv.geometry import KVGeometry
+from seesaw.engine.kv.segment import Segment
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.sizing.host_memory import WORKER_BYTES, check_host_memory, cpu_memory_bytes
+from seesaw.engine.sizing.weights import WeightsWay
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine.text.chat_template import ChatTemplate
-from engine.text.template_source import read_template
-from engine.text.tokenizer import ByteTokenizer
-from engine.values.errors import ConfigError, RequestError
+from seesaw.engine.text.chat_template import ChatTemplate
+from seesaw.engine.text.template_source import read_template
+from seesaw.engine.text.tokenizer import ByteTokenizer
+from seesaw.engine.values.errors import ConfigError, RequestError
 
 USER = {"role": "user", "content": "hi"}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.text.conversation import template_messages
-from engine.values.errors import RequestError
+from seesaw.engine.text.conversation import template_messages
+from seesaw.engine.values.errors import RequestError
 
 
 def test_parts_become_one_text_and_arguments_an_object() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.detokenizer import CONTEXT_TOKENS, MAX_PENDING_TOKENS, Detokenizer
-from engine.text.tokenizer import ByteTokenizer, FastTokenizer
+from seesaw.engine.text.detokenizer import CONTEXT_TOKENS, MAX_PENDING_TOKENS, Detokenizer
+from seesaw.engine.text.tokenizer import ByteTokenizer, FastTokenizer
 from tests.engine.text.tokenizers import BYTE_LEVEL, BYTES, SENTENCEPIECE
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text import json_size
-from engine.text.conversation import read_arguments
-from engine.text.json_size import MAX_VALUES, count_values
-from engine.values.errors import RequestError
+from seesaw.engine.text import json_size
+from seesaw.engine.text.conversation import read_arguments
+from seesaw.engine.text.json_size import MAX_VALUES, count_values
+from seesaw.engine.values.errors import RequestError
 
 TEXT = st.text(st.sampled_from('a"\\[{,:u\n\u4e16'), max_size=9)
 ANY = st.recursive(

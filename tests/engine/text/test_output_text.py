@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.sampling.params import SamplingParams
-from engine.text.output_text import OutputText
-from engine.wire.messages import FinishReason, Output
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.text.output_text import OutputText
+from seesaw.engine.wire.messages import FinishReason, Output
 from tests.engine.text.tokenizers import BYTES
 
 

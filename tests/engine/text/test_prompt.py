@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
-from engine.text.tokenizer import NoTokenizer
+from seesaw.engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
+from seesaw.engine.text.tokenizer import NoTokenizer
 from tests.engine.text.tokenizers import BYTES
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.stop_strings import StopStrings
+from seesaw.engine.text.stop_strings import StopStrings
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:

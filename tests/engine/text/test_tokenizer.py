@@ -15,8 +15,8 @@ import sentencepiece
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
-from engine.text.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
-from engine.values.errors import ConfigError, RequestError
+from seesaw.engine.text.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
+from seesaw.engine.values.errors import ConfigError, RequestError
 from tests.engine.text.tokenizers import BYTE_LEVEL, BYTES, SENTENCEPIECE, byte_level
 
 

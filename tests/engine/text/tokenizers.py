@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from engine.text.tokenizer import ByteTokenizer, FastTokenizer
+from seesaw.engine.text.tokenizer import ByteTokenizer, FastTokenizer
 
 
 def byte_level() -> FastTokenizer:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What errors say when they quote others."""
 
-from engine.values.errors import MOST_CHARS, ConfigError
+from seesaw.engine.values.errors import MOST_CHARS, ConfigError
 
 
 def test_what_a_config_error_quotes_is_bounded_and_printable() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.values.wording import as_size, at_least, count
-from server.settings import parse_bytes
+from seesaw.engine.values.wording import as_size, at_least, count
+from seesaw.server.settings import parse_bytes
 
 GIB = 1 << 30
 

@@ -9,15 +9,15 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from engine.executor.processes import ProcessExecutor
-from engine.executor.ranks import Ranks
-from engine.model import checkpoint_files
-from engine.parallel.moves import Span
-from engine.values.config import EngineConfig
-from engine.values.errors import ConfigError
-from engine.weights.checkpoint import resolve_checkpoint
-from engine.weights.loader import open_source
-from engine.worker.spec import WorkerSpec
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.executor.ranks import Ranks
+from seesaw.engine.model import checkpoint_files
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.checkpoint import resolve_checkpoint
+from seesaw.engine.weights.loader import open_source
+from seesaw.engine.worker.spec import WorkerSpec
 from tests.tiny import write_tiny_checkpoint
 
 FILE = "model.safetensors"

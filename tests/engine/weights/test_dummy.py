@@ -9,14 +9,14 @@ from typing import get_args
 import pytest
 import torch
 
-from engine.model.config_json import read_shape
-from engine.model.quantization import Kind, Quantization
-from engine.model.stage import StageWeights
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Span
-from engine.weights.arena import rank_arena
-from engine.weights.dummy import DummySource
-from engine.weights.modes import ArenaWeights
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.quantization import Kind, Quantization
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.dummy import DummySource
+from seesaw.engine.weights.modes import ArenaWeights
 from tests.families import MODELS
 from tests.tiny import CPU, LocalModel, tiny_shape, write_tiny_checkpoint
 

@@ -10,19 +10,19 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.model.counts import head_params
-from engine.model.linear import Linear
-from engine.model.quantization import BLOCK, Kind, Quantization
-from engine.model.shapes import ModelShape, check_plan
-from engine.ops.fp8 import E4M3, Fp8Format, dequantized, quantize
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Span
-from engine.values.errors import ConfigError
-from engine.weights.arena import rank_arena
-from engine.weights.modes import ArenaWeights, ReloadWeights
-from engine.weights.placement import whole_bytes
-from engine.weights.source import Source
-from engine.weights.store import WeightStore
+from seesaw.engine.model.counts import head_params
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.quantization import BLOCK, Kind, Quantization
+from seesaw.engine.model.shapes import ModelShape, check_plan
+from seesaw.engine.ops.fp8 import E4M3, Fp8Format, dequantized, quantize
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.arena import rank_arena
+from seesaw.engine.weights.modes import ArenaWeights, ReloadWeights
+from seesaw.engine.weights.placement import whole_bytes
+from seesaw.engine.weights.source import Source
+from seesaw.engine.weights.store import WeightStore
 from tests.tiny import CPU, tiny_shape
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.model.config_json import read_shape
-from engine.model.linear import Linear
-from engine.model.stage import StageWeights
-from engine.parallel.moves import Span
-from engine.values.errors import ConfigError
-from engine.weights.arena import Arena
-from engine.weights.filling import fill
-from engine.weights.loader import CheckpointSource
+from seesaw.engine.model.config_json import read_shape
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.arena import Arena
+from seesaw.engine.weights.filling import fill
+from seesaw.engine.weights.loader import CheckpointSource
 from tests.tiny import write_tiny_checkpoint
 
 FILE = "model.safetensors"

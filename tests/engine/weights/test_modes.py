@@ -9,17 +9,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.model.linear import Linear
-from engine.model.shapes import ModelShape, check_plan, num_slices
-from engine.model.stage import StageWeights
-from engine.parallel.layout import Layout, Plan
-from engine.parallel.moves import Span
-from engine.values.errors import ConfigError
-from engine.weights.arena import Arena, rank_arena
-from engine.weights.dummy import DummySource
-from engine.weights.modes import ArenaWeights, ReloadWeights
-from engine.weights.placement import ALIGNMENT_BYTES, weight_extents, whole_bytes
-from engine.weights.store import WeightStore
+from seesaw.engine.model.linear import Linear
+from seesaw.engine.model.shapes import ModelShape, check_plan, num_slices
+from seesaw.engine.model.stage import StageWeights
+from seesaw.engine.parallel.layout import Layout, Plan
+from seesaw.engine.parallel.moves import Span
+from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.weights.arena import Arena, rank_arena
+from seesaw.engine.weights.dummy import DummySource
+from seesaw.engine.weights.modes import ArenaWeights, ReloadWeights
+from seesaw.engine.weights.placement import ALIGNMENT_BYTES, weight_extents, whole_bytes
+from seesaw.engine.weights.store import WeightStore
 from tests.tiny import CPU, tiny_shape
 
 

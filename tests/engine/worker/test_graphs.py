@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.worker.graphs import buckets
+from seesaw.engine.worker.graphs import buckets
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 8, 65, 256, 1000, 1024])

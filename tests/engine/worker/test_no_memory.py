@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.executor.processes import ProcessExecutor
-from engine.values.errors import ConfigError
+from seesaw.engine.executor.processes import ProcessExecutor
+from seesaw.engine.values.errors import ConfigError
 from tests.engine import mutants
 from tests.engine.executor.test_processes import make_config
 from tests.tiny import write_tiny_checkpoint
@@ -27,6 +27,6 @@ pytestmark = pytest.mark.processes
 def test_it_is_one_sentence(tmp_path: Path, mutant: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its peers say, which it leaves alone in the middle of something."""
     checkpoint = write_tiny_checkpoint(tmp_path, layers=5, kv_heads=2)
-    monkeypatch.setattr("engine.executor.ranks.run_worker", getattr(mutants, mutant))
+    monkeypatch.setattr("seesaw.engine.executor.ranks.run_worker", getattr(mutants, mutant))
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         ProcessExecutor(make_config(checkpoint, "P2", "T2"))

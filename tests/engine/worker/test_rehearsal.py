@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.worker.worker import rehearsed_sizes
+from seesaw.engine.worker.worker import rehearsed_sizes
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(8192, [8192, 64, 1]), (64, [64, 1]), (16, [16, 1]), (1, [1])])

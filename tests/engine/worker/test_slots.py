@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.sampling.params import RowSampling
-from engine.wire.commands import Chunk, Forward, SlotInit, TableUpdate
-from engine.worker.slots import SlotTable
+from seesaw.engine.sampling.params import RowSampling
+from seesaw.engine.wire.commands import Chunk, Forward, SlotInit, TableUpdate
+from seesaw.engine.worker.slots import SlotTable
 from tests.engine.forwards import make_forward
 
 GREEDY = RowSampling(0.0, 1.0, 0, 0.0, 0)

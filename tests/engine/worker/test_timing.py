@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.cost.times import StageTimes, pairs_of
-from engine.ops.base import BatchInputs
-from engine.worker.rank_timing import slowest
-from engine.worker.timing import DECODES, PREFILLS, Limits, StageTimer, spread
+from seesaw.engine.cost.times import StageTimes, pairs_of
+from seesaw.engine.ops.base import BatchInputs
+from seesaw.engine.worker.rank_timing import slowest
+from seesaw.engine.worker.timing import DECODES, PREFILLS, Limits, StageTimer, spread
 from tests.tiny import CPU, ThreadGroup
 
 LIMITS = Limits(

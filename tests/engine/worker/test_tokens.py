@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.parallel.groups import Pending
-from engine.worker.tokens import TokenBuffer
+from seesaw.engine.parallel.groups import Pending
+from seesaw.engine.worker.tokens import TokenBuffer
 
 CPU = torch.device("cpu")
 

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.sampling.params import SamplingParams
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import Add, LayoutSpeed, Ping, ResetPrefixCache, Speeds, Stats
-from server.config import ServerConfig
-from server.http import app
-from server.http.errors import ModelNotFoundError
-from server.openai.models import Models, model_names
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import Add, LayoutSpeed, Ping, ResetPrefixCache, Speeds, Stats
+from seesaw.server.config import ServerConfig
+from seesaw.server.http import app
+from seesaw.server.http.errors import ModelNotFoundError
+from seesaw.server.openai.models import Models, model_names
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer

@@ -8,7 +8,7 @@ import json
 import openai
 import pytest
 
-from engine.wire.messages import Abort, Add, FinishReason, Output
+from seesaw.engine.wire.messages import Abort, Add, FinishReason, Output
 from tests.server.conftest import Line
 from tests.server.fake_engine import answer
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from server.config import ServerConfig
+from seesaw.server.config import ServerConfig
 from tests.patience import PATIENCE_S
 from tests.server.conftest import listening
 

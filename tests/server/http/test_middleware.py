@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from server.http.middleware import SMALL_BODY_BYTES, BodyLimit
+from seesaw.server.http.middleware import SMALL_BODY_BYTES, BodyLimit
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
-from server.config import ServerConfig
+from seesaw.server.config import ServerConfig
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import answer
 from tests.server.openai import streams

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine.values.errors import ConfigError
-from server.config import ServerConfig
-from server.http.sockets import base_url, bound, check_tls, listen
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.config import ServerConfig
+from seesaw.server.http.sockets import base_url, bound, check_tls, listen
 from tests.patience import PATIENCE_S
 from tests.server.fake_engine import short_dir
 from tests.server.served import served

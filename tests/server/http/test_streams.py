@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.http.streams import EventStream
+from seesaw.server.http.streams import EventStream
 
 pytestmark = pytest.mark.anyio
 

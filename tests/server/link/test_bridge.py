@@ -10,11 +10,22 @@ from functools import partial
 
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
-from engine.wire.messages import Abort, Add, CachedPrompt, Dead, FinishReason, Output, Outputs, Progress, Refused, Stats
-from server.link.bridge import Bridge
-from server.link.outbox import WINDOW_SEQUENCES
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from seesaw.engine.wire.messages import (
+    Abort,
+    Add,
+    CachedPrompt,
+    Dead,
+    FinishReason,
+    Output,
+    Outputs,
+    Progress,
+    Refused,
+    Stats,
+)
+from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.outbox import WINDOW_SEQUENCES
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Line, connected
 from tests.server.fake_engine import FakeEngine, short_dir

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import QueueFullError, RequestError
-from server.link import grammar_check
-from server.link.grammar_check import GrammarCheck
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import QueueFullError, RequestError
+from seesaw.server.link import grammar_check
+from seesaw.server.link.grammar_check import GrammarCheck
 from tests.patience import PATIENCE_S
 
 ENDLESS = StructuredOutputs(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.text.output_text import OutputText
-from engine.text.tokenizer import ByteTokenizer
-from engine.wire.messages import Add
-from server.link.text_stream import Delta, TextStream
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.text.output_text import OutputText
+from seesaw.engine.text.tokenizer import ByteTokenizer
+from seesaw.engine.wire.messages import Add
+from seesaw.server.link.text_stream import Delta, TextStream
 from tests.server.conftest import Line
 
 pytestmark = pytest.mark.anyio

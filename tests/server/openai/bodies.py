@@ -10,10 +10,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from server.openai.protocol.chat import ChatRequest
-from server.openai.protocol.completions import CompletionRequest
-from server.openai.protocol.responses import ResponsesRequest
-from server.openai.protocol.tokenization import Detokenize, TokenizeChat, TokenizeText
+from seesaw.server.openai.protocol.chat import ChatRequest
+from seesaw.server.openai.protocol.completions import CompletionRequest
+from seesaw.server.openai.protocol.responses import ResponsesRequest
+from seesaw.server.openai.protocol.tokenization import Detokenize, TokenizeChat, TokenizeText
 
 NUM_BODIES = int(os.environ.get("SEESAW_TEST_BODIES", "120"))
 

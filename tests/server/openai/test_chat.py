@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.params import SamplingParams
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import Abort, Add, FinishReason, Output
-from server.openai.protocol.generation import _told
+from seesaw.engine.sampling.defaults import SamplingDefaults
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import Abort, Add, FinishReason, Output
+from seesaw.server.openai.protocol.generation import _told
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, Script, answer
 from tests.server.openai.streams import events, usage
@@ -283,7 +283,7 @@ async def test_what_is_ignored_is_logged_once(chatty: Site, caplog: pytest.LogCa
     _told.clear()
     for _ in range(2):
         await chatty.chat(user="me", something_new=5, frequency_penalty=0)
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("server.openai")]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("seesaw.server.openai")]
     assert lines == [
         "requests hold the parameter 'user', which is accepted and has no effect here",
         "requests hold the parameter 'something_new', which Seesaw does not know and ignores",

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.structured import Reasoning
-from engine.text.tokenizer import ByteTokenizer
-from engine.wire.messages import Add, FinishReason, Output
-from server.config import ReasoningParser
-from server.render.answer import AnswerFormat
+from seesaw.engine.sampling.structured import Reasoning
+from seesaw.engine.text.tokenizer import ByteTokenizer
+from seesaw.engine.wire.messages import Add, FinishReason, Output
+from seesaw.server.config import ReasoningParser
+from seesaw.server.render.answer import AnswerFormat
 from tests.server.conftest import TEMPLATE, MakeSite, Site, chat_config
 from tests.server.fake_engine import Script
 from tests.server.openai.streams import events

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.sampling.params import SamplingParams
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import Abort, Add, FinishReason, Output
-from server.config import ServerConfig
-from server.openai.protocol import completions as protocol
-from server.openai.protocol.body import SMALL_BODY_BYTES
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import Abort, Add, FinishReason, Output
+from seesaw.server.config import ServerConfig
+from seesaw.server.openai.protocol import completions as protocol
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import INFO, answer

@@ -7,10 +7,10 @@ import gc
 
 import pytest
 
-from engine.wire.messages import Add, FinishReason
-from server.openai.gates import LARGE_AT_ONCE, SMALL_AT_ONCE, Gates
-from server.openai.protocol.body import SMALL_BODY_BYTES
-from server.openai.protocol.messages import Message
+from seesaw.engine.wire.messages import Add, FinishReason
+from seesaw.server.openai.gates import LARGE_AT_ONCE, SMALL_AT_ONCE, Gates
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES
+from seesaw.server.openai.protocol.messages import Message
 from tests.server.conftest import MakeSite, chat_config
 
 pytestmark = pytest.mark.anyio

@@ -13,16 +13,16 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from engine.text.json_size import MAX_ENTRIES, MAX_VALUES
-from engine.text.tokenizer import ByteTokenizer
-from engine.values.errors import RequestError
-from engine.wire.messages import Add
-from server.config import ServerConfig
-from server.openai.protocol.body import SMALL_BODY_BYTES, Body
-from server.openai.protocol.generation import MAX_TOLD, _told
-from server.openai.protocol.structured import MAX_FORM_CHARS
-from server.render.tokens import LONG_CHARS
-from server.threads import NUM_LONG
+from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_VALUES
+from seesaw.engine.text.tokenizer import ByteTokenizer
+from seesaw.engine.values.errors import RequestError
+from seesaw.engine.wire.messages import Add
+from seesaw.server.config import ServerConfig
+from seesaw.server.openai.protocol.body import SMALL_BODY_BYTES, Body
+from seesaw.server.openai.protocol.generation import MAX_TOLD, _told
+from seesaw.server.openai.protocol.structured import MAX_FORM_CHARS
+from seesaw.server.render.tokens import LONG_CHARS
+from seesaw.server.threads import NUM_LONG
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
 from tests.server.fake_engine import answer
@@ -100,10 +100,10 @@ def test_there_are_lists_and_objects_to_try() -> None:
 async def test_the_log_is_not_filled_with_names(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.engine.script = answer("x")
     _told.clear()
-    caplog.set_level(logging.INFO, "server.openai")
+    caplog.set_level(logging.INFO, "seesaw.server.openai")
     assert (await site.complete(prompt="p", **{f"x{index}": 1 for index in range(3 * MAX_TOLD)})).status_code == 200
     assert (await site.complete(prompt="p", more=1)).status_code == 200
-    assert len([record for record in caplog.records if record.name.startswith("server.openai")]) == MAX_TOLD + 1
+    assert len([record for record in caplog.records if record.name.startswith("seesaw.server.openai")]) == MAX_TOLD + 1
     _told.clear()
 
 
@@ -155,7 +155,7 @@ class Slow(ByteTokenizer):
 async def test_a_text_that_cannot_fit_is_never_tokenized_whole(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.openai.prompts._PIECE_CHARS", 100)
+    monkeypatch.setattr("seesaw.server.openai.prompts._PIECE_CHARS", 100)
     tokenizer = Slow()
     site = await make_site(tokenizer=tokenizer)
     assert "50000 characters" in await refused(site, "/v1/completions", json.dumps({"prompt": "x" * 50_000}).encode())
@@ -165,7 +165,7 @@ async def test_a_text_that_cannot_fit_is_never_tokenized_whole(
 async def test_of_a_text_that_is_cut_only_the_end_is_tokenized(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.openai.prompts._PIECE_CHARS", 100)
+    monkeypatch.setattr("seesaw.server.openai.prompts._PIECE_CHARS", 100)
     tokenizer = Slow()
     site = await make_site(tokenizer=tokenizer)
     site.engine.script = answer("x")

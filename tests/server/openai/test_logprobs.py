@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.wire.logprobs import TokenLogprobs
-from engine.wire.messages import Add, FinishReason, Output
+from seesaw.engine.wire.logprobs import TokenLogprobs
+from seesaw.engine.wire.messages import Add, FinishReason, Output
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.openai.streams import events, named_events
 

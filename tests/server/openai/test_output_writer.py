@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from server.openai.output_writer import OutputWriter
-from server.openai.protocol.responses_answer import FunctionCall, OutputItem, OutputMessage, ReasoningItem
-from server.render.events import CallPiece, Content, Event, Reasoning
+from seesaw.server.openai.output_writer import OutputWriter
+from seesaw.server.openai.protocol.responses_answer import FunctionCall, OutputItem, OutputMessage, ReasoningItem
+from seesaw.server.render.events import CallPiece, Content, Event, Reasoning
 
 
 def shown(item: OutputItem) -> tuple[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from server.openai.protocol.chat import ChatRequest
-from server.openai.protocol.completions import CompletionRequest
-from server.openai.protocol.generation import IGNORED, UNSUPPORTED
-from server.openai.protocol.responses import ResponsesRequest
+from seesaw.server.openai.protocol.chat import ChatRequest
+from seesaw.server.openai.protocol.completions import CompletionRequest
+from seesaw.server.openai.protocol.generation import IGNORED, UNSUPPORTED
+from seesaw.server.openai.protocol.responses import ResponsesRequest
 
 SERVING = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
 

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.sampling.defaults import SamplingDefaults
-from engine.sampling.params import SamplingParams
-from engine.values.errors import EngineDeadError
-from engine.wire.messages import Add, FinishReason, Output
+from seesaw.engine.sampling.defaults import SamplingDefaults
+from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.wire.messages import Add, FinishReason, Output
 from tests.server.conftest import MakeSite, Site, chat_config
 from tests.server.fake_engine import INFO, answer
 from tests.server.openai.streams import named_events

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import RequestError
-from server.openai.protocol.structured import StructuredRequest
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.openai.protocol.structured import StructuredRequest
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {}}}
 AS_SCHEMA = StructuredOutputs("json_schema", json.dumps(SCHEMA))

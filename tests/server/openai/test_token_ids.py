@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.openai.protocol import token_ids
-from server.openai.protocol.token_ids import take_ids
+from seesaw.server.openai.protocol import token_ids
+from seesaw.server.openai.protocol.token_ids import take_ids
 
 NUMBERS = st.lists(st.integers(-9, 10**20), max_size=12)
 

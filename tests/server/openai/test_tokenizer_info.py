@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from engine.text.tokenizer import FastTokenizer, Tokenizer
-from server.config import ServerConfig
+from seesaw.engine.text.tokenizer import FastTokenizer, Tokenizer
+from seesaw.server.config import ServerConfig
 from tests.engine.text.tokenizers import byte_level
 from tests.server.conftest import MakeSite
 

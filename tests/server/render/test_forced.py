@@ -9,11 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engine.grammar.grammars import Grammars
-from engine.sampling.structured import StructuredOutputs
-from engine.values.errors import IntegrityError, RequestError
-from server.render.tools import TOOL_PARSERS
-from server.render.tools.forced import Signature, forced_calls
+from seesaw.engine.grammar.grammars import Grammars
+from seesaw.engine.sampling.structured import StructuredOutputs
+from seesaw.engine.values.errors import IntegrityError, RequestError
+from seesaw.server.render.tools import TOOL_PARSERS
+from seesaw.server.render.tools.forced import Signature, forced_calls
 from tests.engine.grammar.walks import follow, walk
 from tests.server.render.test_tools import read
 

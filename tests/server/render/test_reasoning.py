@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.render.events import Content, Event, Reasoning
-from server.render.reasoning import ThinkParser
+from seesaw.server.render.events import Content, Event, Reasoning
+from seesaw.server.render.reasoning import ThinkParser
 
 CASES = [
     (True, "a</think>b", "a", "b"),

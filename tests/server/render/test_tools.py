@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.render.events import CallPiece, Content, Event
-from server.render.tools import TOOL_PARSERS
+from seesaw.server.render.events import CallPiece, Content, Event
+from seesaw.server.render.tools import TOOL_PARSERS
 
 Calls = list[tuple[str, str]]
 
