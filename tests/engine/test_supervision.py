@@ -172,7 +172,7 @@ def start():
     start_child(spawned.start)
     print(os.getpid(), flush=True)
 
-if __name__ == "__main__":
+def main():
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
@@ -182,9 +182,10 @@ if __name__ == "__main__":
 
 @pytest.mark.processes
 def test_the_kernel_ends_children_with_their_parent_also_stopped_ones(tmp_path: Path) -> None:
-    (script := tmp_path / "family.py").write_text(FAMILY)
-    command = [sys.executable, str(script), str(tmp_path / "wish")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    (tmp_path / "family.py").write_text(FAMILY)
+    # As a module: children import none that is the main one.
+    command = [sys.executable, "-c", "import family; family.main()", str(tmp_path / "wish")]
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{tmp_path}"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         pids = {int(parent.stdout.readline()) for _ in range(4)}
