@@ -77,7 +77,7 @@ class Workplace:
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, files.split("\0")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
         (folder / ".venv").symlink_to(sys.prefix)
         # The environment is complete, and this script's; it was made for another folder.
         (folder / "scripts/setup").write_text("#!/bin/sh\n")

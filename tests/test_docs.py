@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from check_docs import Workplace
 from doc_commands import Command, commands
 from soak import parse_args
 
@@ -26,6 +27,13 @@ def test_files(path):
     named += [str(path.parent.relative_to(REPOSITORY) / link) for link in re.findall(r"\]\(([^):]+)\)", text)]
     assert named
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def test_workplace(tmp_path):
+    """The package of the copy is the copy's, not the checkout's."""
+    Workplace(tmp_path)
+    assert (tmp_path / "seesaw" / "engine").resolve() == tmp_path / "engine"
+    assert (tmp_path / "engine" / "llm.py").read_text() == (REPOSITORY / "engine" / "llm.py").read_text()
 
 
 def test_flags():
