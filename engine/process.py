@@ -25,6 +25,7 @@ from seesaw.engine.core import COMPILING_POLL_MS, Core, describe
 from seesaw.engine.executor import make_executor
 from seesaw.engine.executor.base import Executor
 from seesaw.engine.heap import freeze_heap
+from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.run_folder import make_run_dir, remove_run_dir
 from seesaw.engine.supervision import ASKED_S, END, end_children, exit_now, follow_parent, start_child
@@ -164,8 +165,7 @@ def run_engine(config: EngineConfig, run_dir: str) -> None:
     signal.signal(END, _raise_exit)
     follow_parent(lambda: remove_run_dir(Path(run_dir)))
     print_in_background()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
-    logging.getLogger("torch").setLevel(logging.WARNING)  # it has statistics to tell at exit
+    start_log("%(asctime)s %(levelname)s engine: %(message)s")
     tempfile.tempdir = run_dir  # what is made in here goes with it, should this process be killed
     code = 0
     with closing(_Frontend(Path(run_dir))) as frontend, ExitStack() as stack:

@@ -14,6 +14,8 @@ from seesaw.engine.sampling.structured import StructuredOutputs
 if TYPE_CHECKING:
     from seesaw.engine.llm import LLM
 
+    __version__: str
+
 __all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
 
 
@@ -23,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from seesaw.engine.llm import LLM
 
         return LLM
+    if name == "__version__":
+        from seesaw.server.version import seesaw_version
+
+        return seesaw_version()
     raise AttributeError(f"module 'seesaw' has no attribute {name!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -34,6 +33,7 @@ from seesaw.engine.bench.workload import (
 )
 from seesaw.engine.cost.profile import read_profile
 from seesaw.engine.executor import check_executor
+from seesaw.engine.logs import start_log
 from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.sizing.model import find_shape
 from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -64,7 +64,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     for system in systems:
         check_early(system)
     check_output(args.output_json)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start_log("%(asctime)s %(message)s")
     for system in systems if len(systems) > 1 else []:  # a single one says it at its start
         check_executor(system)
 

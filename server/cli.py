@@ -64,8 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_flags(serve, "engine", EngineConfig, without="model")
     add_flags(serve, "server", ServerConfig)
     bench = commands.add_parser("bench", help="measure: " + "; ".join(f"{t}: {h}" for t, (_, h) in BENCH_TOOLS.items()))
-    bench.add_argument("tool", choices=BENCH_TOOLS)
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see `seesaw bench TOOL --help`")
+    bench.add_argument("tool", choices=BENCH_TOOLS, metavar=f"{{{','.join(BENCH_TOOLS)}}}")
+    rest = bench.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="see `seesaw bench TOOL --help`"
+    )
+    rest.required = False
     return parser
 
 

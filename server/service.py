@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from seesaw.engine.awake import waits
 from seesaw.engine.heap import freeze_heap
+from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from seesaw.engine.sizing.fit import check_early
@@ -87,7 +88,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
         from seesaw.engine.process import EngineProcess
 
         start_engine = EngineProcess.start
-    logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
     check_early(engine)

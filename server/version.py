@@ -1,4 +1,4 @@
-"""The version that `seesaw --version` and `/version` show."""
+"""The version that `seesaw --version`, `seesaw.__version__` and `/version` show."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from check_docs import Workplace
 from doc_commands import Command, commands
 from soak import parse_args
@@ -34,6 +35,19 @@ def test_workplace(tmp_path):
     Workplace(tmp_path)
     assert (tmp_path / "seesaw" / "engine").resolve() == tmp_path / "engine"
     assert (tmp_path / "engine" / "llm.py").read_text() == (REPOSITORY / "engine" / "llm.py").read_text()
+
+
+def test_deployed_commands():
+    """Those of deploy/, flags and values."""
+    deploy = REPOSITORY / "deploy"
+    compose = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]["seesaw"]["command"]
+    deployment, _ = yaml.safe_load_all((deploy / "kubernetes.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    [unit] = re.findall(r"^ExecStart=\S+/seesaw (.*)", (deploy / "seesaw.service").read_text(), re.MULTILINE)
+    for command in (compose, container["args"], unit.split()):
+        flags = vars(cli.make_parser().parse_args(command))
+        assert flags.pop("command") == "serve"
+        read_configs(flags)
 
 
 def test_flags():

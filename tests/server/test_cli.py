@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+import seesaw
 from seesaw.engine.values import foreign_options
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.wording import GIB
@@ -241,7 +242,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("seesaw ")
+    assert capsys.readouterr().out == f"seesaw {seesaw.__version__}\n"
+
+
+def test_a_benchmark_without_a_name_is_told_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench"]) == 2
+    assert "are required: {serve,report,offline,limits}; see" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
