@@ -34,8 +34,9 @@ from seesaw.engine.text.result import CompletionOutput, RequestOutput
 from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
-from seesaw.engine.values.errors import EngineDeadError, RequestError
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, RequestError
 from seesaw.engine.values.foreign_options import check_keywords
+from seesaw.engine.values.wording import parse_bytes
 from seesaw.engine.wire.messages import Add, EngineInfo, Output, Stats
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ class LLM:
         """
         check_keywords(options, OPTIONS)
         # Whoever calls `generate` waits anyway: a list of prompts may be as long as memory holds.
-        given = {name: _as_text(value) for name, value in options.items() if value is not None}
-        self.config = EngineConfig(model=_as_text(model), **{"max_queued_requests": UNBOUNDED, **given})
+        given = {name: _as_option(name, value) for name, value in options.items() if value is not None}
+        self.config = EngineConfig(model=_as_option("model", model), **{"max_queued_requests": UNBOUNDED, **given})
         check_early(self.config)
         self._tokenizer: Tokenizer = (
             NoTokenizer() if skip_tokenizer else load_tokenizer(self.config.tokenizer or self.config.model)
@@ -287,9 +288,14 @@ class LLM:
                 request.unfinished.discard(output.id)
 
 
-def _as_text(option: Any) -> Any:
-    """A path's text; what else an option may be, as it is."""
-    return os.fspath(option) if isinstance(option, os.PathLike) else option
+def _as_option(name: str, value: Any) -> Any:
+    """A path's text, the bytes of a size such as "4GiB"; what else an option may be, as it is. Raises ConfigError."""
+    if name.endswith("_bytes") and isinstance(value, str):
+        try:
+            return parse_bytes(value)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"{name} must be a size such as 4GiB, not {value!r}") from None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _end(owner: int, core: Core, executor: Executor) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from contextlib import suppress
 from dataclasses import Field, fields
@@ -19,15 +18,10 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
 from seesaw.engine.values.foreign_options import as_flag, as_key, hint
-from seesaw.engine.values.wording import at_least
+from seesaw.engine.values.wording import at_least, parse_bytes
 from seesaw.server.config import ServerConfig
 
 API_KEY_VARIABLE = "SEESAW_API_KEY"
-UNITS = {"": 1, "b": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("kmgt", start=1)
-    for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
-}
 MODEL_FLAGS = ("model", "model_path", "model_id")  # of others; here it stands alone
 LONGEST_SHOWN = 200  # characters of a value that cannot be used
 FOR_READERS = ("$schema", "$comment")  # keys of a config file that are for editors and people
@@ -58,14 +52,6 @@ def given_values(given: dict[str, Any]) -> dict[str, Any]:
     path = flags.pop("config", None)
     values = _read_file(Path(path)) if path else {}
     return values | {name: _from_flag(name, value) for name, value in flags.items()}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from `4GiB`, `512M` (as MiB), `1.5 GB` or a plain number. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in UNITS:
-        raise ValueError(f"{text!r} is not a size")
-    return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
 class Parser(argparse.ArgumentParser):

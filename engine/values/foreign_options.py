@@ -121,13 +121,18 @@ def as_key(option: str, value: Value = None) -> str:
     """Of a config file."""
     if value is None:
         return f'"{option}"'
-    return f'"{option}": {json.dumps(at_least(value) if type(value) is int else value)}'
+    return f'"{option}": {json.dumps(_readable(value))}'
 
 
 def as_keyword(option: str, value: Value = None) -> str:
     if value is None:
         return option
-    return f"{option}={value if isinstance(value, int) else json.dumps(value)}"
+    return f"{option}={value if isinstance(value, bool) else json.dumps(_readable(value))}"
+
+
+def _readable(value: Value) -> Value:
+    """A size as people write it: every whole number of these examples is one."""
+    return at_least(value) if type(value) is int else value
 
 
 def check_keywords(given: Mapping[str, Any], known: Collection[str]) -> None:

@@ -1,8 +1,15 @@
-"""How messages write numbers: sizes in the units that flags take, nouns that agree with their count."""
+"""How people write numbers: sizes in the units that flags take, nouns that agree with their count."""
 
 from __future__ import annotations
 
+import re
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024), ("", 1024))
+}
 
 
 def as_size(num_bytes: int) -> str:
@@ -18,6 +25,14 @@ def at_least(num_bytes: int) -> str:
     if num_bytes < MIB:
         unit, name = KIB, "KiB"
     return f"{-(-num_bytes // unit)}{name}"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `4GiB`, `512M` (as MiB), `1.5 GB` or a plain number. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in UNITS:
+        raise ValueError(f"{text!r} is not a size")
+    return int(float(match[1]) * UNITS[match[2]]) if "." in match[1] else int(match[1]) * UNITS[match[2]]
 
 
 def count(number: int, noun: str) -> str:

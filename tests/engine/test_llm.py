@@ -276,7 +276,7 @@ def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
     [
         ({"tensor_parallel_size": 4}, 'no option tensor_parallel_size: write it as a layout, as in `prefill="T4"`'),
         ({"pipeline_parallel_size": 2}, '`prefill="P2"`'),
-        ({"gpu_memory_utilization": 0.9}, "as in `kv_cache_memory_bytes=21474836480`"),
+        ({"gpu_memory_utilization": 0.9}, 'as in `kv_cache_memory_bytes="20GiB"`'),
         ({"num_gpu_blocks_override": 9}, "no option num_gpu_blocks_override: use num_device_blocks"),
         ({"enforce_eager": True}, "no option enforce_eager: there is nothing like it yet, so leave it out"),
         ({"max_num_sequences": 5}, "no option max_num_sequences: did you mean max_num_seqs?"),
@@ -297,6 +297,15 @@ def test_options_may_be_paths_or_none_and_are_checked_for_their_types() -> None:
     for wrong in ({"model": 5}, {"prefill": 2}, {"tokenizer": 3.0}):
         with pytest.raises(ConfigError, match="must be text, not"):
             LLM(**{"model": "", **options, **wrong})
+
+
+def test_sizes_may_be_written_as_flags_write_them() -> None:
+    options: dict[str, Any] = {"executor": "simulated", "skip_tokenizer": True, "prefill": "P2", "decode": "T2"}
+    with LLM("", **options, kv_cache_memory_bytes="2GiB", host_kv_bytes=3 << 30) as llm:
+        assert (llm.config.kv_cache_memory_bytes, llm.config.host_kv_bytes) == (2 << 30, 3 << 30)
+    for wrong in ("much", "", f"{'9' * 400}.5"):
+        with pytest.raises(ConfigError, match="host_kv_bytes must be a size such as 4GiB, not"):
+            LLM("", **options, host_kv_bytes=wrong)
 
 
 @pytest.mark.parametrize("salt", ["", 5, ["a"]])

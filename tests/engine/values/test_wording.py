@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seesaw.engine.values.wording import as_size, at_least, count
-from seesaw.server.settings import parse_bytes
+from seesaw.engine.values.wording import as_size, at_least, count, parse_bytes
 
 GIB = 1 << 30
 
