@@ -55,11 +55,12 @@ SKIPS: list[tuple[re.Pattern[str], Callable[[], bool], str]] = [
     (re.compile(r"70B|bench limits|--limits"), no_gpu, "it needs GPUs"),
     (re.compile(r"configs/llama(?!.*--executor simulated)", re.DOTALL), no_gpu, "its config is for a host with GPUs"),
 ]
-# What a command takes and only commands that are skipped would have made: what makes it instead.
+# What a report is of, and what makes it where only commands that are skipped would have.
+REPORT = "seesaw bench report"
+_OFFLINE = "seesaw bench offline configs/llama2-7b-2xl4.json --executor simulated --dataset constant --num-requests 8 "
 STAND_INS = {
-    "load-*.json": "seesaw bench serve --num-prompts 2 --random-output-len 8 --save-result --label load",
-    "trace.json": "seesaw bench offline configs/llama2-7b-2xl4.json --executor simulated --dataset constant "
-    "--num-requests 8 --input-len 64 --output-len 8 --trace trace.json",
+    "load.json": "seesaw bench serve --num-prompts 2 --random-output-len 8 --save-result --result-filename load.json",
+    "run.json": _OFFLINE + "--input-len 64 --output-len 8 --against T2 --trace run.json --output-json run-figures.json",
 }
 
 
@@ -97,8 +98,8 @@ class Workplace:
             self.stop()
             self._start(text)
             return
-        for needed, stand_in in STAND_INS.items():
-            if needed in text and not list(self.folder.glob(needed)):
+        for needed, stand_in in STAND_INS.items() if command.is_one_of(REPORT) else ():
+            if not (self.folder / needed).exists():
                 self._run_to_the_end(["bash", "-c", stand_in])
         self._run_to_the_end(["bash" if command.language == "bash" else sys.executable, "-c", text])
 

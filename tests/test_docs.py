@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from check_docs import Workplace
+from check_docs import REPORT, STAND_INS, Workplace
 from doc_commands import Command, commands
 from soak import parse_args
 
@@ -56,6 +56,14 @@ def test_flags():
     fields = {f.name.replace("_", "-") for config in (EngineConfig, ServerConfig) for f in dataclasses.fields(config)}
     assert len(named) > 10
     assert named <= fields
+
+
+def test_what_a_report_is_of_was_made_above():
+    shown = commands()
+    [report] = [each for each in shown if each.is_one_of(REPORT)]
+    named = {word for word in report.arguments_of(REPORT) if word.endswith(".json")}
+    assert set(STAND_INS) <= named
+    assert named <= {word for each in shown[: shown.index(report)] if each.language == "bash" for word in each.words}
 
 
 def test_programs():
