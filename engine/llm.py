@@ -35,7 +35,7 @@ from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, RequestError
-from seesaw.engine.values.foreign_options import check_keywords
+from seesaw.engine.values.foreign_options import check_keywords, our_value
 from seesaw.engine.values.wording import parse_bytes
 from seesaw.engine.wire.messages import Add, EngineInfo, Output, Stats
 
@@ -289,13 +289,13 @@ class LLM:
 
 
 def _as_option(name: str, value: Any) -> Any:
-    """A path's text, the bytes of a size such as "4GiB"; what else an option may be, as it is. Raises ConfigError."""
+    """A path's text, the bytes of a size such as "4GiB", our name of a value; all else as it is. Raises ConfigError."""
     if name.endswith("_bytes") and isinstance(value, str):
         try:
             return parse_bytes(value)
         except (ValueError, OverflowError):
             raise ConfigError(f"{name} must be a size such as 4GiB, not {value!r}") from None
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else our_value(name, value)
 
 
 def _end(owner: int, core: Core, executor: Executor) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
-from seesaw.engine.values.foreign_options import as_flag, as_key, hint
+from seesaw.engine.values.foreign_options import as_flag, as_key, hint, our_value
 from seesaw.engine.values.wording import at_least, parse_bytes
 from seesaw.server.config import ServerConfig
 
@@ -144,7 +144,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _from_flag(name: str, value: Any) -> Any:
     """A value of the field's type, from a flag's text, or what argparse made of a flag without one or given often."""
-    hint = HINTS[name]
+    hint, value = HINTS[name], our_value(name, value)
     if hint is bool or get_origin(hint) is tuple:
         return value if hint is bool else tuple(value)
     with suppress(ValueError, OverflowError):

@@ -81,10 +81,22 @@ NOTHING = {
     "hf_token": "set HF_TOKEN to it",
     "threads": "set OMP_NUM_THREADS to it",
 }
+# What others call our values. It is taken as they are written in many a copied command.
+_VALUES = {
+    "dtype": {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"},
+    "kv_cache_dtype": {"fp8_e4m3": "fp8"},
+    "load_format": {"auto": "safetensors"},
+}
+
 _LIKENESS = 0.8  # of a misspelt name; what is less like it is another option
 
 Write = Callable[[str, Value], str]
 """How one writes an option of ours, alone or with a value."""
+
+
+def our_value(option: str, value: Any) -> Any:
+    """A value of an option of ours by the name that it has here; what nobody names otherwise, as it is."""
+    return _VALUES.get(option, {}).get(value, value) if isinstance(value, str) else value
 
 
 def hint(name: str, value: str, known: Collection[str], write: Write) -> str:

@@ -158,6 +158,13 @@ def test_advice_on_foreign_options_names_options_of_ours() -> None:
     assert {option for _, option, _ in foreign_options.INSTEAD.values()} <= settings.HINTS.keys()
 
 
+def test_values_may_have_the_names_that_others_give_them() -> None:
+    names = {"dtype": "half", "kv_cache_dtype": "fp8_e4m3", "load_format": "auto"}
+    flags = [word for name, value in names.items() for word in (f"--{name.replace('_', '-')}", value)]
+    engine, _ = configs("m", *flags)
+    assert (engine.dtype, engine.kv_cache_dtype, engine.load_format) == ("float16", "fp8", "safetensors")
+
+
 def test_every_parser_has_a_flag() -> None:
     assert get_args(ToolCallParser) == ("none", *TOOL_PARSERS)
     assert get_args(ReasoningParser) == ("none", *REASONING_PARSERS)
