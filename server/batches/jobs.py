@@ -38,8 +38,9 @@ T = TypeVar("T")
 
 ROWS_PER_SEQUENCE = 2  # in the engine, for each sequence that may decode: as many wait as run
 SHARE_OF_QUEUE = 1 / 2  # that rows may fill, so that no client's request is refused for them
-# While clients come, whose requests would stand behind rows that wait: shares of the sequences that may decode.
-WAITING_SHARE, DECODING_SHARE = 1 / 32, 15 / 16
+# While clients come, shares of the sequences that may decode: what may run, so that their requests find room, and what
+# may wait where these would stand behind it.
+RUNNING_SHARE, WAITING_SHARE = 15 / 16, 1 / 32
 QUIET_S = 30.0  # after so long without a request of a client, rows may wait again
 
 
@@ -52,10 +53,11 @@ def open_jobs(
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
         if num_waiting >= room.max_sequences * SHARE_OF_QUEUE or room.tokens >= room.max_tokens * SHARE_OF_QUEUE:
             return False
-        if info.has_priorities or time.monotonic() - serving.last_arrival_s >= QUIET_S:
-            return True  # clients' requests pass those that wait, or there are none
-        num_live = bridge.num_live + num_entering
-        return num_waiting < info.max_num_seqs * WAITING_SHARE and num_live < info.max_num_seqs * DECODING_SHARE
+        if time.monotonic() - serving.last_arrival_s >= QUIET_S:
+            return True
+        if bridge.num_live + num_entering >= info.max_num_seqs * RUNNING_SHARE:
+            return False
+        return info.has_priorities or num_waiting < info.max_num_seqs * WAITING_SHARE
 
     answering = Answering(serving.respond, endpoints, priority=MAX_INT if info.has_priorities else None)
     window = Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)

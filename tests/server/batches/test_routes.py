@@ -291,24 +291,26 @@ async def test_rows_have_the_last_priority(tmp_path: Path) -> None:
         assert [(await line.engine.expect(Add)).priority for _ in range(2)] == [MAX_INT] * 2
 
 
-async def test_few_rows_wait_while_clients_come(tmp_path: Path) -> None:
-    """One for each 32 sequences that may decode."""
-    info = msgspec.structs.replace(INFO, max_num_seqs=64)
-    async with connected(info=info) as line, serving(tmp_path, line) as server:
+@pytest.mark.parametrize(("has_priorities", "num_live"), [(False, 2), (True, 60)])
+async def test_rows_give_way_while_clients_come(tmp_path: Path, has_priorities: bool, num_live: int) -> None:
+    """One waits for each 32 sequences that may decode, where clients' requests would wait behind it, and one in sixteen
+    of these sequences is left to them."""
+    info = msgspec.structs.replace(INFO, max_num_seqs=64, has_priorities=has_priorities)
+    async with connected(max_queued_requests=1000, info=info) as line, serving(tmp_path, line) as server:
         online = asyncio.create_task(server.http.post("/v1/completions", json={"prompt": "online"}))
         first = await line.engine.expect(Add)
         rows = [
             {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}
-            for number in range(30)
+            for number in range(90)
         ]
         batch = await server.client.batches.create(
             input_file_id=await server.upload(rows), endpoint="/v1/completions", completion_window="24h"
         )
-        second = await line.engine.expect(Add)
+        sent = [first.id, *[(await line.engine.expect(Add)).id for _ in range(num_live - 1)]]
         for _ in range(20):
-            assert (await server.http.get("/load")).json() == {"server_load": 2}
+            assert (await server.http.get("/load")).json() == {"server_load": num_live}
         line.engine.script = answer("hello")
-        for id in (first.id, second.id):
+        for id in sent:
             await line.engine.say(id, "hello", FinishReason.STOP)
         assert (await online).status_code == 200
         await server.until(batch.id, lambda batch: batch.status == "completed")
