@@ -183,4 +183,5 @@ def describe(config: EngineConfig, executor: Executor) -> EngineInfo:
         weights=capacity.weights,
         eos_token_ids=capacity.shape.eos_token_ids,
         has_priorities=config.scheduling_policy == "priority",
+        max_num_seqs=config.max_num_seqs * plan.decode.dp,
     )

@@ -81,7 +81,7 @@ class ServerConfig:
         8 * MIB, "most tokens of prompts that wait for their prefill; more are refused with 503"
     )
     max_prompts: int = _option(2048, "most prompts in one request")
-    max_body_bytes: int = _option(16 * MIB, "largest request body")
+    max_body_bytes: int = _option(16 * MIB, "largest request body, and largest line of a batch's input")
     max_total_body_bytes: int = _option(
         256 * MIB, "most bytes of the bodies of all requests in progress; what comes beyond is refused with 503"
     )
@@ -92,6 +92,12 @@ class ServerConfig:
     header_timeout_s: float = _option(10.0, "a client whose request's head is not here within this time is cut off")
     body_timeout_s: float = _option(60.0, "the same of the body")
     send_timeout_s: float = _option(300.0, "a client that takes nothing of its answer for so long is cut off")
+
+    data_dir: str = _option(
+        "", "folder to keep files and batches in; without it there are no /v1/files and no /v1/batches (default: none)"
+    )
+    max_file_bytes: int = _option(2048 * MIB, "largest file that may be uploaded")
+    max_batch_rows: int = _option(1_000_000, "most requests in a batch")
 
     disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
@@ -109,6 +115,7 @@ class ServerConfig:
         for name in (
             *("max_queued_tokens", "max_prompts", "max_connections"),
             *("max_body_bytes", "max_total_body_bytes", "max_header_bytes"),
+            *("max_file_bytes", "max_batch_rows"),
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -82,6 +82,10 @@ class Metrics:
         layouts = dict.fromkeys(filter(None, (info.prefill, info.decode, info.tail)))
         self._engine.changes = [f"{a}->{b}" for a, b in itertools.permutations(layouts, 2)]
 
+    def add(self, collector: Collector) -> None:
+        """Show what this one collects, too."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self._registry)

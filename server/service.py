@@ -36,6 +36,7 @@ from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import EngineDeadError
 from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.batches.folder import check_data_dir
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.http.connection import connection_class
@@ -96,6 +97,7 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
     read_template(server.chat_template)
     check_defaults(server.generation_config, engine)
     check_tls(server)
+    check_data_dir(server)
     with bound(server) as listener:
         print_in_background()
         return asyncio.run(_serve(engine, server, listener, start_engine))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -52,6 +52,21 @@ class Lanes:
         for _ in range(number):
             threading.Thread(target=work_off, name="lane", daemon=True).start()
         return queue
+
+
+class OneThread:
+    """Does one work after another, in the order in which they came, whether somebody still waits for it or not."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, name)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of the work, or what it raised."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def close(self) -> None:
+        """Return when all is done that was asked for."""
+        self._executor.shutdown()
 
 
 def _carry_out(future: Future[T], work: Callable[[], T]) -> None:

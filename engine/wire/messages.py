@@ -186,6 +186,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     weights: str
     eos_token_ids: tuple[int, ...] = ()
     has_priorities: bool = False  # it schedules by them
+    max_num_seqs: int = 256  # that decode at once, in all replicas
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -21,7 +22,7 @@ from seesaw.server.config import ServerConfig
 from seesaw.server.http import errors
 from seesaw.server.http.counting import RequestCounts
 from seesaw.server.http.middleware import ApiKeys, BodyLimit, RequestIds, RootPath
-from seesaw.server.http.openapi import make_document
+from seesaw.server.http.openapi import JOB_PATHS, make_document
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.metrics import Metrics
@@ -36,6 +37,9 @@ from seesaw.server.render.answer import AnswerFormat
 from seesaw.server.render.tools import TOOL_PARSERS
 from seesaw.server.threads import Lanes
 from seesaw.server.version import seesaw_version
+
+if TYPE_CHECKING:
+    from seesaw.server.batches.jobs import Jobs
 
 # A scrape shows the engine as it is now, if it answers at once, and else as it was last heard of.
 SCRAPE_TIMEOUT_S = 1.0
@@ -71,9 +75,19 @@ def create_app(
         trusts_templates=config.trust_request_chat_template,
     )
 
+    jobs: Jobs | None = None
+    if config.data_dir:
+        from seesaw.server.batches.jobs import open_jobs  # here, since what it imports takes a while
+
+        jobs = open_jobs(config, info, bridge, serving, {"/v1/completions": completions, "/v1/chat/completions": chat})
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if jobs is not None:
+            await jobs.start()
         yield
+        if jobs is not None:
+            await jobs.close()
         lanes.close()
         grammars.close()
 
@@ -91,7 +105,10 @@ def create_app(
             app.title,
             app.version,
             has_keys=bool(config.api_key),
-            without=() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",),
+            without=(
+                *(() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",)),
+                *(() if config.data_dir else JOB_PATHS),
+            ),
         )
     )
     _add_middleware(app, config, bridge.metrics)
@@ -106,6 +123,10 @@ def create_app(
     app.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"])
 
+    if jobs is not None:
+        from seesaw.server.batches.routes import add_job_routes
+
+        add_job_routes(app, jobs, lanes)
     if config.enable_tokenizer_info_endpoint:
         info_of_tokenizer = tokenizer_info(tokenizer, template)
         app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
@@ -164,7 +185,10 @@ def _hung(timeout_s: float) -> Response:
 def _add_middleware(app: FastAPI, config: ServerConfig, metrics: Metrics) -> None:
     """What is added last sees a request first."""
     app.add_middleware(
-        BodyLimit, max_body_bytes=config.max_body_bytes, max_total_body_bytes=config.max_total_body_bytes
+        BodyLimit,
+        max_body_bytes=config.max_body_bytes,
+        max_total_body_bytes=config.max_total_body_bytes,
+        max_file_bytes=config.max_file_bytes,
     )
     if config.api_key:
         app.add_middleware(ApiKeys, keys=config.api_key)

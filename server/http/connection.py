@@ -105,7 +105,7 @@ class Connection(H11Protocol):
         state = self.conn.their_state
         is_resting = state is h11.IDLE and self.timeout_keep_alive_task is not None
         awaited = state if state in (h11.IDLE, h11.SEND_BODY) and not is_resting else None
-        if awaited is self._awaited:
+        if awaited is self._awaited and not (awaited is h11.SEND_BODY and self._is_uploading):
             return
         self._awaited = awaited
         if self._deadline is not None:
@@ -115,6 +115,12 @@ class Connection(H11Protocol):
             limits = self.limits
             timeout_s = limits.header_timeout_s if awaited is h11.IDLE else limits.body_timeout_s
             self._deadline = self.loop.call_later(timeout_s, self._give_up, timeout_s)
+
+    @property
+    def _is_uploading(self) -> bool:
+        """Whether it sends a file, which may take any time as long as something comes."""
+        scope = self.scope
+        return scope is not None and scope["method"] == "POST" and scope["path"].endswith("/v1/files")
 
     def _give_up(self, timeout_s: float) -> None:
         if not self.transport.is_closing():

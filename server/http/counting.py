@@ -7,7 +7,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Clients choose methods and paths: what is not known is one value, so that their number is bounded.
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 OTHER_METHOD = "other"
 NO_HANDLER = "none"  # as the field's instrumentation calls it
 

@@ -29,11 +29,25 @@ ENDPOINTS = (
     "Use POST /v1/chat/completions, /v1/responses, /v1/completions, /tokenize, /detokenize or /reset_prefix_cache, "
     "or GET /v1/models, /health, /ready, /load, /metrics or /version."
 )
+# What must be asked for at the start, by how a path ends or begins.
 TOKENIZER_INFO = "Start the server with --enable-tokenizer-info-endpoint."
+JOBS = "Files and batches need a folder to be kept in: start the server with --data-dir FOLDER."
 
 
-class ModelNotFoundError(RequestError):
+class NotFoundError(RequestError):
+    """The request names something that is not there."""
+
+
+class ModelNotFoundError(NotFoundError):
     """The request names a model that is not served."""
+
+
+class ConflictError(RequestError):
+    """What the request wants is not possible any more."""
+
+
+class NoRoomError(SeesawError):
+    """The disk is full."""
 
 
 class ErrorDetail(TypedDict):
@@ -68,8 +82,12 @@ class ErrorInfo(NamedTuple):
 def describe(error: Exception) -> ErrorInfo:
     """The status and message for an exception. What is our own fault is not explained to clients."""
     match error:
-        case ModelNotFoundError():
+        case NotFoundError():
             return ErrorInfo(404, _bounded(str(error)), error.param)
+        case ConflictError():
+            return ErrorInfo(409, str(error), error.param)
+        case NoRoomError():
+            return ErrorInfo(507, str(error))
         case RequestError():
             return ErrorInfo(400, _bounded(str(error)), error.param)
         case QueueFullError() | ShuttingDownError():
@@ -93,6 +111,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 404:
             use = TOKENIZER_INFO if request.url.path.endswith("/tokenizer_info") else ENDPOINTS
+            use = JOBS if re.search(r"/v1/(files|batches)(/|$)", request.url.path) else use
             return ErrorInfo(404, _bounded(f"There is no {request.url.path} here. {use}")).response
         if isinstance(error, HTTPException) and error.status_code == 405:
             headers = Headers(error.headers)

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,7 @@ from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
 
 SMALL_BODY_BYTES = 64 << 10
 REQUEST_ID = "X-Request-Id"
+FORM_BYTES = 1 << 16  # of an upload, beside the file
 GUARDED = re.compile(r"/(v1|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
 
 
@@ -57,21 +59,27 @@ class RequestIds:
 
 class BodyLimit:
     """413 for a request body of more than `max_body_bytes`, and 503 where those of all requests in progress are more
-    than `max_total_body_bytes`. Small bodies always pass: connections are bounded."""
+    than `max_total_body_bytes`. Small bodies always pass: connections are bounded. Uploads of files go to the disk as
+    they come: 413 for more than `max_file_bytes`."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_total_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_total_body_bytes: int, max_file_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_total_body_bytes = max_total_body_bytes
+        self._max_upload_bytes = max_file_bytes + FORM_BYTES
         self._total_body_bytes = 0
         self._error = ErrorInfo(413, f"The body is larger than {as_size(max_body_bytes)}: send several requests.")
+        self._upload_error = ErrorInfo(413, f"The file is larger than {as_size(max_file_bytes)}: send several.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        is_upload = (scope["method"], get_route_path(scope)) == ("POST", "/v1/files")
+        most_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
+        error = self._upload_error if is_upload else self._error
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_body_bytes:
-            return await self._error.response(scope, receive, send)
+        if announced.isdecimal() and int(announced) > most_bytes:
+            return await error.response(scope, receive, send)
         received_bytes = 0
 
         async def counted() -> Message:
@@ -79,10 +87,11 @@ class BodyLimit:
             message = await receive()
             new_bytes = len(message.get("body", b""))
             received_bytes += new_bytes
-            self._total_body_bytes += new_bytes
-            if received_bytes > self._max_body_bytes:
-                raise HTTPException(413, self._error.message)
-            if received_bytes > SMALL_BODY_BYTES and self._total_body_bytes > self._max_total_body_bytes:
+            self._total_body_bytes += 0 if is_upload else new_bytes
+            if received_bytes > most_bytes:
+                raise HTTPException(413, error.message)
+            is_too_much = self._total_body_bytes > self._max_total_body_bytes
+            if is_too_much and received_bytes > SMALL_BODY_BYTES and not is_upload:
                 raise HTTPException(
                     503,
                     "The bodies of the requests in progress take too much memory; try again later.",
@@ -93,7 +102,7 @@ class BodyLimit:
         try:
             await self._app(scope, counted, send)
         finally:
-            self._total_body_bytes -= received_bytes
+            self._total_body_bytes -= 0 if is_upload else received_bytes
 
 
 class ApiKeys:

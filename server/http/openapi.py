@@ -15,6 +15,7 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from seesaw.server.batches.objects import Batch, BatchList, BatchRequest, File, FileDeleted, FileList
 from seesaw.server.http.errors import ErrorBody
 from seesaw.server.http.middleware import GUARDED
 from seesaw.server.openai.models import ModelCard, ModelList
@@ -30,11 +31,13 @@ REF = "#/components/schemas/{}"
 REASONS = {
     400: "The client can mend the request",
     401: "The API key is missing or wrong",
-    404: "There is no such model",
+    404: "There is no such model, file or batch",
     408: "The request came too slowly",
+    409: "It is too late for that",
     413: "The body is too large",
     500: "The engine has failed",
     503: "The engine is busy or does not answer",
+    507: "The disk is full",
 }
 BODY_ERRORS = (400, 404, 408, 413, 503)
 GENERATION_ERRORS = (*BODY_ERRORS, 500)
@@ -49,8 +52,16 @@ class Operation:
     answer: Any = None  # a type of JSON; None is text
     events: Any = None  # the type of a stream's events, if it may be streamed
     errors: tuple[int, ...] = ()
+    form: dict[str, Any] | None = None  # the schema of a multipart body
+    query: tuple[str, ...] = ()  # parameters that may be left out
+    is_binary: bool = False  # the answer
 
 
+UPLOAD = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["batch"]}},
+    "required": ["file", "purpose"],
+}
 HEALTH = Operation("Whether the engine answers", answer=dict[str, str], errors=(503,))
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("/v1/chat/completions", "post"): Operation(
@@ -68,6 +79,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("/v1/models", "get"): Operation("The model, by each of its names", answer=ModelList),
     ("/v1/models/{model}", "get"): Operation("The model, by one of its names", answer=ModelCard, errors=(404,)),
+    ("/v1/files", "post"): Operation("Keep a file", answer=File, errors=(400, 413, 507), form=UPLOAD),
+    ("/v1/files", "get"): Operation(
+        "Files, the newest first", answer=FileList, errors=(400,), query=("after", "limit", "order", "purpose")
+    ),
+    ("/v1/files/{file_id}", "get"): Operation("What a file is", answer=File, errors=(404,)),
+    ("/v1/files/{file_id}", "delete"): Operation("Keep a file no longer", answer=FileDeleted, errors=(404, 507)),
+    ("/v1/files/{file_id}/content", "get"): Operation("What a file holds", errors=(404,), is_binary=True),
+    ("/v1/batches", "post"): Operation(
+        "Make the requests of a file, when there is time", (BatchRequest,), Batch, errors=(*BODY_ERRORS, 507)
+    ),
+    ("/v1/batches", "get"): Operation(
+        "Batches, the newest first", answer=BatchList, errors=(400,), query=("after", "limit")
+    ),
+    ("/v1/batches/{batch_id}", "get"): Operation("How a batch is now", answer=Batch, errors=(404,)),
+    ("/v1/batches/{batch_id}/cancel", "post"): Operation(
+        "Make no more requests of a batch", answer=Batch, errors=(404, 409)
+    ),
     ("/tokenize", "post"): Operation(
         "The tokens of a text or of a conversation", (TokenizeText, TokenizeChat), Tokens, errors=BODY_ERRORS
     ),
@@ -84,6 +112,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("/version", "get"): Operation("The server's version", answer=dict[str, str]),
     ("/metrics", "get"): Operation("Metrics in Prometheus' format"),
 }
+
+JOB_PATHS = tuple({path: None for path, _ in OPERATIONS if path.startswith(("/v1/files", "/v1/batches"))})
 
 
 def make_document(title: str, version: str, *, has_keys: bool, without: Collection[str] = ()) -> dict[str, Any]:
@@ -115,16 +145,22 @@ def _describe(path: str, operation: Operation, refs: dict[Any, Any], needs_key: 
             "Other parameters are ignored, but for these, which are refused unless they ask for nothing: "
             f"{', '.join(sorted(refused))}."
         )
-    if "{" in path:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"\{(\w+)\}", path)
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in operation.query]
+    if parameters:
+        described["parameters"] = parameters
     if operation.bodies:
         schemas = [refs[body] for body in operation.bodies]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if operation.form is not None:
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": operation.form}}}
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.is_binary:
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if operation.answer is not None:
         content = {"application/json": {"schema": refs[operation.answer]}}
     if operation.events is not None:

@@ -58,9 +58,12 @@ class Chat:
         self._trusts_templates = trusts_templates
 
     async def create(self, request: Request) -> Response:
-        return await self._serving.answer(request, ChatRequest.parse, self._respond)
+        return await self._serving.answer(request, self.parse, self.respond)
 
-    async def _respond(self, body: ChatRequest, arrival: Arrival) -> Response:
+    def parse(self, raw: bytes) -> ChatRequest:
+        return ChatRequest.parse(raw)
+
+    async def respond(self, body: ChatRequest, arrival: Arrival) -> Response:
         running, choices = await self.begin(body, arrival)
         if body.stream:
             return self._serving.stream(running, _chunks(running, choices, body))

@@ -27,9 +27,12 @@ class Completions:
         self._serving = serving
 
     async def create(self, request: Request) -> Response:
-        return await self._serving.answer(request, CompletionRequest.parse, self._respond)
+        return await self._serving.answer(request, self.parse, self.respond)
 
-    async def _respond(self, body: CompletionRequest, arrival: Arrival) -> Response:
+    def parse(self, raw: bytes) -> CompletionRequest:
+        return CompletionRequest.parse(raw)
+
+    async def respond(self, body: CompletionRequest, arrival: Arrival) -> Response:
         sampling = self._serving.admit(body, body.num_prompts)
         prompts = body.token_lists
         if prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -58,6 +59,7 @@ class Arrival:
     id: str  # of the client's choice: several may have the same
     time_s: float  # on the monotonic clock
     prepared: Callable[[], None]  # to be called when the request has become token ids
+    submitted: Callable[[], None] = lambda: None  # to be called when the engine's queue has it
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Serving:
         self.prompts = Prompts(tokens, info)
         self._max_prompts = config.max_prompts
         self._keep_alive_s = config.sse_keep_alive_s
+        self.last_arrival_s = -math.inf  # of a client's request, on the monotonic clock
 
     async def answer(
         self,
@@ -150,23 +153,26 @@ class Serving:
         """The response to a request, whose work ends when its client leaves."""
         try:
             body = await receive_body(request)
-            response = await until_disconnect(request.receive, self._respond(request.state.id, body, parse, respond))
+            self.last_arrival_s = time.monotonic()
+            response = await until_disconnect(request.receive, self.respond(request.state.id, body, parse, respond))
         except ClientDisconnect:
             response = None
         return response or Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def _respond(
+    async def respond(
         self,
         id: str,
         body: bytes,
         parse: Callable[[bytes], B],
         respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
+        submitted: Callable[[], None] = lambda: None,
     ) -> Response:
+        """The response to a body, whoever sent it. `submitted` is called when the engine's queue has it."""
         time_s = time.monotonic()
         async with self._gates.enter(len(body)) as leave:
             parsed = await read_body(body, parse, self._lanes)
             del body
-            return await respond(parsed, Arrival(id, time_s, leave))
+            return await respond(parsed, Arrival(id, time_s, leave, submitted))
 
     def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
         """Everything that can be checked before the prompt is tokenized. Returns the sampling."""
@@ -243,6 +249,7 @@ class Serving:
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
         stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0, cache_salt or "")
+        arrival.submitted()
         text = TextStream(stream, make_text, self._bridge.metrics, by_token=by_token)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
 

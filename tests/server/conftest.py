@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
 from seesaw.engine.text.tokenizer import ByteTokenizer, Tokenizer
-from seesaw.engine.wire.messages import Ready
+from seesaw.engine.wire.messages import EngineInfo, Ready
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.link.bridge import Bridge
@@ -38,14 +38,16 @@ class Line:
 
 
 @asynccontextmanager
-async def connected(max_queued_requests: int = 100, max_queued_tokens: int = 10_000) -> AsyncIterator[Line]:
+async def connected(
+    max_queued_requests: int = 100, max_queued_tokens: int = 10_000, info: EngineInfo = INFO
+) -> AsyncIterator[Line]:
     folder = short_dir()
     addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
     bridge = Bridge(*addresses, max_queued_requests=max_queued_requests, max_queued_tokens=max_queued_tokens)
     bridge.start()
     engine = FakeEngine(*addresses)
     try:
-        await engine.send(Ready(INFO))
+        await engine.send(Ready(info))
         await bridge.ready()
         yield Line(bridge, engine)
     finally:

@@ -200,7 +200,7 @@ async def test_every_answer_is_counted_by_its_status(make_site: MakeSite) -> Non
     await site.client.post("/v1/completions", json={"prompt": "p"})
     for path in ("/a", "/b", "/v1/models/c", "/v1/models/d"):
         await site.client.get(path, headers=key)
-    for method in ("BREW", "WHEN", "DELETE"):
+    for method in ("BREW", "WHEN", "PATCH"):
         await site.client.request(method, "/v1/completions", headers=key)
     site.bridge.fail(EngineDeadError("gone"))
     await site.client.get("/health")

@@ -105,6 +105,19 @@ async def test_a_body_that_comes_bit_by_bit_has_no_more_time() -> None:
         writer.close()
 
 
+async def test_a_file_that_comes_bit_by_bit_has_all_time() -> None:
+    head = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    async with listening(hello, ServerConfig(body_timeout_s=0.5)) as port, asyncio.timeout(PATIENCE_S):
+        reader, writer = await connect(port, head % 100)
+        for _ in range(100):
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+        assert (await reader.readuntil(b"hello"))[9:12] == b"200"
+        writer.write(head % 100)
+        assert (await reader.read())[9:12] == b"408"
+        writer.close()
+
+
 async def test_a_connection_that_rests_between_requests_is_not_late() -> None:
     async with listening(hello, ServerConfig(header_timeout_s=0.01, keep_alive_s=PATIENCE_S)) as port:
         async with asyncio.timeout(PATIENCE_S):

@@ -27,7 +27,7 @@ class App:
         await self.let_go.wait()
 
 
-async def call(limit: BodyLimit, pieces: Iterable[int]) -> None:
+async def call(limit: BodyLimit, pieces: Iterable[int], path: str = "/v1/completions") -> None:
     coming = iter(pieces)
 
     async def receive() -> Message:
@@ -37,12 +37,12 @@ async def call(limit: BodyLimit, pieces: Iterable[int]) -> None:
     async def send(_: Message) -> None:
         pass
 
-    await limit({"type": "http", "headers": []}, receive, send)
+    await limit({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
 
 
 async def test_bodies_of_requests_in_progress_are_bounded_together() -> None:
     app = App()
-    limit = BodyLimit(app, max_body_bytes=1 << 20, max_total_body_bytes=300_000)
+    limit = BodyLimit(app, max_body_bytes=1 << 20, max_total_body_bytes=300_000, max_file_bytes=1 << 20)
     first = asyncio.create_task(call(limit, [100_000, 100_000]))
     while not app.read_bytes:
         await asyncio.sleep(0)
@@ -56,8 +56,23 @@ async def test_bodies_of_requests_in_progress_are_bounded_together() -> None:
 
 async def test_small_bodies_pass_whatever_others_take() -> None:
     app = App()
-    limit = BodyLimit(app, max_body_bytes=1 << 20, max_total_body_bytes=1000)
+    limit = BodyLimit(app, max_body_bytes=1 << 20, max_total_body_bytes=1000, max_file_bytes=1 << 20)
     app.let_go.set()
     await call(limit, [SMALL_BODY_BYTES])
     with pytest.raises(HTTPException):
         await call(limit, [SMALL_BODY_BYTES, 1])
+
+
+async def test_files_are_bounded_by_themselves() -> None:
+    app = App()
+    limit = BodyLimit(app, max_body_bytes=1000, max_total_body_bytes=1000, max_file_bytes=1 << 20)
+    uploading = asyncio.create_task(call(limit, [500_000, 500_000], "/v1/files"))
+    while not app.read_bytes:
+        await asyncio.sleep(0)
+    app.let_go.set()
+    await call(limit, [900])
+    await uploading
+    for path, size in (("/v1/files", 2 << 20), ("/v1/files/x", 2000)):
+        with pytest.raises(HTTPException) as refused:
+            await call(limit, [size], path)
+        assert refused.value.status_code == 413

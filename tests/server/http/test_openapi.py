@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -107,12 +109,13 @@ def served(site: Site) -> Iterator[tuple[str, str]]:
             yield route.path.replace(":path", ""), method.lower()
 
 
-WHOLE = ServerConfig(served_model_name=("fake",), enable_tokenizer_info_endpoint=True)  # all routes
+WHOLE = ServerConfig(served_model_name=("fake",), enable_tokenizer_info_endpoint=True)
 
 
-@pytest.mark.parametrize("config", [None, WHOLE])
-async def test_every_route_is_in_it(make_site: MakeSite, config: ServerConfig | None) -> None:
-    site = await make_site(config)
+@pytest.mark.parametrize("with_jobs", [False, True])
+@pytest.mark.parametrize("config", [ServerConfig(), WHOLE])
+async def test_every_route_is_in_it(make_site: MakeSite, config: ServerConfig, with_jobs: bool, tmp_path: Path) -> None:
+    site = await make_site(replace(config, data_dir=str(tmp_path) if with_jobs else ""))
     document = (await read_document(site)).document
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert described == {each for each in served(site) if each[0] not in ABOUT_ITSELF}

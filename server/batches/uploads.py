@@ -1,0 +1,110 @@
+"""Files that clients send, written to the disk as they come: multipart/form-data, read by aiohttp's parser."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import BinaryIO
+
+from aiohttp import BodyPartReader, MultipartReader
+from aiohttp.http_exceptions import HttpProcessingError
+from fastapi import Request
+
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.objects import File
+
+CHUNK_BYTES = 1 << 18
+MAX_FIELD_BYTES = 4096  # of a form's field that is no file
+
+
+async def receive_upload(request: Request, folder: DataFolder) -> File:
+    """The file of a form, in place in the folder, and still to be told to the store.
+
+    Raises RequestError for a form that is none of OpenAI's, OSError if it cannot be written, and ClientDisconnect.
+    """
+    id = f"file-{uuid.uuid4().hex}"
+    try:
+        with folder.upload(id).open("wb") as file:
+            fields = await _read_form(request, file)
+            await asyncio.to_thread(_sync, file)
+            size_bytes = file.tell()
+        if fields.get("purpose") != "batch":
+            raise RequestError("purpose must be batch: this server keeps no other files.", "purpose")
+        if "file" not in fields:
+            raise RequestError("The form has no file: send one in the field named file.", "file")
+        await asyncio.to_thread(folder.publish, id)
+    except BaseException:
+        with suppress(OSError):
+            folder.upload(id).unlink()
+        raise
+    return File(id=id, bytes=size_bytes, created_at=int(time.time()), filename=fields["file"], purpose="batch")
+
+
+async def _read_form(request: Request, file: BinaryIO) -> dict[str, str]:
+    """The form's fields; the one named file goes into the file, and its value is the file's name."""
+    fields: dict[str, str] = {}
+    try:
+        # The parser asks no more of a stream of aiohttp's than what `_Stream` has.
+        reader = MultipartReader(request.headers, _Stream(request.stream()))  # type: ignore[arg-type]
+        while (part := await reader.next()) is not None:
+            if not isinstance(part, BodyPartReader) or part.name is None:
+                raise RequestError("Each part of the form must have a name.")
+            if part.name == "file" and "file" not in fields:
+                fields["file"] = part.filename or "upload.jsonl"
+                while not part.at_eof():
+                    await asyncio.to_thread(file.write, await part.read_chunk(CHUNK_BYTES))
+            else:
+                value = b""
+                while not part.at_eof() and len(value) < MAX_FIELD_BYTES:
+                    value += await part.read_chunk()
+                fields[part.name] = value.decode()
+    except (ValueError, AssertionError, KeyError, HttpProcessingError):
+        raise RequestError("The body must be a form with a file, sent as multipart/form-data.") from None
+    return fields
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _Stream:
+    """The body of a request, as aiohttp's parser reads one."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._unread = b""
+        self._is_over = False
+
+    def at_eof(self) -> bool:
+        return self._is_over and not self._unread
+
+    def unread_data(self, data: bytes) -> None:
+        self._unread = data + self._unread
+
+    async def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        if not self._unread:
+            await self._more()
+        data, self._unread = self._unread[:size], self._unread[size:]
+        return data
+
+    async def readline(self, *, max_line_length: int | None = None) -> bytes:
+        """With its end. Raises ValueError if it is too long."""
+        while (end := self._unread.find(b"\n") + 1) == 0 and not self._is_over:
+            if len(self._unread) > (max_line_length or CHUNK_BYTES):
+                raise ValueError("a line is too long")
+            await self._more()
+        end = end or len(self._unread)
+        line, self._unread = self._unread[:end], self._unread[end:]
+        return line
+
+    async def _more(self) -> None:
+        chunk = await anext(self._chunks, None)
+        self._is_over = chunk is None
+        self._unread += chunk or b""

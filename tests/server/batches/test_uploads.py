@@ -1,0 +1,116 @@
+"""Forms that clients send, in pieces of any size."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from seesaw.engine.values.errors import RequestError
+from seesaw.server.batches import uploads
+from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.objects import File
+from seesaw.server.batches.uploads import receive_upload
+
+pytestmark = pytest.mark.anyio
+
+DATA = b'{"a": 1}\r\n--b\r\n\r\n--other--\n' * 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[DataFolder]:
+    folder = DataFolder(tmp_path)
+    yield folder
+    assert not list((tmp_path / "uploads").iterdir())
+    folder.close()
+
+
+def part(name: str, value: bytes, filename: str = "") -> bytes:
+    named = f'; filename="{filename}"' if filename else ""
+    return f'--BOUND\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + value + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + b"--BOUND--\r\n"
+
+
+WHOLE = form(part("purpose", b"batch"), part("file", DATA, "in.jsonl"))
+
+
+async def send(
+    folder: DataFolder, body: bytes, size: int = 1 << 16, kind: str = "multipart/form-data; boundary=BOUND"
+) -> File:
+    """The body in pieces of this size; one that is cut off is of a client that leaves."""
+    pieces = [body[at : at + size] for at in range(0, max(1, len(body)), size)]
+
+    async def receive() -> Message:
+        if not pieces:
+            return {"type": "http.disconnect"}
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces) or piece.endswith(b"...")}
+
+    headers = [(b"content-type", kind.encode())]
+    return await receive_upload(Request({"type": "http", "headers": headers}, receive), folder)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 101, 1 << 16])
+async def test_pieces_of_any_size(folder: DataFolder, size: int) -> None:
+    file = await send(folder, WHOLE, size)
+    assert folder.file(file.id).read_bytes() == DATA
+    assert (file.filename, file.purpose, file.bytes) == ("in.jsonl", "batch", len(DATA))
+
+
+async def test_more_than_is_read_at_once(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", 50)
+    fields = part("file", DATA, "x"), part("expires_after[seconds]", b"9"), part("purpose", b"batch")
+    assert folder.file((await send(folder, form(*fields), 33)).id).read_bytes() == DATA
+
+
+async def test_an_empty_file_is_one(folder: DataFolder) -> None:
+    assert (await send(folder, form(part("purpose", b"batch"), part("file", b"", "x")))).bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (form(part("purpose", b"batch")), "no file"),
+        (form(part("file", DATA, "x")), "purpose"),
+        (form(part("file", DATA, "x"), part("purpose", b"vision")), "purpose"),
+        (form(part("file", DATA, "x"), part("purpose", b"\xff")), "form"),
+        (b"--BOUND\r\n\r\nx\r\n--BOUND--\r\n", "name"),
+        (WHOLE[:200], "form"),
+        (WHOLE[:60], "form"),
+        (b"", "form"),
+        (b"{}", "form"),
+        (b"x" * 1_000_000, "form"),
+    ],
+)
+async def test_other_forms_are_refused(folder: DataFolder, body: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        await send(folder, body)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "", "multipart/form-data; boundary="])
+async def test_other_bodies_are_refused(folder: DataFolder, kind: str) -> None:
+    with pytest.raises(RequestError, match="form"):
+        await send(folder, WHOLE, kind=kind)
+
+
+async def test_a_client_that_leaves_leaves_nothing(folder: DataFolder) -> None:
+    with pytest.raises(ClientDisconnect):
+        await send(folder, WHOLE[:300] + b"...")
+    assert not list((folder.path / "files").iterdir())
+
+
+async def test_a_disk_that_is_full(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(uploads, "_sync", full)
+    with pytest.raises(OSError, match="No space"):
+        await send(folder, WHOLE)
