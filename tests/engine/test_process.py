@@ -112,10 +112,11 @@ def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.Monk
             outbox.send(msgspec.msgpack.encode(Add(str(index), [1], SamplingParams())))
         outbox.send(msgspec.msgpack.encode(Stop()))
         loop.run()
-        heard = []
-        while inbox.poll(0):
-            heard.append(msgspec.msgpack.decode(inbox.recv(), type=FromEngine))
-    steps = [b - a for a, b in zip([0, *of_turns], of_turns, strict=False)]
+        steps = [b - a for a, b in zip([0, *of_turns], of_turns, strict=False)]
+        wanted = [count for count, step in zip(of_turns, steps, strict=True) if step]
+        told = []
+        while len(told) < len(wanted) and inbox.poll(int(1000 * PATIENCE_S)):
+            message = msgspec.msgpack.decode(inbox.recv(), type=FromEngine)
+            told += [message.handled] if isinstance(message, Outputs) and message.handled else []
     assert max(steps) <= MESSAGES_PER_TURN
-    told = [message.handled for message in heard if isinstance(message, Outputs) and message.handled]
-    assert told == [count for count, step in zip(of_turns, steps, strict=True) if step]
+    assert told == wanted
