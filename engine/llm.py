@@ -105,7 +105,8 @@ class LLM:
         self._ids = itertools.count()
         self._requests: dict[str, _Request] = {}  # of all threads' calls, those that have not finished
         self._lock = FairLock()  # whoever has it owns the core and the executor
-        self._end = weakref.finalize(self, _end, os.getpid(), self._core, self._executor)
+        self._pid = os.getpid()
+        self._end = weakref.finalize(self, _end, self._pid, self._core, self._executor)
 
     @property
     def info(self) -> EngineInfo:
@@ -170,19 +171,22 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """No prompt that comes finds what was computed before."""
+        self._check_owner()
         with self._lock:
             self._core.reset_prefix_cache()
 
     def stats(self) -> Stats:
         """The engine's counters since start."""
+        self._check_owner()
         with self._lock:
             return self._core.stats()
 
     def close(self) -> None:
         """End the workers and give back all memory; nothing can be generated any more, and calls that other threads are
         in raise EngineDeadError. Idempotent."""
-        with self._lock:
-            self._end()
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._end()
 
     def __enter__(self) -> LLM:
         return self
@@ -238,8 +242,14 @@ class LLM:
         return _Request(RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s), texts, unfinished)
 
     def _check_open(self) -> None:
+        self._check_owner()
         if not self._end.alive:
             raise EngineDeadError("this LLM is closed: make a new one")
+
+    def _check_owner(self) -> None:
+        """Called without the lock, too: when this process was forked another thread may have had it."""
+        if os.getpid() != self._pid:
+            raise EngineDeadError("this LLM is of the process that was forked: make one in the process that uses it")
 
     def _run(self, unfinished: set[str]) -> None:
         """Turn the loop until these requests have finished; whoever is the last, until nothing is left to do."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 
 from seesaw.engine.awake import waits
-from seesaw.engine.executor.ranks import GRACE_S, fork_server, start_forked
+from seesaw.engine.executor.fork_server import fork_server, start_forked
+from seesaw.engine.executor.ranks import GRACE_S
 from seesaw.engine.supervision import end_children, follow_parent
 from seesaw.engine.values.errors import EngineDeadError
 

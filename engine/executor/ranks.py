@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import atexit
 import functools
-import multiprocessing
-import os
 import signal
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
 import msgspec
 import zmq
 
-from seesaw.engine.run_folder import keep_multiprocessing_in, make_run_dir, remove_run_dir
-from seesaw.engine.supervision import ChildWatch, end_children, start_child
+from seesaw.engine.executor.fork_server import fork_server, signal_fork_server, start_forked
+from seesaw.engine.run_folder import make_run_dir, remove_run_dir
+from seesaw.engine.supervision import ChildWatch, end_children
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
 from seesaw.engine.worker.spec import WorkerSpec
@@ -34,41 +30,6 @@ from seesaw.engine.worker.worker import run_worker
 DEATHS = "inproc://deaths"
 GRACE_S = 3.0  # for workers to end by themselves
 ROOT_CAUSE_WAIT_S = 1.0  # for the news that a worker was killed, behind those of peers that it made fail
-
-
-def fork_server() -> ForkServerContext:
-    """Where workers are forked from: a process that has imported torch (once, seconds) and never touches CUDA."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["seesaw.engine.worker.fork_server", "torch", "seesaw.engine.worker.worker"])
-    _keep_files_together()
-    start_child(forkserver.ensure_running)
-    return context
-
-
-def start_forked(process: BaseProcess, timeout_s: float) -> None:
-    """Have it forked. Raises EngineDeadError."""
-    try:
-        start_child(process.start, timeout_s)
-    except TimeoutError:
-        _signal_fork_server(signal.SIGKILL)  # should it go on, it would fork for nobody
-        raise EngineDeadError(
-            f"the process that forks workers has done nothing for {timeout_s:g} s: "
-            "look for what stopped it, or raise --start-timeout-s"
-        ) from None
-
-
-def _signal_fork_server(number: signal.Signals) -> None:
-    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-@functools.cache  # once a process, which has one fork server
-def _keep_files_together() -> None:
-    folder = make_run_dir()
-    atexit.register(remove_run_dir, folder)
-    keep_multiprocessing_in(folder)
 
 
 class Ranks:
@@ -162,7 +123,7 @@ class Ranks:
             self.send(range(len(self._processes)), Shutdown())
         else:
             grace_s = 0.0
-        _signal_fork_server(signal.SIGCONT)  # were it stopped, no end of a worker would be heard of
+        signal_fork_server(signal.SIGCONT)  # were it stopped, no end of a worker would be heard of
         end_children(self._processes, grace_s)
         atexit.unregister(self._at_exit)
         for process in self._processes:

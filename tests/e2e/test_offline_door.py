@@ -105,3 +105,38 @@ def test_a_script_without_guard_or_close_from_standard_input_leaves_nothing(tmp_
     )
     assert ended.returncode == 0, ended.stderr
     run_folders.rmdir()  # nothing is in there
+
+
+BESIDE = """
+import multiprocessing
+import os
+
+from seesaw import LLM, SamplingParams
+
+def say(forked=False):
+    with LLM({model!r}, tokenizer="bytes", max_model_len=256) as llm:
+        assert len(llm.generate(["hi"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids) == 4
+        if not forked:
+            others()
+
+def others():
+    with multiprocessing.get_context("forkserver").Pool(2) as pool:  # its end is a SIGTERM to each
+        assert pool.map(abs, [-1, 2]) == [1, 2]
+
+if __name__ == "__main__":
+    others()
+    say()
+    pid = os.fork()
+    if not pid:
+        say(forked=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_program_has_processes_of_its_own_beside_it(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "model", layers=2, vocab=256)
+    script = tmp_path / "script.py"
+    script.write_text(BESIDE.format(model=str(folder)))
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ended.returncode == 0, ended.stderr

@@ -253,6 +253,18 @@ def test_without_close_it_ends_with_its_last_reference(monkeypatch: pytest.Monke
         assert len(closed) == (0 if in_a_fork else 1)
 
 
+def test_a_fork_is_told_that_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM("", executor="simulated", skip_tokenizer=True) as llm:
+        pid = os.getpid()
+        with monkeypatch.context() as process:
+            process.setattr(os, "getpid", lambda: pid + 1)
+            for use in (lambda: llm.generate([[1]]), llm.stats, llm.reset_prefix_cache):
+                with pytest.raises(EngineDeadError, match="make one in the process"):
+                    use()
+            llm.close()
+        assert llm.generate([[1]], SamplingParams(max_tokens=1))[0].outputs[0].token_ids
+
+
 def test_a_configuration_that_cannot_work_says_what_to_change() -> None:
     for options, sentence in {
         ("P3", "T2"): "choose layouts of one world size",

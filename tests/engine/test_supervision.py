@@ -15,7 +15,8 @@ import pytest
 from soak_server import still_running
 
 from seesaw.engine import supervision
-from seesaw.engine.executor.ranks import Ranks, fork_server
+from seesaw.engine.executor.fork_server import fork_server
+from seesaw.engine.executor.ranks import Ranks
 from seesaw.engine.process import EngineProcess
 from seesaw.engine.supervision import END, KILLED_S, OTHERS, end_children, start_child
 from seesaw.engine.values.config import EngineConfig
@@ -152,7 +153,7 @@ def test_what_the_fork_server_forks_is_deaf() -> None:
 # once they have said that they are there. None of its threads that started them is left then.
 FAMILY = """
 import os, signal, sys, threading, time
-from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.executor.fork_server import fork_server
 from seesaw.engine.supervision import follow_parent, start_child
 
 def follow(wish, is_stopped):

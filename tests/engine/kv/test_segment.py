@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.executor.fork_server import fork_server
 from seesaw.engine.kv import room
 from seesaw.engine.kv.room import check_room
 from seesaw.engine.kv.segment import Segment, pieces

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seesaw.engine.executor.ranks import fork_server
+from seesaw.engine.executor.fork_server import fork_server
 from seesaw.engine.kv.segment import Segment
 from seesaw.engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
 from seesaw.engine.parallel.layout import Layout
