@@ -62,6 +62,8 @@ def start_forked(process: BaseProcess, timeout_s: float) -> None:
             f"the process that forks workers has done nothing for {timeout_s:g} s: "
             "look for what stopped it, or raise --start-timeout-s"
         ) from None
+    except (EOFError, ConnectionError):
+        raise EngineDeadError("the process that forks workers was killed while it forked one") from None
 
 
 def signal_fork_server(number: signal.Signals) -> None:

@@ -152,7 +152,9 @@ def find(served: Served, victim: str) -> list[psutil.Process]:
         engines = [p for p in children if p.ppid() == served.process.pid and "spawn_main" in cmdline(p)]
         below = [p for p in children if engines and p.ppid() == engines[0].pid and "forkserver" in cmdline(p)]
         workers = [p for p in children if below and p.ppid() == below[0].pid]
-        named = {"engine": engines, "fork server": below, "worker 0": workers[:1], "worker 1": workers[1:2]}
+        # Before it has forked anybody, another one takes its place.
+        server = below[:1] if workers else []
+        named = {"engine": engines, "fork server": server, "worker 0": workers[:1], "worker 1": workers[1:2]}
         if named[victim]:
             return named[victim]
     raise AssertionError(f"there is no {victim}: {served.log.read_text()}")
