@@ -10,8 +10,9 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from seesaw.version import seesaw_version
 
 GPUS = Path("/proc/driver/nvidia/gpus")  # needs no CUDA, which would take memory of each
 HIDDEN = "***"
@@ -28,13 +29,6 @@ def host() -> str:
     return ", ".join(
         [platform.node(), processors, *_gpus(), platform.platform(), f"Python {platform.python_version()}"]
     )
-
-
-def seesaw_version() -> str:
-    try:
-        return version("seesaw-llm")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
 
 
 def command(prog: str, argv: Sequence[str]) -> str:

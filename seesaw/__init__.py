@@ -6,27 +6,32 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from seesaw.engine.sampling.params import SamplingParams
-from seesaw.engine.sampling.structured import StructuredOutputs
 
 if TYPE_CHECKING:
     from seesaw.engine.llm import LLM
+    from seesaw.engine.sampling.params import SamplingParams
+    from seesaw.engine.sampling.structured import StructuredOutputs
 
     __version__: str
 
 __all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
 
 
-def __getattr__(name: str) -> Any:
-    # Lazily: the processes that import a part of the engine need neither its door nor a tokenizer.
-    if name == "LLM":
-        from seesaw.engine.llm import LLM
+_HOMES = {
+    "LLM": "seesaw.engine.llm",
+    "SamplingParams": "seesaw.engine.sampling.params",
+    "StructuredOutputs": "seesaw.engine.sampling.structured",
+}
 
-        return LLM
+
+def __getattr__(name: str) -> Any:
+    # Lazily: who imports a part needs neither the door nor a tokenizer, and `clients` nothing of the engine.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     if name == "__version__":
-        from seesaw.server.version import seesaw_version
+        from seesaw.version import seesaw_version
 
         return seesaw_version()
     raise AttributeError(f"module 'seesaw' has no attribute {name!r}")

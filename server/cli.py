@@ -12,7 +12,7 @@ from seesaw.engine.values.errors import ConfigError, SeesawError
 from seesaw.server.config import ServerConfig
 from seesaw.server.entry import complain, interruptible
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
-from seesaw.server.version import seesaw_version
+from seesaw.version import seesaw_version
 
 # The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
 BENCH_TOOLS = {

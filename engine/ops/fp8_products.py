@@ -33,6 +33,10 @@ class _Tile(NamedTuple):
     stages: int
     warps: int
 
+    def programs(self, rows: int, columns: int) -> int:
+        """Of a product of so many rows and columns."""
+        return triton.cdiv(rows, self.rows) * triton.cdiv(columns, self.columns)
+
     @property
     def shared_bytes(self) -> int:
         return self.stages * (self.rows + self.columns) * self.steps[0]
@@ -68,15 +72,12 @@ def product(
 def _tile(rows: int, columns: int, device: torch.device) -> _Tile | None:
     """Of our own product; None where cuBLASLt's is faster, or tiles do not fit (Ada's shared memory has no room)."""
     multiprocessors, shared_bytes = _limits(device)
-
-    def programs(tile: _Tile) -> int:
-        return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
-
-    if rows <= _THIN_ROWS and programs(_THIN) > 2 * multiprocessors:
+    num_thin = _THIN.programs(rows, columns)
+    if rows <= _THIN_ROWS and num_thin > 2 * multiprocessors:
         tile = _WIDE
-    elif rows <= _NARROW.rows or programs(_NARROW) <= multiprocessors:
+    elif rows <= _NARROW.rows or _NARROW.programs(rows, columns) <= multiprocessors:
         tile = _NARROW
-    elif rows <= _THIN_ROWS or programs(_THIN) <= multiprocessors:
+    elif rows <= _THIN_ROWS or num_thin <= multiprocessors:
         tile = _THIN
     else:
         return None
@@ -85,7 +86,7 @@ def _tile(rows: int, columns: int, device: torch.device) -> _Tile | None:
 
 def _split(rows: int, columns: int, inner: int, tile: _Tile) -> tuple[int, int] | None:
     """Into how many sums of how many terms at once a thin product is split; None if it does not divide."""
-    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    programs = tile.programs(rows, columns)
     for splits in (1, 2, 4, 8):
         if programs * splits >= _ENOUGH_PROGRAMS or splits == 8:
             return next(((splits, step) for step in tile.steps if inner % (splits * step) == 0), None)

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.config import ServerConfig
@@ -111,6 +112,12 @@ def check_data_dir(config: ServerConfig) -> None:
 
 def data_path(config: ServerConfig) -> Path:
     return Path(config.data_dir).expanduser()
+
+
+def sync_file(file: BinaryIO) -> None:
+    """What was written to it is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
 from contextlib import closing
 from typing import NamedTuple
 
-from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.folder import DataFolder, sync_file
 from seesaw.server.batches.objects import File
 from seesaw.server.batches.rows import RowError, RowResult, Stopped, read_rows
 from seesaw.server.batches.store import Numbered, Store
@@ -75,8 +74,7 @@ class _Writer:
 
     def __exit__(self, *_: object) -> None:
         with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_file(self._file)
 
     def publish(self) -> File | None:
         """Put it in its place, unless it is empty."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from fastapi import Request
 
 from seesaw.engine.values.errors import RequestError
-from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.folder import DataFolder, sync_file
 from seesaw.server.batches.objects import File
 
 CHUNK_BYTES = 1 << 18
@@ -31,7 +30,7 @@ async def receive_upload(request: Request, folder: DataFolder) -> File:
     try:
         with folder.upload(id).open("wb") as file:
             fields = await _read_form(request, file)
-            await asyncio.to_thread(_sync, file)
+            await asyncio.to_thread(sync_file, file)
             size_bytes = file.tell()
         if fields.get("purpose") != "batch":
             raise RequestError("purpose must be batch: this server keeps no other files.", "purpose")
@@ -66,11 +65,6 @@ async def _read_form(request: Request, file: BinaryIO) -> dict[str, str]:
     except (ValueError, AssertionError, KeyError, HttpProcessingError):
         raise RequestError("The body must be a form with a file, sent as multipart/form-data.") from None
     return fields
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _Stream:

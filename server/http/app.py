@@ -36,7 +36,7 @@ from seesaw.server.openai.tokenizer_info import tokenizer_info
 from seesaw.server.render.answer import AnswerFormat
 from seesaw.server.render.tools import TOOL_PARSERS
 from seesaw.server.threads import Lanes
-from seesaw.server.version import seesaw_version
+from seesaw.version import seesaw_version
 
 if TYPE_CHECKING:
     from seesaw.server.batches.jobs import Jobs

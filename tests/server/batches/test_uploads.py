@@ -111,6 +111,6 @@ async def test_a_disk_that_is_full(folder: DataFolder, monkeypatch: pytest.Monke
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(uploads, "_sync", full)
+    monkeypatch.setattr(uploads, "sync_file", full)
     with pytest.raises(OSError, match="No space"):
         await send(folder, WHOLE)
