@@ -23,7 +23,7 @@ from seesaw.server.batches.objects import Batch, RequestCounts
 from seesaw.server.batches.rows import Row
 from seesaw.server.batches.store import Store
 from seesaw.server.offline.parquet import ParquetWriter, is_parquet
-from seesaw.server.offline.source import Source
+from seesaw.server.offline.source import UNREADABLE, Source
 
 
 class Partial:
@@ -62,8 +62,11 @@ class Partial:
         return self.job.is_complete
 
     def unfinished(self) -> Iterator[Row]:
-        """The rows that had no result when this was opened, in order."""
-        return self.job.unfinished(self._source.input)
+        """The rows that had no result when this was opened, in order. Raises ConfigError if the input has changed."""
+        try:
+            yield from self.job.unfinished(self._source.input)
+        except (*UNREADABLE, IndexError):
+            raise ConfigError(f"{self._source.path} has changed since it was checked: run this again") from None
 
     def keep(self, results: Sequence[Finished]) -> None:
         """They are on the disk when this returns. Of rows that have one already, they are passed over."""
@@ -76,8 +79,8 @@ class Partial:
         self.job.change(request_counts=taken.batch.request_counts)
 
     def finish(self, output: Path) -> None:
-        """Write all results, in the order of the input, and remove the folder; only `close` may follow. If it is cut off,
-        wherever that is, it may be done again."""
+        """Write all results, in the order of the input, and remove the folder; only `close` may follow. It may be done
+        again if it was cut off, wherever that was."""
         temporary = output.with_name(f"{output.name}.tmp")
         with (
             _writer(temporary, output) as writer,
