@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -45,10 +46,13 @@ class Partial:
             stack.callback(self._lock.close)
             self._files = stack.enter_context(ExitStack())
             self.store = self._files.enter_context(closing(Store(database(path))))
-            [numbered] = self.store.open_batches() or [self.store.add_batch(_begun(source, model))]
-            self.job = Job(numbered.number, numbered.batch)
-            self._check_same(numbered.batch, model)
-            self.job.change(request_counts=self.job.restore(self.store, self._log))
+            try:
+                [numbered] = self.store.open_batches() or [self.store.add_batch(_begun(source, model))]
+                self.job = Job(numbered.number, numbered.batch)
+                self._check_same(numbered.batch, model)
+                self.job.change(request_counts=self.job.restore(self.store, self._log))
+            except (OSError, sqlite3.Error) as error:
+                raise ConfigError(f"{path} cannot be used: {error}; make room, or name another output") from None
             self._files.callback(self.job.open_log.close)
             self._open = stack.pop_all()
 

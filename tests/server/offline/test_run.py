@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -80,6 +82,24 @@ def test_where_only_the_output_is_missing_no_engine_is_started(tmp_path: Path, m
         kept.keep([Finished(0, True, line, 1)])
     assert batch_run(monkeypatch, source, output, "--model=crash") == 0
     assert output.read_bytes() == line
+
+
+def test_an_output_that_cannot_be_written_is_written_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source, output = write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        assert batch_run(monkeypatch, source, output) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(
+        "out.jsonl: No space left on device; stopped with 1 of 1 rows done: run the same command again to go on"
+    )
+    assert batch_run(monkeypatch, source, output) == 0
+    assert read(output) == [("row-0", "a")]
 
 
 def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
