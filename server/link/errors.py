@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seesaw.engine.values.errors import SeesawError
+from seesaw.engine.values.errors import EngineDeadError, SeesawError
 
 
 class ShuttingDownError(SeesawError):
@@ -11,3 +11,15 @@ class ShuttingDownError(SeesawError):
 
 class GenerationError(SeesawError):
     """The engine gave up on this one request."""
+
+
+class RestartingError(SeesawError):
+    """The engine died and another one is starting, which may take `back_in_s`."""
+
+    def __init__(self, back_in_s: int) -> None:
+        super().__init__("The engine is being restarted; send the request again later.")
+        self.back_in_s = back_in_s
+
+
+class EngineLostError(EngineDeadError):
+    """The engine died after it had begun with this request; another one is starting."""
