@@ -138,7 +138,7 @@ class EngineKeeper:
         """Start another in place of the one that died of `error`, after a pause. What it died of, if it did."""
         self._restarts_left -= 1
         self._bridge.detach(error, pause_s + self._took_s)
-        self._report(f"the engine died: {error}")
+        self._report(f"error: {error}")
         assert self._engine is not None
         await self._engine.end()  # the next one needs the memory that this one took
         await asyncio.sleep(pause_s)

@@ -25,14 +25,14 @@ from seesaw.server.batches.outputs import make_row_id, write_outputs
 from seesaw.server.batches.rows import CANCELLED, EXPIRED, Row, RowResponse, RowResult, check_input
 from seesaw.server.batches.store import Numbered, Store
 from seesaw.server.batches.window import Place, Window
-from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.link.errors import EngineLostError, RestartingError, ShuttingDownError
 from seesaw.server.threads import OneThread
 
 logger = logging.getLogger(__name__)
 
 READ_ROWS, READ_BYTES = 64, 1 << 20  # of an input at once: no more rows, and no further one beyond so many bytes
 MAX_FEEDING = 8  # batches, each of which has read so much ahead
-QUEUE_RETRY_S = 0.05, 1.0  # after a row found the engine's queue full, at first and at most
+RETRY_ROW_S = 0.05, 1.0  # after a row found the engine's queue full or no engine, at first and at most
 
 
 class Feeder:
@@ -200,13 +200,13 @@ class Feeder:
 
     async def _answer(self, job: Job, row: Row, place: Place) -> RowResult:
         url, request_id, raw = job.batch.endpoint, uuid.uuid4().hex, bytes(row.request.body)
-        pause_s, longest_s = QUEUE_RETRY_S
+        pause_s, longest_s = RETRY_ROW_S
         for attempt in itertools.count():
             try:
                 answered = await self._answering.answer(url, request_id, raw, place.arrive)
                 break
-            except QueueFullError:
-                if attempt == 0:
+            except (QueueFullError, RestartingError, EngineLostError) as error:
+                if attempt == 0 and isinstance(error, QueueFullError):
                     self._window.shrink()
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, longest_s)

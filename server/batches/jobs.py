@@ -50,6 +50,8 @@ def open_jobs(
     """The jobs of a server whose engine is ready. Raises ConfigError if the folder cannot be used."""
 
     def may_wait(num_entering: int) -> bool:
+        if not bridge.has_engine:
+            return False
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
         if num_waiting >= room.max_sequences * SHARE_OF_QUEUE or room.tokens >= room.max_tokens * SHARE_OF_QUEUE:
             return False
