@@ -9,6 +9,7 @@ there.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -40,11 +41,13 @@ class Bridge:
         self._channel: Channel | None = None
         self._back_s = 0.0  # when the next engine is expected
         self._failure: SeesawError | None = None
+        self._changed = asyncio.Event()  # an engine is here, or none will be
         self.metrics = Metrics(self.stats)
 
     def attach(self, channel: Channel) -> None:
         """An engine that serves takes over, and what waits for one is sent to it. News of it come to `take_news`."""
         self._channel = channel
+        self._changed.set()
         self.metrics.expect_layouts(channel.info)
         for request in self._live.values():
             self._hand_over(channel, request)
@@ -58,12 +61,13 @@ class Bridge:
         if self._channel is None:
             return
         outbox, self._channel = self._channel.outbox, None
+        self._changed.clear()
         for request in self._live.values():
             request.num_lost += not outbox.withdraw(request.id)
         outbox.clear()
-        lost = {r.stream for r in self._live.values() if r.add is None or r.num_lost == MOST_LOST}
-        for stream in lost:
-            stream.fail(EngineLostError(str(error)))
+        lost = {r.stream: r.num_lost for r in self._live.values() if r.add is None or r.num_lost == MOST_LOST}
+        for stream, num_lost in lost.items():
+            stream.fail(EngineLostError(str(error), num_lost))
         self._live = {id: request for id, request in self._live.items() if request.stream not in lost}
         self.room.clear()  # also of what was aborted: nobody will say that it has let go of it
         for request in self._live.values():
@@ -75,6 +79,7 @@ class Bridge:
         if self._failure is not None:
             return
         self._failure = error
+        self._changed.set()
         for stream in {request.stream for request in self._live.values()}:
             stream.fail(error)
         self._live.clear()
@@ -87,6 +92,11 @@ class Bridge:
     def has_engine(self) -> bool:
         """Whether one is attached, as far as is known."""
         return self._channel is not None
+
+    async def engine_back(self) -> None:
+        """Wait until an engine is attached. Raises what `fail` was given."""
+        await self._changed.wait()
+        self._attached()
 
     def check_room(self, num_sequences: int, num_tokens: int = 0) -> None:
         """Raise QueueFullError if so many more sequences, or tokens of prompts, may not wait, RestartingError if no

@@ -22,4 +22,10 @@ class RestartingError(SeesawError):
 
 
 class EngineLostError(EngineDeadError):
-    """The engine died after it had begun with this request; another one is starting."""
+    """The engine died with this call, of which something had come or which another one had died with; the next one is
+    starting."""
+
+    def __init__(self, message: str, num_lost: int = 1) -> None:
+        """`num_lost`: how many engines died with it."""
+        super().__init__(message)
+        self.num_lost = num_lost

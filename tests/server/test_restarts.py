@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from tests.patience import PATIENCE_S
@@ -26,6 +27,12 @@ def get(url: str, path: str) -> tuple[int, str, str]:
             return response.status, "", response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.headers.get("Retry-After", ""), error.read().decode()
+
+
+def ask(url: str, prompt: str, stream: bool) -> tuple[int, str]:
+    """Status and body."""
+    response = httpx.post(f"{url}/completions", json={"prompt": prompt, "stream": stream}, timeout=PATIENCE_S)
+    return response.status_code, response.text
 
 
 def wait_for_load(url: str, num_requests: int) -> None:
@@ -67,10 +74,10 @@ def test_what_streamed_nothing_is_answered_by_the_next_engine(tmp_path: Path) ->
 def test_while_it_starts_again_clients_and_probes_are_told_to_wait(tmp_path: Path) -> None:
     with served("echo,slow", tmp_path, "--restart-engine=1") as server, ThreadPoolExecutor() as threads:
         url = server.wait_ready()
-        begun: Answer = threads.submit(complete, url, "hang")
-        wait_for_first_tokens(url, 1)
+        streamed, whole = (threads.submit(ask, url, "hang", stream) for stream in (True, False))
+        wait_for_first_tokens(url, 2)
         kill_engine(server)
-        assert begun.result()[0] == 500
+        assert '"code": 500' in streamed.result()[1]
         server.wait_for("loading nothing")
         for path in ("/health", "/ready", "/ping"):
             status, retry_after, body = get(url, path)
@@ -81,8 +88,10 @@ def test_while_it_starts_again_clients_and_probes_are_told_to_wait(tmp_path: Pat
         assert get(url, "/v1/models")[0] == 200
         metrics = get(url, "/metrics")[2]
         assert "seesaw:engine_restarts_total 1.0" in metrics and "seesaw:num_requests_running 0.0" in metrics
+        assert not whole.done()  # its client was told nothing yet
         code, rest = end(server)
         assert code == 0 and "has 0 s to end" in rest and "Traceback" not in rest
+        assert whole.result()[0] == 503
 
 
 def test_a_signal_ends_what_waits_for_the_next_engine(tmp_path: Path) -> None:
