@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-import msgspec
+import zmq
 
 from seesaw.engine.values.errors import EngineDeadError, SeesawError
 from seesaw.engine.wire.messages import EngineInfo
@@ -87,7 +87,7 @@ class EngineKeeper:
         starts go on. `pause_s`: before the next start after one that failed, at first and at most."""
         self._bridge = bridge
         self._start_engine = start_engine
-        self._restarts = self._restarts_left = restarts
+        self._restarts, self._most_restarts = 0, restarts
         self._start_timeout_s = start_timeout_s
         self._engine_timeout_s = engine_timeout_s
         self._report = report
@@ -101,17 +101,17 @@ class EngineKeeper:
         began_s = time.monotonic()
         try:
             handle = self._start_engine()
-        except OSError as error:  # no memory, no descriptors
+            channel = Channel(
+                handle.send_address,
+                handle.receive_address,
+                self._bridge.take_news,
+                sentinel=handle.process.sentinel,
+                on_progress=self._report,
+            )
+            engine = self._engine = _Engine(handle, channel)
+            channel.start()
+        except (OSError, zmq.ZMQError) as error:  # no memory, no descriptors
             raise EngineDeadError(f"the engine's process could not be started: {error.strerror or error}") from None
-        channel = Channel(
-            handle.send_address,
-            handle.receive_address,
-            self._bridge.take_news,
-            sentinel=handle.process.sentinel,
-            on_progress=self._report,
-        )
-        engine = self._engine = _Engine(handle, channel)
-        channel.start()
         async with _beside(self._end_if_silent(engine)):
             info = await channel.ready()
         engine.grace_s = ENGINE_STOP_S
@@ -128,7 +128,7 @@ class EngineKeeper:
                 error: SeesawError | None = await self._engine.channel.death()
             pause_s, longest_s = 0.0, self._pause_s[1]
             while error is not None:
-                if not self._restarts_left:
+                if self._restarts >= self._most_restarts:
                     self._bridge.fail(EngineDeadError(str(error)))
                     return error
                 error = await self._restart(error, pause_s)
@@ -136,13 +136,13 @@ class EngineKeeper:
 
     async def _restart(self, error: SeesawError, pause_s: float) -> SeesawError | None:
         """Start another in place of the one that died of `error`, after a pause. What it died of, if it did."""
-        self._restarts_left -= 1
+        self._restarts += 1
         self._bridge.detach(error, pause_s + self._took_s)
         self._report(f"error: {error}")
         assert self._engine is not None
         await self._engine.end()  # the next one needs the memory that this one took
         await asyncio.sleep(pause_s)
-        self._report(f"starting the engine again ({self._restarts - self._restarts_left} of {self._restarts} times)")
+        self._report(f"starting the engine again ({self._restarts} of {self._most_restarts} times)")
         self._bridge.metrics.engine_restarts.inc()
         try:
             await self.start()
@@ -153,7 +153,7 @@ class EngineKeeper:
 
     def keep_no_longer(self) -> None:
         """What dies from now on, is dead."""
-        self._restarts_left = 0
+        self._most_restarts = 0
 
     def kill(self) -> None:
         """At once, before this process ends."""
@@ -167,10 +167,11 @@ class EngineKeeper:
             await self._engine.end()
 
     def _check_same(self, info: EngineInfo) -> None:
-        """What the server knows of the engine stays true: only the pools of another one may have other sizes."""
-        self._info = first = self._info or info
-        sizes = {name: getattr(first, name) for name in ("device_blocks", "host_blocks")}
-        if msgspec.structs.replace(info, **sizes) != first:
+        """What the server goes by stays true, though somebody may have changed the checkpoint."""
+        first = self._info = self._info or info
+        if any(
+            getattr(info, name) != getattr(first, name) for name in ("max_model_len", "vocab_size", "eos_token_ids")
+        ):
             raise EngineDeadError("the engine came back with another model or context: start the server again")
 
     async def _end_if_silent(self, engine: _Engine) -> None:

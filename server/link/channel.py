@@ -171,16 +171,17 @@ class Channel:
 
     async def close(self) -> None:
         """Tell the engine to stop, and let go of the sockets. Idempotent."""
-        if self._reader is None or self._context.closed:
+        if self._context.closed:
             return
-        if self._sentinel is not None:
-            asyncio.get_running_loop().remove_reader(self._sentinel)
-        if not self._death.done():
-            self.send(Stop())
-            self.die(EngineDeadError("The engine is being stopped."))
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+        if self._reader is not None:  # else it could not be started
+            if self._sentinel is not None:
+                asyncio.get_running_loop().remove_reader(self._sentinel)
+            if not self._death.done():
+                self.send(Stop())
+                self.die(EngineDeadError("The engine is being stopped."))
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
         self._context.destroy()
 
     def _put(self, payload: bytes) -> bool:

@@ -58,6 +58,7 @@ class Host:
         self.starts = [*starts]
         self.handles: list[Handle] = []
         self.lines: list[str] = []
+        self.before_next: Callable[[Handle], object] = lambda handle: None
 
     def start(self) -> Handle:
         assert all(handle.grace_s is not None for handle in self.handles), "two engines at once"
@@ -66,6 +67,7 @@ class Host:
                 raise error
             case words:
                 self.handles.append(Handle(*words))
+                self.before_next(self.handles[-1])
                 return self.handles[-1]
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -170,6 +172,17 @@ async def test_it_ends_at_once_while_an_engine_starts_again() -> None:
             bridge.check_room(1)
         keeping.cancel()
     assert host.handles[1].grace_s == 0.0
+
+
+async def test_sockets_that_cannot_be_had_are_a_start_that_failed() -> None:
+    host = Host([Ready(INFO)], [Ready(INFO)])
+    async with kept(host, 1) as (keeper, _):
+        await keeper.start()
+        keeping = asyncio.create_task(keeper.keep())
+        host.before_next = lambda handle: shutil.rmtree(handle.folder)
+        await host.handles[0].engine.send(DEAD)
+        assert "the engine's process could not be started" in str(await keeping)
+        host.handles[1].saying.cancel()
 
 
 async def test_a_first_engine_that_cannot_be_started_is_one_sentence() -> None:
