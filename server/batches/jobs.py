@@ -59,6 +59,8 @@ def make_window(info: EngineInfo, bridge: Bridge, serving: Serving) -> Window:
     """What an engine that is ready can have beside the requests of clients, if some come."""
 
     def may_wait(num_entering: int) -> bool:
+        if not bridge.has_engine:
+            return False
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
         if num_waiting >= room.max_sequences * SHARE_OF_QUEUE or room.tokens >= room.max_tokens * SHARE_OF_QUEUE:
             return False
