@@ -75,9 +75,8 @@ class Batch:
         self._context = int(dispatched.positions.clip(max=self._span).sum())
         self.cost += self.costs.decode(self.decodes, int(dispatched.positions.sum()))
 
-    def add_chunk(self, seq: Sequence, most: int, wanted: int) -> None:
-        """Dispatch the next tokens of a prompt, for which it has device blocks: `most`, or about `wanted` of them."""
-        count = min(most, wanted)
+    def add_chunk(self, seq: Sequence, most: int, count: int) -> None:
+        """Dispatch the next tokens of a prompt, for which it has device blocks: about `count` of at most `most`."""
         if count < most:
             self.is_cut = True
             excess = (self.num_tokens + count) % self.multiple

@@ -191,7 +191,7 @@ class Batcher:
     def _add_chunk(self, batch: Batch, seq: Sequence, mode: Mode, budget: float, leavers: dict[Sequence, None]) -> None:
         start = seq.dispatched
         most = min(seq.prefill_end - start, self._config.max_num_batched_tokens - batch.num_tokens)
-        batch.add_chunk(seq, most, batch.costs.tokens_within(start, budget - batch.cost))
+        batch.add_chunk(seq, most, batch.costs.tokens_within(start, budget - batch.cost, most))
         self._blocks.publish(seq, start)
         if seq.in_prefill:
             return
