@@ -209,6 +209,10 @@ class Batcher:
         passed = looked_up = 0
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
             for seq in islice(self._queues.walk(SeqState.WAITING), passed, _MOST_PASSED):
+                siblings = prefixes.siblings(seq, replica, layout)
+                if siblings is not None:
+                    device = siblings.first.device_blocks[: prefixes.shared_blocks(seq)]
+                    break
                 if not prefixes.awaits(seq, awaited):
                     if looked_up == _MOST_LOOKED_UP:
                         return None
@@ -223,16 +227,17 @@ class Batcher:
                 passed += 1
             else:
                 return None
-            prefix = Prefix(device, prefixes.on_host(seq))
+            prefix = Prefix(device, prefixes.on_host(seq) if surge or siblings is None else [])
             bring = prefix.beyond_device > 0 and self._pays_to_bring(seq, mode.layout, prefix)
-            admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring)
+            admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring, siblings)
             if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
                     total = self._blocks.blocks_for(len(seq.tokens))
                     make_room(self._lifecycle, replica, replica.pool.taking(total, device), keep_host_blocks=total)
                 return None
             self._lifecycle.start(seq, admission)
-            if admission.device_tokens and not surge:  # from a surge it goes to the host anyway
+            # From a surge it goes to the host anyway, and of continuations one is enough.
+            if admission.device_tokens and not surge and siblings is None:
                 batch.finders.append((seq, admission.device_tokens))
             if admission.swap is None:
                 return seq

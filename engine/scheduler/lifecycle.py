@@ -155,10 +155,16 @@ class Lifecycle:
         if not seq.is_exhausted:
             self.replica_of(seq).rotation.join(seq)
 
-    def come(self, seq: Sequence) -> None:
-        """A new one waits from now on."""
-        seq.expected_hit_tokens = self.blocks.prefixes.came(seq)
-        self.queues.add(seq)
+    def come(self, sequences: list[Sequence]) -> None:
+        """Those of a new request wait from now on."""
+        first, prefixes = sequences[0], self.blocks.prefixes
+        first.expected_hit_tokens = prefixes.expected_tokens(first)
+        prefixes.came(first)
+        shared = prefixes.expected_tokens(first) if len(sequences) > 1 else 0
+        for seq in sequences:
+            if seq is not first:
+                seq.expected_hit_tokens = shared
+            self.queues.add(seq)
 
     def start(self, seq: Sequence, admission: Admission) -> None:
         """A waiting sequence has what it needs to be computed, or has it once a copy is there."""

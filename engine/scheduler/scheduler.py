@@ -50,7 +50,7 @@ class Scheduler:
         self._config = config
         self._capacity = capacity
         self._arrivals = itertools.count()
-        self._requests: dict[str, list[Sequence]] = {}
+        self._requests: dict[str, dict[int, Sequence]] = {}  # those that live, by index
         self._stops: Counter[int] = Counter()  # all tokens that may end one of these: how many they may end
         self._telling = 0  # requests of which more is told than tokens
         self._steps: list[StepTokens] = []  # since outputs were last taken, as are `_outputs`
@@ -68,14 +68,13 @@ class Scheduler:
         self.check(request)
         arrivals = [request.priority * _FAR + next(self._arrivals) for _ in range(request.sampling.n)]
         sequences = make_sequences(request, arrivals, now, self._config, self._capacity, grammar)
-        for seq in sequences:
-            self._lifecycle.come(seq)
+        self._lifecycle.come(sequences)
         if not self._requests:
             self._lifecycle.idle.woke(now)
         self._stops.update(sequences[0].stops)
         self._telling += request.sampling.tells
         self._lifecycle.masks.num_sequences += len(sequences) if grammar is not None else 0
-        self._requests[request.id] = sequences
+        self._requests[request.id] = {seq.index: seq for seq in sequences}
 
     def check(self, request: Add) -> None:
         """Raise what `add` would raise now."""
@@ -87,21 +86,23 @@ class Scheduler:
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored."""
-        for seq in self._requests.get(request_id, []):
-            if seq.is_live and index in (None, seq.index):
-                self._finish(seq)
+        live = self._requests.get(request_id, {})
+        for seq in [*live.values()] if index is None else [live[index]] if index in live else []:
+            self._finish(seq)
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before."""
-        sequences = itertools.chain.from_iterable(self._requests.values())
-        begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
-        self._lifecycle.blocks.reset_cache(begun)
+        live = [seq for continuations in self._requests.values() for seq in continuations.values()]
+        self._lifecycle.blocks.reset_cache(live)
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
         self._lifecycle.masks.num_sequences -= seq.matcher is not None
-        if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
+        live = self._requests[seq.request_id]
+        del live[seq.index]
+        if not live:
             del self._requests[seq.request_id]
+            self._lifecycle.blocks.prefixes.went(seq.request_id)
             self._stops -= Counter(seq.stops)
             self._telling -= seq.params.tells
 

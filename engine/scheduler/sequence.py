@@ -10,6 +10,7 @@ from seesaw.engine.grammar.matcher import Matcher
 from seesaw.engine.sampling.params import Processing, RowSampling, SamplingParams
 from seesaw.engine.scheduler.rows import Rows
 from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.siblings import Siblings
 from seesaw.engine.values.errors import IntegrityError
 from seesaw.engine.wire.commands import Chunk
 from seesaw.engine.wire.logprobs import TokenLogprobs
@@ -33,6 +34,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "_announced",
         "_dispatched",
         "_step",
         "_turn",
@@ -56,6 +58,7 @@ class Sequence:
         "replica",
         "request_id",
         "reserved_blocks",
+        "siblings",
         "row",
         "rows",
         "slot",
@@ -106,8 +109,10 @@ class Sequence:
         self.swap_in_flight = False
         self.replica = self.layout = self.slot = NOWHERE  # `layout`: whose rectangles its device blocks hold
         self.device_blocks: list[int] = []
+        self.siblings: Siblings | None = None  # of whom it borrows the first of those
         self.host_blocks: list[int] = []  # copies of its first blocks
         self.reserved_blocks: list[int] = []  # host blocks kept free for its swap-out
+        self._announced = 0  # from which of its blocks on others were told that it is about to have them
         self.table_sent = 0  # entries of its block table that the ranks know
         self.slot_sent = False
 
@@ -164,6 +169,16 @@ class Sequence:
     def unfilled_tokens(self) -> int:
         """Tokens that it probably has to compute before it decodes, while it waits."""
         return len(self.tokens) - self.expected_hit_tokens
+
+    @property
+    def own_blocks(self) -> list[int]:
+        """Device blocks that it has for itself: a reference to each of them is its own."""
+        return self.device_blocks if self.siblings is None else self.device_blocks[len(self.siblings.blocks) :]
+
+    @property
+    def announced_keys(self) -> list[bytes]:
+        """Those of blocks of which others were told that it is about to have them."""
+        return self.keys[self._announced :]
 
     @property
     def in_prefill(self) -> bool:
@@ -243,9 +258,18 @@ class Sequence:
         """It is on a device from now on."""
         self.replica, self.layout, self.slot, self.device_blocks = replica, layout, slot, blocks
         self.table_sent, self.slot_sent = 0, False
+        self._announced = len(self.keys)
         self._step = 0
         if len(self.tokens) == self.prompt_len:
             self.tokens = list(self.tokens)
+
+    def borrow(self, siblings: Siblings) -> None:
+        """Its first blocks are theirs."""
+        self.siblings = siblings
+
+    def announced_from(self, block: int) -> None:
+        """Others were told that it is about to have the blocks of its prompt from this one on."""
+        self._announced = block
 
     def begin_prefill(self, dispatched: int) -> None:
         """All tokens it has are to be computed, but for the first `dispatched`, which are there or on their way."""
@@ -254,11 +278,12 @@ class Sequence:
     def grow(self, block: int) -> None:
         self.device_blocks.append(block)
 
-    def vacate(self) -> tuple[list[int], int]:
-        """It is on no device any more. Returns the blocks and the slot that it had."""
-        blocks, slot = self.device_blocks, self.slot
-        self.device_blocks, self.replica, self.layout, self.slot = [], NOWHERE, NOWHERE, NOWHERE
-        return blocks, slot
+    def vacate(self) -> int:
+        """It is on no device any more. Returns the slot that it had."""
+        slot = self.slot
+        self.device_blocks, self.siblings = [], None
+        self.replica = self.layout = self.slot = NOWHERE
+        return slot
 
     def restart(self) -> None:
         """Its KV is gone; it starts over from the tokens that are known."""
