@@ -24,6 +24,8 @@ from seesaw.engine.scheduler.sequence import Sequence
 # Waiting sequences that others may overtake, since what they wait for is about to be there, and how many of them are
 # looked up: who waits for the same block as one before needs no look.
 _MOST_PASSED, _MOST_LOOKED_UP = 1024, 16
+# Continuations of one request that start in a step in which others decode, who wait for all of them.
+_MOST_CONTINUATIONS = 32
 # A replica that has some of a prompt takes it, unless it has so many times the sequences of another, and a few more.
 _MUCH_BUSIER, _A_FEW = 1.5, 4
 TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
@@ -209,6 +211,8 @@ class Batcher:
         passed = looked_up = 0
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
             for seq in islice(self._queues.walk(SeqState.WAITING), passed, _MOST_PASSED):
+                if batch.decodes and batch.started[seq.request_id] >= _MOST_CONTINUATIONS:
+                    return None
                 siblings = prefixes.siblings(seq, replica, layout)
                 if siblings is not None:
                     device = siblings.first.device_blocks[: prefixes.shared_blocks(seq)]
@@ -232,10 +236,11 @@ class Batcher:
             admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring, siblings)
             if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
-                    total = self._blocks.blocks_for(len(seq.tokens))
+                    total = self._blocks.blocks_for(seq.known)
                     make_room(self._lifecycle, replica, replica.pool.taking(total, device), keep_host_blocks=total)
                 return None
             self._lifecycle.start(seq, admission)
+            batch.started[seq.request_id] += 1
             # From a surge it goes to the host anyway, and of continuations one is enough.
             if admission.device_tokens and not surge and siblings is None:
                 batch.finders.append((seq, admission.device_tokens))
@@ -246,7 +251,7 @@ class Batcher:
     def _belongs_elsewhere(self, seq: Sequence, replica: Replica, layout: int, found: int) -> bool:
         """Whether another replica has more of a prompt than the blocks `found` here, or is about to, and room for it
         without being much busier."""
-        prefixes, needed = self._blocks.prefixes, self._blocks.blocks_for(len(seq.tokens))
+        prefixes, needed = self._blocks.prefixes, self._blocks.blocks_for(seq.known)
         return any(
             other is not replica
             and other.residents <= _MUCH_BUSIER * replica.residents + _A_FEW
@@ -261,7 +266,7 @@ class Batcher:
         """Whether copying what only the host has of a prompt takes less time than computing it would add to a step."""
         block_size, times = self._config.block_size, self._times[layout]
         start, end = (len(blocks) * block_size for blocks in prefix)
-        whole, rest = (StepLoad.chunk(at, len(seq.tokens) - at, self._span) for at in (start, end))
+        whole, rest = (StepLoad.chunk(at, seq.known - at, self._span) for at in (start, end))
         computed_s = times.busiest_s(whole) - times.busiest_s(rest)
         num_bytes = (end - start) * self._lifecycle.capacity.shape.kv_bytes_per_token()
         return self._lifecycle.times.swap_s(num_bytes, to_host=False) < computed_s
@@ -295,7 +300,7 @@ class Batcher:
         if first is None:
             return False
         blocks = self._blocks
-        return blocks.has_way_out(blocks.blocks_for(len(first.tokens)), blocks.prefixes.on_host(first))
+        return blocks.has_way_out(blocks.blocks_for(first.known), blocks.prefixes.on_host(first))
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]

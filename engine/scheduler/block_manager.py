@@ -120,7 +120,7 @@ class BlockManager:
         nothing, if there is no room.
         """
         device, host = prefix
-        total, found = self.blocks_for(len(seq.tokens)), len(device)
+        total, found = self.blocks_for(seq.known), len(device)
         taken = total - found if siblings is not None else replica.pool.taking(total, device)
         if not replica.free_slots or taken > self.room(replica, surge):
             return None

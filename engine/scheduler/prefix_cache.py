@@ -84,7 +84,7 @@ class PrefixCache:
         return seq.keys[: self._num_findable(seq)]
 
     def _num_findable(self, seq: Sequence) -> int:
-        return min(len(seq.keys), (len(seq.tokens) - 1) // self._block_size) if seq.finds else 0
+        return min(len(seq.keys), (seq.known - 1) // self._block_size) if seq.finds else 0
 
     def _is_there(self, key: bytes) -> bool:
         return self._host.find(key) is not None or any(
@@ -101,7 +101,7 @@ class PrefixCache:
         """Give keys to the full blocks of its output, for whoever goes on from there."""
         if not self._enabled or seq.last_key is None:
             return
-        computed = seq.tokens[len(seq.keys) * self._block_size : seq.dispatched]
+        computed = seq.tokens(len(seq.keys) * self._block_size, seq.dispatched)
         if len(computed) >= self._block_size:
             more = block_keys(computed, self._block_size, seq.last_key)
             seq.know_keys(seq.keys + more, more[-1])

@@ -84,11 +84,14 @@ class Scheduler:
         if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:
             raise QueueFullError(f"{self._config.max_queued_requests} requests wait already: try again later.")
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> int:
+        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored. Returns
+        how many sequences that was."""
         live = self._requests.get(request_id, {})
-        for seq in [*live.values()] if index is None else [live[index]] if index in live else []:
+        aborted = [seq for seq in live.values() if index in (None, seq.index)]
+        for seq in aborted:
             self._finish(seq)
+        return len(aborted)
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before."""
@@ -210,9 +213,9 @@ class Scheduler:
             may_end = sorted({*may_end, *(i for i, seq in enumerate(sequences) if seq.matcher is not None)})
         for seq, token in zip(flight.sequences, tokens[len(flight.slots) :], strict=True):
             if seq.is_live:
-                if len(seq.tokens) == seq.prompt_len and seq.index == 0:
+                if not seq.output and seq.index == 0:
                     counters.prompt_tokens[phase] += seq.prompt_len
-                replica.rotation.take_first(seq.slot, len(seq.tokens) + 1, token)
+                replica.rotation.take_first(seq.slot, seq.known + 1, token)
                 may_end.append(len(sequences))
                 sequences.append(seq)
                 news.append(token)

@@ -1,4 +1,4 @@
-"""Continuations of one request on one replica: they share their prompt's blocks, which are counted once for all of them.
+"""Continuations of one request on one replica: their prompt's blocks are counted once for all of them.
 
 Used by the block manager: a thousand blocks of a prompt are not held a hundred times, one by one.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Siblings:
-    """The first of them that came has its blocks for itself; who comes while it is there borrows those of the prompt."""
+    """The first that came has its blocks for itself; who comes while it is there borrows those of the prompt."""
 
     def __init__(self, first: Sequence) -> None:
         self.first = first

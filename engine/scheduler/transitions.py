@@ -110,7 +110,7 @@ class Transitions:
         wanted = min(
             wanted, blocks_for(-(-lifecycle.queues.waiting_tokens // dp)), lifecycle.blocks.host.available // 2
         )
-        needed = blocks_for(len(first.tokens))
+        needed = blocks_for(first.known)
         for replica in lifecycle.blocks.replicas:
             make_room(lifecycle, replica, max(wanted, needed), keep_host_blocks=needed)
 
