@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from seesaw.engine.planning.policy import Mode
 from seesaw.engine.scheduler.batch import Batch
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
-from seesaw.engine.scheduler.room import make_room
+from seesaw.engine.scheduler.room import give_way, make_room
 from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS
 from seesaw.engine.scheduler.rows import Ints
 from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
@@ -85,6 +86,8 @@ class Batcher:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
         layout = mode.layout
         costs = self._costs[layout]
+        if admits and not mode.is_surge and self._queues.somebody_waits:
+            give_way(self._lifecycle, replica)
         batch = Batch(self._lifecycle.plan.index(layout), replica, replica.turn + 1, costs, self._span)
         leavers: dict[Sequence, None] = {}
         share = None if mode.is_surge else self._share(replica, layout)
@@ -273,12 +276,12 @@ class Batcher:
 
     # --- swap-ins
 
-    def swap_in(self, mode: Mode, layout: Layout | None = None) -> None:
+    def swap_in(self, mode: Mode, layout: Layout | None = None, waits: bool = False) -> None:
         """Bring hosted sequences to devices with free blocks, ahead of need and in any mode.
 
         During a surge prompts that were half done when the layout changed resume, and when the last prompts are on
         their way, decoding ones come in already, in the rectangles of their home. `layout`: the one the engine is still
-        in, if it is another than the mode's.
+        in, if it is another than the mode's. `waits`: somebody does for the room here, to whom others yield.
         """
         if mode.is_surge:
             for seq in self._queues.list(SeqState.HOSTED):
@@ -288,7 +291,12 @@ class Batcher:
                 return
         elif layout is not None and layout.dp != mode.layout.dp:
             return
-        for seq in self._queues.list(SeqState.HOSTED):
+        hosted = self._queues.list(SeqState.HOSTED)
+        if self._queues.yielding:
+            hosted.sort(key=attrgetter("yields"))
+        for seq in hosted:
+            if waits and seq.yields:
+                return
             if mode.is_surge and seq.in_prefill:
                 continue
             if not self._swap_in(seq, mode.home, surge=False):

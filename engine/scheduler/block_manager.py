@@ -26,6 +26,9 @@ from seesaw.engine.wire.commands import Swap
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.
 _GROWTH_FRACTION = 0.01
+# What those that yield leave free: so many prompts as the latest of the others, which need not wait for blocks then,
+# but no more than this part of a pool.
+_SPARE_PROMPTS, _SPARE_FRACTION = 2, 1 / 16
 
 
 class Admission(NamedTuple):
@@ -55,6 +58,7 @@ class BlockManager:
         self._num_slots = num_slots
         self._next_id = next_id
         self._caches = caches
+        self._spare = 0  # blocks of a replica
         self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
         self.prefixes = PrefixCache(self.host, self.replicas, geometry, caches)
@@ -86,8 +90,13 @@ class BlockManager:
     def available_device_blocks(self) -> int:
         return sum(replica.pool.available for replica in self.replicas)
 
-    def room(self, replica: Replica, surge: bool) -> int:
-        """Blocks that a new sequence may take.
+    def spare_for(self, prompt_len: int) -> None:
+        """A prompt has come to which others yield: they leave room for the next."""
+        most = int(self._num_device_blocks * _SPARE_FRACTION)
+        self._spare = min(most, _SPARE_PROMPTS * self.blocks_for(prompt_len))
+
+    def room(self, replica: Replica, surge: bool, yields: bool = False) -> int:
+        """Blocks that a new sequence may take, which may be one that `yields`.
 
         Beside those that decode some stay free, for them to grow: where the youngest would have to be computed again,
         one for each of them, and where there is a host pool, a few.
@@ -98,7 +107,7 @@ class BlockManager:
         growth = len(replica.rotation)
         if self.host.total:
             growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
-        return available - growth
+        return available - growth - (self._spare if yields else 0)
 
     # --- device
 
@@ -122,7 +131,7 @@ class BlockManager:
         device, host = prefix
         total, found = self.blocks_for(seq.known), len(device)
         taken = total - found if siblings is not None else replica.pool.taking(total, device)
-        if not replica.free_slots or taken > self.room(replica, surge):
+        if not replica.free_slots or taken > self.room(replica, surge, seq.yields):
             return None
         if surge and not self.has_way_out(total, host):
             return None
@@ -227,7 +236,7 @@ class BlockManager:
         if arriving and len(shared) + len(arriving) == filled:
             arriving.pop()  # without a copy of its own it would not wait for the others'
         shared += arriving
-        if not replica.free_slots or replica.pool.taking(total, shared) > self.room(replica, surge):
+        if not replica.free_slots or replica.pool.taking(total, shared) > self.room(replica, surge, seq.yields):
             return None
         if surge:  # it will have to leave again at the end of its prompt, all but what stays as it is
             out = self.blocks_for(seq.prefill_end) - seq.dispatched // self._block_size

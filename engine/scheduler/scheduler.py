@@ -136,13 +136,14 @@ class Scheduler:
         transitions, batcher = self._transitions, self._batcher
         if not transitions.advance():
             mode, admits = transitions.mode, transitions.admits()
-            prompts_first = mode.is_surge or (admits and transitions.keeps_waiting())
+            queues = self._lifecycle.queues
+            prompts_first = mode.is_surge or (admits and (queues.somebody_waits or transitions.keeps_waiting()))
             if not prompts_first:
                 batcher.swap_in(mode)  # before new prompts take the room
             batcher.fill(mode, admits)
             # A prompt that should go first, and still does not fit, gets the room that comes free.
             if mode.is_surge or (prompts_first and not transitions.keeps_waiting()):
-                batcher.swap_in(mode)
+                batcher.swap_in(mode, waits=admits and queues.somebody_waits)
         for replica in self._lifecycle.blocks.replicas:
             if not replica.forwards_in_flight:
                 self._lifecycle.idle.waits(replica.index, self._why_idle(replica), now)

@@ -68,6 +68,7 @@ class Sequence:
         "stops",
         "swap_in_flight",
         "table_sent",
+        "yields",
     )
 
     def __init__(
@@ -85,10 +86,11 @@ class Sequence:
         salt: bytes = b"",
         processing: Processing | None = None,
         matcher: Matcher | None = None,
+        yields: bool = False,
     ) -> None:
         """`arrival` is its place in the global order: the smallest is the oldest. `stops` are the tokens that end it,
         `keys` the content keys of its prompt's full blocks, which begin with `salt`; `processing`, without tokens, is
-        of its logits; `matcher` is where it is in its grammar."""
+        of its logits; `matcher` is where it is in its grammar. `yields`: it gives way to all others."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
         self.prompt, self.prompt_len = prompt, len(prompt)
@@ -97,7 +99,7 @@ class Sequence:
         self.params, self.stops, self.row, self.keys = params, stops, row, keys
         # What the key of the block behind those is made of; None: nobody may find what it computes.
         self.last_key: bytes | None = keys[-1] if keys else salt
-        self.processing, self.matcher = processing, matcher
+        self.processing, self.matcher, self.yields = processing, matcher, yields
         self.looked_up = False  # it was counted what it found
         self.expected_hit_tokens = 0  # of its prompt, that it will find by the time it starts
         self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
