@@ -113,7 +113,6 @@ COMPLETIONS: list[dict[str, Any]] = [
     {"prompt": "a", "model": "other"},
     {"prompt": "a", "suffix": "b"},
     {"no": "prompt"},
-    {"prompt": "a", "priority": 3},
     {"prompt": "a", "structured_outputs": {"regex": "["}},
 ]
 CHATS: list[dict[str, Any]] = [
