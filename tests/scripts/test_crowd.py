@@ -29,7 +29,7 @@ async def test_others_are_measured_beside_all_kinds_of_clients() -> None:
             writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        crowded = crowd.Crowd("http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1]))
+        crowded = crowd.Crowd(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         told = ""
         while not {"200", "cut", "left"} <= crowded.outcomes.keys():
             clients = [crowded.stream(cut=True), crowded.stream(pause_s=0.01), crowded.half_open(), crowded.leave()]
