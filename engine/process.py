@@ -65,7 +65,8 @@ STATS_INTERVAL_S = 0.25
 LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
 POLL_MS = 1000  # an upper bound only: sockets wake the loop
-MESSAGES_PER_TURN = 256  # more wait for the next one: running sequences must not
+# More wait for the next one: running sequences must not. Of sequences, those that come and those that are given up.
+MESSAGES_PER_TURN, SEQUENCES_PER_TURN = 256, 128
 
 
 class EngineProcess:
@@ -237,14 +238,14 @@ class _Loop:
         while True:
             busy = self._is_virtual and not self._core.is_idle
             self._poller.poll(0 if busy else COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
-            num_told = self._num_handled
-            while self._num_handled < num_told + MESSAGES_PER_TURN:
+            num_told, num_sequences = self._num_handled, 0
+            while self._num_handled < num_told + MESSAGES_PER_TURN and num_sequences < SEQUENCES_PER_TURN:
                 message = self._frontend.receive()
                 if message is None:
                     break
                 if isinstance(message, Stop):
                     return
-                self._handle(message)
+                num_sequences += self._handle(message)
                 self._num_handled += 1
             self._log.heard(self._core)
             was_idle = self._core.is_idle
@@ -260,16 +261,19 @@ class _Loop:
                 handled = self._num_handled if self._num_handled != num_told else 0
                 self._frontend.send(msgspec.structs.replace(outputs, stats=stats, handled=handled))
 
-    def _handle(self, message: Add | Abort | Ping | ResetPrefixCache) -> None:
+    def _handle(self, message: Add | Abort | Ping | ResetPrefixCache) -> int:
+        """Returns of how many sequences it was."""
         match message:
             case Add():
                 self._add(message)
+                return message.sampling.n
             case Abort(id=id, index=index):
-                self._core.abort(id, index)
+                return self._core.abort(id, index)
             case Ping(nonce=nonce):
                 self._frontend.send(Pong(nonce, self._core.stats()))
             case ResetPrefixCache():
                 self._core.reset_prefix_cache()
+        return 0
 
     def _add(self, request: Add) -> None:
         try:
