@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
-from seesaw.server.batches import feeder, log, outputs
+from seesaw.server.batches import log, outputs, sender
 from seesaw.server.batches.objects import Batch
 from seesaw.server.batches.store import Store
 from seesaw.server.http.errors import ConflictError, NoRoomError, NotFoundError
@@ -101,7 +101,7 @@ async def test_a_stream_is_refused(tmp_path: Path) -> None:
 async def test_what_will_pass_is_no_error_of_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: SeesawError
 ) -> None:
-    monkeypatch.setattr(feeder, "RETRY_ROW_S", (0.0, 0.0))
+    monkeypatch.setattr(sender, "RETRY_ROW_S", (0.0, 0.0))
     echo = Echo()
     echo.before = Once(error)
     async with running(tmp_path, echo) as jobs:
