@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -42,11 +42,22 @@ QUIET_S = 30.0  # after so long without a request of a client, rows may wait aga
 
 
 def open_jobs(
-    config: ServerConfig, info: EngineInfo, bridge: Bridge, serving: Serving, endpoints: dict[str, Endpoint]
+    config: ServerConfig, info: EngineInfo, bridge: Bridge, serving: Serving, endpoints: Mapping[str, Endpoint]
 ) -> Jobs:
     """The jobs of a server whose engine is ready. Raises ConfigError if the folder cannot be used."""
+    answering = Answering(serving.respond, endpoints, priority=LAST)
+    window = make_window(info, bridge, serving)
+    jobs = Jobs(config, answering, window)
+    bridge.metrics.add(JobsCollector(jobs.feeder, window))
+    return jobs
+
+
+def make_window(info: EngineInfo, bridge: Bridge, serving: Serving) -> Window:
+    """What an engine that is ready can have beside the requests of clients, if some come."""
 
     def may_wait(num_entering: int) -> bool:
+        if not bridge.has_engine:
+            return False
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
         if num_waiting >= room.max_sequences * SHARE_OF_QUEUE or room.tokens >= room.max_tokens * SHARE_OF_QUEUE:
             return False
@@ -54,11 +65,7 @@ def open_jobs(
             return True
         return bridge.num_live + num_entering < info.max_num_seqs * RUNNING_SHARE
 
-    answering = Answering(serving.respond, endpoints, priority=LAST)
-    window = Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)
-    jobs = Jobs(config, answering, window)
-    bridge.metrics.add(JobsCollector(jobs.feeder, window))
-    return jobs
+    return Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)
 
 
 class Jobs:

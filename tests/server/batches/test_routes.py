@@ -79,7 +79,7 @@ class Server:
 @asynccontextmanager
 async def serving(folder: Path, line: Line, **options: Any) -> AsyncIterator[Server]:
     config = chat_config(data_dir=str(folder), **options)
-    app = create_app(line.bridge, line.bridge._info.result(), ByteTokenizer(), config, GrammarCheck("bytes", 256))
+    app = create_app(line.bridge, line.channel.info, ByteTokenizer(), config, GrammarCheck("bytes", 256))
     listener = socket.create_server(("127.0.0.1", 0))
     http = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     task = asyncio.create_task(http.serve(sockets=[listener]))
