@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
@@ -33,6 +34,8 @@ from seesaw.server.openai.responses import Responses
 from seesaw.server.openai.serving import Serving
 from seesaw.server.openai.tokenization import Tokenization
 from seesaw.server.openai.tokenizer_info import tokenizer_info
+from seesaw.server.page.routes import STATUS_PATH, add_page_routes
+from seesaw.server.page.status import StatusMaker
 from seesaw.server.render.answer import AnswerFormat
 from seesaw.server.render.tools import TOOL_PARSERS
 from seesaw.server.threads import Lanes
@@ -61,9 +64,10 @@ def create_app(
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
     template = read_template(config.chat_template)
+    chat_template = ChatTemplate(tokenizer, template)
     chat = Chat(
         serving,
-        ChatTemplate(tokenizer, template),
+        chat_template,
         AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
         # A call that is forced needs no model that knows the format, only a parser.
         AnswerFormat.of(
@@ -81,11 +85,20 @@ def create_app(
 
         jobs = open_jobs(config, info, bridge, serving, {"/v1/completions": completions, "/v1/chat/completions": chat})
 
+    status: StatusMaker | None = None
+    if config.page:
+        open_jobs_of = None if jobs is None else lambda: jobs.feeder.jobs
+        names, has_template = model_names(config, info), chat_template.is_there
+        status = StatusMaker(bridge, info, names, has_chat_template=has_template, jobs=open_jobs_of)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if jobs is not None:
             await jobs.start()
+        watching = None if status is None else asyncio.create_task(status.watch())
         yield
+        if watching is not None:
+            watching.cancel()
         if jobs is not None:
             await jobs.close()
         lanes.close()
@@ -108,6 +121,7 @@ def create_app(
             without=(
                 *(() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",)),
                 *(() if config.data_dir else JOB_PATHS),
+                *(() if config.page else (STATUS_PATH,)),
             ),
         )
     )
@@ -130,6 +144,9 @@ def create_app(
     if config.enable_tokenizer_info_endpoint:
         info_of_tokenizer = tokenizer_info(tokenizer, template)
         app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
+
+    if status is not None:
+        add_page_routes(app, status)
 
     @app.api_route("/ping", methods=[*READ, "POST"])
     @app.api_route("/health", methods=READ)
