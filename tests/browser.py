@@ -46,14 +46,16 @@ class Tab:
         result: dict[str, Any] = answer["result"]
         return result
 
-    async def open(self, url: str, width: int = 1400, height: int = 1000, *, dark: bool = False) -> None:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self.call("Page.enable")
-        await self.call("Runtime.enable")
-        await self.call("Log.enable")
-        await self.call("Emulation.setEmulatedMedia", features=[scheme])
-        await self.resize(width, height)
+    async def open(self, url: str) -> None:
+        for domain in ("Page", "Runtime", "Log"):
+            await self.call(f"{domain}.enable")
+        await self.resize(1400, 1000)
         await self.call("Page.navigate", url=url)
+
+    async def show(self, *, dark: bool) -> None:
+        """As to somebody whose system is dark or light."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     async def resize(self, width: int, height: int) -> None:
         await self.call(
@@ -89,7 +91,9 @@ class Tab:
 
     async def picture(self) -> bytes:
         """A PNG of all of the page."""
-        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        width, height = await self.ask("[innerWidth, document.documentElement.scrollHeight]")
+        await self.resize(width, height)
+        shot = await self.call("Page.captureScreenshot")
         return base64.b64decode(shot["data"])
 
     async def _read(self) -> None:

@@ -79,7 +79,7 @@ function fail(error) {
     key.set("");
     byId("key-form").hidden = false;
     byId("main").hidden = byId("forget-key").hidden = true;
-    say("trouble", "Needs a key");
+    say("locked", "Needs a key");
     byId("key").focus();
   } else if (error instanceof ApiError) {
     byId("main").classList.add("stale");

@@ -8,7 +8,7 @@ const MOST_TRANSITIONS = 6;
 export function showFacts({ version, models, engine }) {
   byId("version").textContent = version;
   byId("model").textContent = models[0];
-  document.title = `${models[0]} – Seesaw`;
+  document.title = `${models[0]} - Seesaw`;
   const layouts = [...plan(engine).keys()];
   const facts = [
     el("li", {}, layouts.length > 1 ? "plan " : "layout ", el("strong", {}, layouts.join(" → "))),
