@@ -36,7 +36,7 @@ function digits(value) {
 export function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
-  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  for (; value >= 1023.5 && unit < units.length - 1; unit++) value /= 1024;
   return `${unit ? digits(value) : value} ${units[unit]}`;
 }
 

@@ -26,7 +26,7 @@ export function showTiles(status, sample) {
   const rate = (value) => (value === undefined ? "–" : number(value));
   const tiles = [
     ["Phase", stats.phase, stats.transition ? `changes ${stats.transition.replace("->", "→")}` : stats.layout && `in ${stats.layout}`],
-    ["Running", number(stats.requests_running), "decode, or are in prefill"],
+    ["Running", number(stats.requests_running), "decode or prefill"],
     ["Waiting", number(stats.requests_waiting), "for their prefill"],
     ["Hosted", number(stats.requests_hosted), "in host memory"],
     ["Prompt tokens/s", rate(sample?.prompt_tokens_per_second), `${number(stats.prompt_tokens)} so far`],
@@ -52,7 +52,7 @@ export function showLayouts({ engine, stats, started_at }, changes) {
       el("td", {}, phase),
       el("td", {}, share(stats.phase_seconds[phase] ?? 0, all)),
       el("td", {}, speed?.prefill_tokens_per_second ? number(speed.prefill_tokens_per_second) : "–"),
-      el("td", {}, fullest?.[1] ? `${seconds(fullest[1])} × ${fullest[0]}` : "–"),
+      el("td", {}, fullest?.[1] ? `${seconds(fullest[1])} for ${fullest[0]}` : "–"),
     );
   });
   const heads = ["layout", "for", "time", "prefill tok/s", "decode step"].map((each) => el("th", { scope: "col" }, each));

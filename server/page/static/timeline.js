@@ -90,7 +90,7 @@ export class Timeline {
 
   /** When the engine was in a layout: as high as its share of each second, in the colour of the phase. */
   lane(layout, phase) {
-    const shapes = [svg("rect", { class: "track", width: this.width, height: LANE, rx: 3 })];
+    const shapes = [svg("rect", { class: "track", width: this.width, height: LANE, rx: 3 })], names = [];
     const stretches = this.stretches(layout);
     for (const { from, to, share, phase, isIdle } of stretches) {
       const [x0, x1] = [this.x(from), this.x(to)];
@@ -99,13 +99,14 @@ export class Timeline {
       if (x1 - x0 >= LEAST_LABEL && share === 1) {
         const text = svg("text", { class: `on-${isIdle ? "idle" : phase}`, x: (x0 + x1) / 2, y: 14, "text-anchor": "middle" });
         text.append(isIdle ? "idle" : phase);
-        shapes.push(text);
+        names.push(text);
       }
     }
-    shapes.push(...this.changes.flatMap((change) => this.mark(change)));
+    shapes.push(...this.changes.flatMap((change) => this.mark(change, layout)));
     const total = stretches.reduce((sum, { from, to, share }) => sum + share * (to - from), 0);
     const name = el("span", { class: "name" }, el("strong", {}, layout), phase);
-    return row("lane", name, this.picture(LANE, `${layout}: ${seconds(total)} of the last ${this.window[1]}`, ...shapes));
+    const said = `${layout}: ${seconds(total)} of the last ${this.window[1]}`;
+    return row("lane", name, this.picture(LANE, said, ...shapes, ...names));
   }
 
   /** Which share of when, neighbours that are alike together. */
@@ -127,11 +128,14 @@ export class Timeline {
     return stretches;
   }
 
-  /** A change as long as it took, where that can be seen: the steps in flight end, then nothing is computed. */
-  mark(change) {
+  /** A change as long as it took, where that can be seen: the steps in flight end, then no layout computes. Of several
+   *  that were seen at once nobody knows when each was. */
+  mark(change, layout) {
+    const [[name, count], ...others] = Object.entries(change.changes);
+    if (count > 1 || others.length) return [];
     const [start, drained, end] = this.ends(change);
     return [["drain", start, drained], ["change", drained, end]]
-      .filter(([, from, to]) => to - from > 1)
+      .filter(([kind, from, to]) => to - from > 1 && (kind === "change" || name.startsWith(`${layout}->`)))
       .map(([kind, from, to]) => svg("rect", { class: kind, x: from, width: to - from, height: LANE }));
   }
 
