@@ -27,12 +27,16 @@ HEADERS = {
 
 
 def add_page_routes(app: FastAPI, status: StatusMaker) -> None:
-    parts = {each.name: each.read_bytes() for each in files(__package__).joinpath("static").iterdir()}
+    parts: dict[str, tuple[bytes, str]] = {}
+    for each in files(__package__).joinpath("static").iterdir():
+        if media_type := MEDIA_TYPES.get(each.name.rpartition(".")[2]):
+            parts[each.name] = each.read_bytes(), media_type
 
     async def part(name: str) -> Response:
         if name not in parts:
             raise HTTPException(404)
-        return Response(parts[name], media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=HEADERS)
+        body, media_type = parts[name]
+        return Response(body, media_type=media_type, headers=HEADERS)
 
     async def page() -> Response:
         return await part("index.html")

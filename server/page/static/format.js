@@ -30,7 +30,8 @@ export function number(value) {
 }
 
 function digits(value) {
-  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : value.toPrecision(1);
+  if (value >= 10) return value.toFixed(value >= 100 ? 0 : 1);
+  return value >= 0.01 ? value.toFixed(2) : value.toPrecision(1);
 }
 
 export function bytes(value) {

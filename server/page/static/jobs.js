@@ -9,13 +9,12 @@ const MOST_ENDED = 5;
 export function showJobs({ jobs, num_jobs }, ended) {
   byId("jobs-card").hidden = jobs === null;
   if (jobs === null) return;
-  const shown = [...jobs.map((job) => article(job.batch, job)), ...ended.slice(0, MOST_ENDED).map((batch) => article(batch))];
-  if (num_jobs > jobs.length) {
-    shown.splice(jobs.length, 0, el("p", { class: "faint" }, `and ${number(num_jobs - jobs.length)} that wait behind these`));
-  }
-  byId("jobs").replaceChildren(
-    ...(shown.length ? shown : [el("p", { class: "faint" }, "None yet: they come through /v1/files and /v1/batches.")]),
-  );
+  const shown = jobs.map((job) => article(job.batch, job));
+  const others = num_jobs - jobs.length;
+  if (others) shown.push(el("p", {}, `and ${number(others)} that wait behind these`));
+  shown.push(...ended.slice(0, MOST_ENDED).map((batch) => article(batch)));
+  if (!shown.length) shown.push(el("p", {}, "None yet: they come through /v1/files and /v1/batches."));
+  byId("jobs").replaceChildren(...shown);
 }
 
 function article(batch, open = null) {
@@ -23,7 +22,7 @@ function article(batch, open = null) {
   const status = STATUS_WORDS[batch.status] ?? batch.status;
   const about = `${batch.endpoint} · ${status} · created ${moment(batch.created_at)}`;
   const tags = Object.entries(batch.metadata ?? {}).map(([key, value]) => el("li", {}, `${key}: ${value}`));
-  const errors = (batch.errors?.data ?? []).slice(0, 1).map(({ message, line }) => (line ? `Line ${line}: ${message}` : message));
+  const [error] = batch.errors?.data ?? [];
   const name = el("div", {}, el("code", {}, batch.id), el("span", { class: "about" }, about));
   if (tags.length) name.append(el("ul", { class: "tags", "aria-label": "Metadata" }, ...tags));
   return el(
@@ -32,7 +31,7 @@ function article(batch, open = null) {
     name,
     progress(total, completed, failed),
     left(batch, open, total - completed - failed),
-    errors.length ? el("p", { class: "trouble" }, errors[0]) : null,
+    error ? el("p", { class: "trouble" }, error.line ? `Line ${error.line}: ${error.message}` : error.message) : null,
   );
 }
 
@@ -60,12 +59,14 @@ function progress(total, completed, failed) {
 function left(batch, open, rows) {
   if (!open) {
     const end = batch.completed_at ?? batch.failed_at ?? batch.expired_at ?? batch.cancelled_at;
-    return el("div", { class: "left" }, el("strong", {}, batch.status), end ? `after ${duration(end - batch.created_at)}` : "");
+    const after = end ? `after ${duration(end - batch.created_at)}` : "";
+    return el("div", { class: "left" }, el("strong", {}, batch.status), after);
   }
   if (open.seconds_left !== null && rows) {
     const pace = open.rows_per_second ? `${number(open.rows_per_second)} rows/s` : "waits for those before";
     return el("div", { class: "left" }, el("strong", {}, `${duration(open.seconds_left)} left`), pace);
   }
-  const words = { in_progress: rows ? "waiting" : "writing", cancelling: "being cancelled" }[batch.status] ?? batch.status;
-  return el("div", { class: "left" }, el("strong", {}, words), `expires ${moment(batch.expires_at)}`);
+  const words = { in_progress: rows ? "waiting" : "writing", cancelling: "being cancelled" };
+  const word = words[batch.status] ?? batch.status;
+  return el("div", { class: "left" }, el("strong", {}, word), `expires ${moment(batch.expires_at)}`);
 }

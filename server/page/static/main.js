@@ -8,6 +8,8 @@ import { Prompt } from "./prompt.js";
 import { Timeline } from "./timeline.js";
 
 const POLL_MS = 1000, AWAY_POLL_MS = 3000, ANSWER_MS = 10_000;
+const AWAY = "The server does not answer: it is starting, draining, or gone. This page goes on asking.";
+const ENDED = ["failed", "completed", "expired", "cancelled"];
 const SILENT_S = 5; // an engine that works or idles is heard of more often
 
 const timeline = new Timeline();
@@ -86,7 +88,7 @@ function fail(error) {
     say("trouble", "Takes no requests", error.message);
   } else {
     byId("main").classList.add("stale");
-    say("trouble", "No answer", "The server does not answer: it is starting, draining, or gone. This page goes on asking.");
+    say("trouble", "No answer", AWAY);
   }
 }
 
@@ -96,8 +98,7 @@ async function findEnded({ jobs }) {
   const ids = jobs.map((job) => job.batch.id).join();
   if (ids === openIds) return;
   const { data } = await (await ask("v1/batches?limit=20")).json();
-  const open = new Set(jobs.map((job) => job.batch.id));
-  endedBatches = data.filter((batch) => !open.has(batch.id) && !["validating", "in_progress", "finalizing", "cancelling"].includes(batch.status));
+  endedBatches = data.filter((batch) => ENDED.includes(batch.status));
   openIds = ids;
 }
 

@@ -21,11 +21,13 @@ export function showFacts({ version, models, engine }) {
   byId("facts").replaceChildren(...facts);
 }
 
+const arrow = (change) => change.replace("->", "→");
+
 export function showTiles(status, sample) {
   const { stats, engine } = status;
   const rate = (value) => (value === undefined ? "–" : number(value));
   const tiles = [
-    ["Phase", stats.phase, stats.transition ? `changes ${stats.transition.replace("->", "→")}` : stats.layout && `in ${stats.layout}`],
+    ["Phase", stats.phase, stats.transition ? `changes ${arrow(stats.transition)}` : stats.layout && `in ${stats.layout}`],
     ["Running", number(stats.requests_running), "decode or prefill"],
     ["Waiting", number(stats.requests_waiting), "for their prefill"],
     ["Hosted", number(stats.requests_hosted), "in host memory"],
@@ -44,7 +46,8 @@ export function showLayouts({ engine, stats, started_at }, changes) {
   const speeds = stats.speeds?.layouts ?? {};
   const rows = [...plan(engine)].map(([layout, phase]) => {
     const speed = speeds[layout];
-    const fullest = Object.entries(speed?.decode_seconds ?? {}).map(([n, s]) => [Number(n), s]).sort((a, b) => b[0] - a[0])[0];
+    const steps = Object.entries(speed?.decode_seconds ?? {}).map(([sequences, s]) => [Number(sequences), s]);
+    const fullest = steps.sort(([a], [b]) => b - a)[0];
     return el(
       "tr",
       { class: layout === stats.layout ? "is-now" : null },
@@ -75,7 +78,7 @@ function showTransitions(stats, changes, started_at) {
   table.hidden = !changes.length;
   const heads = ["at", "change", ...parts].map((each) => el("th", { scope: "col" }, each));
   const rows = changes.slice(-MOST_TRANSITIONS).reverse().map(({ at_s, changes, seconds: spent }) => {
-    const names = Object.entries(changes).map(([name, n]) => name.replace("->", "→") + (n > 1 ? ` × ${n}` : ""));
+    const names = Object.entries(changes).map(([name, n]) => arrow(name) + (n > 1 ? ` × ${n}` : ""));
     return el(
       "tr",
       {},
@@ -94,12 +97,11 @@ function showTransitions(stats, changes, started_at) {
 export function showMemory({ engine, stats }) {
   const s = stats, size = engine.block_size;
   const pools = [
-    pool("Devices", s.device_blocks_used, s.device_blocks_cached, s.device_blocks_total, engine.device_block_bytes, size),
+    ["Devices", s.device_blocks_used, s.device_blocks_cached, s.device_blocks_total, engine.device_block_bytes],
+    ["Host", s.host_blocks_used, s.host_blocks_cached, s.host_blocks_total, engine.host_block_bytes],
   ];
-  if (s.host_blocks_total) {
-    pools.push(pool("Host", s.host_blocks_used, s.host_blocks_cached, s.host_blocks_total, engine.host_block_bytes, size));
-  }
-  byId("pools").replaceChildren(...pools);
+  const there = pools.filter(([name, , , total]) => total || name === "Devices");
+  byId("pools").replaceChildren(...there.map((each) => pool(...each, size)));
   const { device = 0, host = 0 } = s.prefix_cache_hits;
   const asked = s.prefix_cache_queries;
   byId("prefixes").replaceChildren(

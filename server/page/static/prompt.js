@@ -3,6 +3,7 @@
 import { ApiError, ask, events } from "./api.js";
 import { byId, el, number, plural, seconds } from "./format.js";
 
+const REASONS = { length: "at the most tokens", stop: "at its end" };
 const NEAR_END = 24; // pixels: whoever has scrolled up further reads, and is left there
 
 export class Prompt {
@@ -116,7 +117,7 @@ class Answer {
     this.box.setAttribute("aria-busy", "false");
     this.box.hidden = !this.box.textContent;
     const isStopped = error?.name === "AbortError";
-    const ended = isStopped ? "stopped" : { length: "at the most tokens", stop: "at its end" }[this.reason] ?? this.reason;
+    const ended = isStopped ? "stopped" : REASONS[this.reason] ?? this.reason;
     byId("answer-figures").textContent = [this.figures(), ended && `ended ${ended}`].filter(Boolean).join(" · ");
     if (error && !isStopped) {
       const said = error instanceof ApiError ? error.message : "The connection to the server was lost.";

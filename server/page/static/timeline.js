@@ -1,8 +1,9 @@
 // The ribbon of layouts and phases, and what the server did beside it, over one axis of time.
 
-import { byId, clock, duration, el, number, plural, seconds, svg } from "./format.js";
+import { byId, clock, duration, el, number, plural, seconds, share, svg } from "./format.js";
 
-const WINDOWS = [[60, "minute", 15], [120, "two minutes", 30], [300, "five minutes", 60], [600, "ten minutes", 120]]; // and ticks every
+// Seconds, their name, and seconds between ticks: the shortest that shows all there is.
+const WINDOWS = [[60, "minute", 15], [120, "two minutes", 30], [300, "five minutes", 60], [600, "ten minutes", 120]];
 const KEPT_S = WINDOWS.at(-1)[0];
 const GAP_S = 5; // without a sample: nothing was heard
 const LANE = 20, TICK = 9, PLOT = 58, AXIS = 18; // pixels high
@@ -97,16 +98,15 @@ export class Timeline {
       const kind = `phase-${phase}${isIdle ? " is-idle" : ""}`;
       shapes.push(svg("rect", { class: kind, x: x0, width: x1 - x0, y: LANE * (1 - share), height: LANE * share }));
       if (x1 - x0 >= LEAST_LABEL && share === 1) {
-        const text = svg("text", { class: `on-${isIdle ? "idle" : phase}`, x: (x0 + x1) / 2, y: 14, "text-anchor": "middle" });
-        text.append(isIdle ? "idle" : phase);
-        names.push(text);
+        const said = isIdle ? "idle" : phase;
+        names.push(svg("text", { class: `on-${said}`, x: (x0 + x1) / 2, y: 14, "text-anchor": "middle" }, said));
       }
     }
     shapes.push(...this.changes.flatMap((change) => this.mark(change, layout)));
     const total = stretches.reduce((sum, { from, to, share }) => sum + share * (to - from), 0);
     const name = el("span", { class: "name" }, el("strong", {}, layout), phase);
-    const said = `${layout}: ${seconds(total)} of the last ${this.window[1]}`;
-    return row("lane", name, this.picture(LANE, said, ...shapes, ...names));
+    const label = `${layout}: ${seconds(total)} of the last ${this.window[1]}`;
+    return row("lane", name, this.picture(LANE, label, ...shapes, ...names));
   }
 
   /** Which share of when, neighbours that are alike together. */
@@ -115,13 +115,14 @@ export class Timeline {
     const home = { prefill: engine.prefill, decode: engine.decode, tail: engine.tail || engine.decode };
     const stretches = [];
     for (const { at_s, seconds, shares, ...sample } of this.samples) {
-      const isIdle = !(sample.requests_running + sample.requests_waiting + sample.requests_hosted + sample.generation_tokens_per_second);
+      const { requests_running, requests_waiting, requests_hosted, generation_tokens_per_second } = sample;
+      const isIdle = !(requests_running + requests_waiting + requests_hosted + generation_tokens_per_second);
       const from = at_s - seconds;
       for (const [phase, share] of shares) {
         if ((shares.length === 1 ? sample.layout : home[phase]) !== layout) continue;
         const last = stretches.at(-1);
-        const goesOn = last && last.phase === phase && last.isIdle === isIdle && last.share === share && from - last.to < 0.01;
-        if (goesOn) last.to = at_s;
+        const isAlike = last && last.phase === phase && last.isIdle === isIdle && last.share === share;
+        if (isAlike && from - last.to < 0.01) last.to = at_s;
         else stretches.push({ from, to: at_s, share, phase, isIdle });
       }
     }
@@ -145,8 +146,9 @@ export class Timeline {
 
   ticks() {
     const seen = this.changes.filter(({ at_s }) => at_s > this.status.now_s - this.window[0]);
-    const count = seen.reduce((sum, { changes }) => Object.values(changes).reduce((all, each) => all + each, sum), 0);
-    const shapes = seen.map((change) => svg("rect", { class: "change", x: this.ends(change)[1] - 0.5, width: 1, height: TICK }));
+    const count = seen.flatMap(({ changes }) => Object.values(changes)).reduce((sum, each) => sum + each, 0);
+    const tick = (change) => svg("rect", { class: "change", x: this.ends(change)[1] - 0.5, width: 1, height: TICK });
+    const shapes = seen.map(tick);
     const name = el("span", { class: "name" }, el("strong", {}, number(count)), count === 1 ? "transition" : "transitions");
     return row("lane", name, this.picture(TICK, `${plural(count, "transition")} in the last ${this.window[1]}`, ...shapes));
   }
@@ -166,9 +168,7 @@ export class Timeline {
         shapes.push(svg("polyline", { class: `curve line-${name}`, points: points.join(" ") }));
       }
     }
-    const scale = svg("text", { x: this.width - 3, y: 12, "text-anchor": "end" });
-    scale.append(this.samples.length ? number(most) : "");
-    shapes.push(scale);
+    shapes.push(svg("text", { x: this.width - 3, y: 12, "text-anchor": "end" }, this.samples.length ? number(most) : ""));
     const names = curves.map(([name]) => el("span", {}, sampleOf(name), name));
     const label = el(
       "span",
@@ -186,9 +186,7 @@ export class Timeline {
     for (let ago = length; ago >= 0; ago -= this.width < 420 ? length / 2 : every) {
       const x = this.width * (1 - ago / length);
       const anchor = ago === length ? "start" : ago === 0 ? "end" : "middle";
-      const text = svg("text", { x, y: 12, "text-anchor": anchor });
-      text.append(ago ? `${duration(ago)} ago` : "now");
-      ticks.push(text);
+      ticks.push(svg("text", { x, y: 12, "text-anchor": anchor }, ago ? `${duration(ago)} ago` : "now"));
     }
     return svg("svg", { viewBox: `0 0 ${this.width} ${AXIS}`, height: AXIS, "aria-hidden": "true" }, ...ticks);
   }
@@ -212,15 +210,19 @@ export class Timeline {
     if (this.pointed !== null) {
       const at_s = now_s - this.window[0] * (1 - this.pointed);
       const sample = this.samples.find((each) => each.at_s >= at_s && each.at_s - each.seconds <= at_s);
-      said = `${clock(started_at + at_s)}: `;
-      said += sample
-        ? `${sample.layout}, ${sample.shares.map(([phase, share]) => `${phase}${share < 0.995 ? ` ${Math.round(100 * share)} %` : ""}`).join(", ")}; ` +
-          `${number(sample.prompt_tokens_per_second)} prompt and ${number(sample.generation_tokens_per_second)} generated tokens/s; ` +
-          `${sample.requests_running} running, ${sample.requests_waiting} waiting, ${sample.requests_hosted} hosted`
-        : "nothing was heard";
+      said = `${clock(started_at + at_s)}: ${sample ? inWords(sample) : "nothing was heard"}`;
     }
     byId("readout").textContent = said;
   }
+}
+
+function inWords(sample) {
+  const phases = sample.shares.map(([phase, part]) => (part < 0.995 ? `${phase} ${share(part, 1)}` : phase));
+  const [prompt, generated] = [sample.prompt_tokens_per_second, sample.generation_tokens_per_second].map(number);
+  return (
+    `${sample.layout}, ${phases.join(", ")}; ${prompt} prompt and ${generated} generated tokens/s; ` +
+    `${sample.requests_running} running, ${sample.requests_waiting} waiting, ${sample.requests_hosted} hosted`
+  );
 }
 
 /** The layouts, each with the phase that it is there for. */
@@ -255,13 +257,15 @@ function sampleOf(name) {
 
 function patterns() {
   const stroke = svg("line", { class: "drain-line", x1: 0, x2: 0, y1: 0, y2: 6 });
-  const pattern = svg("pattern", { id: "drain", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, stroke);
+  const size = { width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+  const pattern = svg("pattern", { id: "drain", ...size }, stroke);
   return svg("svg", { width: 0, height: 0, "aria-hidden": "true", class: "unseen" }, svg("defs", {}, pattern));
 }
 
 function legend(phases, changes) {
-  const key = (shapeClass, name) =>
-    el("li", {}, svg("svg", { width: 14, height: 10, "aria-hidden": "true" }, svg("rect", { class: shapeClass, width: 14, height: 10, rx: 2 })), name);
+  const size = { width: 14, height: 10 };
+  const key = (kind, name) =>
+    el("li", {}, svg("svg", { ...size, "aria-hidden": "true" }, svg("rect", { class: kind, ...size, rx: 2 })), name);
   return [
     ...phases.map((phase) => key(`phase-${phase}`, phase)),
     ...(changes ? [key("drain", "drains"), key("change", "changes layout")] : []),
