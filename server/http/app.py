@@ -64,10 +64,9 @@ def create_app(
     completions = Completions(serving)
     parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
     template = read_template(config.chat_template)
-    chat_template = ChatTemplate(tokenizer, template)
     chat = Chat(
         serving,
-        chat_template,
+        ChatTemplate(tokenizer, template),
         AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
         # A call that is forced needs no model that knows the format, only a parser.
         AnswerFormat.of(
@@ -88,7 +87,7 @@ def create_app(
     status: StatusMaker | None = None
     if config.page:
         open_jobs_of = None if jobs is None else lambda: jobs.feeder.jobs
-        names, has_template = model_names(config, info), chat_template.is_there
+        names, has_template = model_names(config, info), chat.has_template
         status = StatusMaker(bridge, info, names, has_chat_template=has_template, jobs=open_jobs_of)
 
     @contextlib.asynccontextmanager
