@@ -203,13 +203,20 @@ export class Timeline {
     this.draw();
   }
 
+  /** The sample of a moment; of the last few seconds, the latest. */
+  at(at_s) {
+    const last = this.latest;
+    if (last && at_s > last.at_s) return at_s - last.at_s < GAP_S ? last : undefined;
+    return this.samples.find((each) => each.at_s >= at_s && each.at_s - each.seconds <= at_s);
+  }
+
   /** What was where the pointer is. */
   read() {
     const { started_at, now_s } = this.status;
     let said = "Point at a moment to read its numbers.";
     if (this.pointed !== null) {
       const at_s = now_s - this.window[0] * (1 - this.pointed);
-      const sample = this.samples.find((each) => each.at_s >= at_s && each.at_s - each.seconds <= at_s);
+      const sample = this.at(at_s);
       said = `${clock(started_at + at_s)}: ${sample ? inWords(sample) : "nothing was heard"}`;
     }
     byId("readout").textContent = said;
