@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 
 from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.server.http.errors import describe
-from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.link.errors import RestartingError, ShuttingDownError
 from seesaw.server.openai.serving import Arrival
 
 logger = logging.getLogger(__name__)
@@ -48,16 +48,17 @@ class Answer(NamedTuple):
 class Answering:
     """Answers rows of any endpoint."""
 
-    def __init__(self, respond: Respond, endpoints: dict[str, Endpoint], priority: int | None = None) -> None:
+    def __init__(self, respond: Respond, endpoints: Mapping[str, Endpoint], priority: int | None = None) -> None:
         """`priority`: of every row, whatever its body says, if the engine knows priorities."""
         self._respond = respond
         self._endpoints = endpoints
+        self.urls = tuple(endpoints)
         self._priority = priority
 
     async def answer(self, url: str, id: str, raw: bytes, submitted: Callable[[], None]) -> Answer:
         """What a client would be told who sent this body there. `submitted` is called when the engine's queue has it.
 
-        Raises QueueFullError, EngineDeadError or ShuttingDownError, which say nothing of the row.
+        Raises QueueFullError, RestartingError, EngineDeadError or ShuttingDownError, which say nothing of the row.
         """
         endpoint = self._endpoints[url]
 
@@ -71,7 +72,7 @@ class Answering:
 
         try:
             response = await self._respond(id, raw, parse, endpoint.respond, submitted)
-        except (QueueFullError, EngineDeadError, ShuttingDownError):
+        except (QueueFullError, RestartingError, EngineDeadError, ShuttingDownError):
             raise
         except Exception as error:
             if not isinstance(error, SeesawError | RequestValidationError):
