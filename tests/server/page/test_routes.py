@@ -141,3 +141,10 @@ async def test_below_a_root_path(make_site: MakeSite) -> None:
     assert (await site.client.get("/llm", follow_redirects=True)).url.path == "/llm/"
     for path in ("/llm/", "/llm/page/main.js", "/llm/status", "/", "/page/main.js"):
         assert (await site.client.get(path)).status_code == 200, path
+
+
+async def test_while_an_engine_is_restarted_it_says_so(site: Site) -> None:
+    site.bridge.detach(EngineDeadError("gone"), 5.0)
+    status = (await site.client.get("/status")).json()
+    assert status["trouble"] == "The engine is being restarted; send the request again later."
+    assert status["stats"]["requests_running"] == 0
