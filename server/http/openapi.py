@@ -26,6 +26,7 @@ from seesaw.server.openai.protocol.generation import GenerationRequest
 from seesaw.server.openai.protocol.responses import ResponsesRequest
 from seesaw.server.openai.protocol.responses_answer import AnyStreamEvent, Response
 from seesaw.server.openai.protocol.tokenization import Detokenize, DetokenizedText, TokenizeChat, TokenizeText, Tokens
+from seesaw.server.page.status import Status
 
 REF = "#/components/schemas/{}"
 REASONS = {
@@ -109,6 +110,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("/ping", "get"): HEALTH,
     ("/ping", "post"): HEALTH,
     ("/load", "get"): Operation("How many requests there are", answer=dict[str, int]),
+    ("/status", "get"): Operation(
+        "What the server does now, and did in the last minutes", answer=Status, errors=(400,), query=("after",)
+    ),
     ("/version", "get"): Operation("The server's version", answer=dict[str, str]),
     ("/metrics", "get"): Operation("Metrics in Prometheus' format"),
 }
