@@ -43,6 +43,20 @@ class Run:
     cached_share: float  # of the prompts' tokens
 
 
+def make_config(max_num_seqs: int, kv_cache_bytes: int = 20 << 30) -> EngineConfig:
+    return EngineConfig(
+        executor="simulated",
+        shape=str(CONFIGS / "models" / MODEL),
+        host_profile=str(CONFIGS / "hosts" / f"{HOST}.json"),
+        prefill="T2",
+        max_model_len=8192,
+        kv_cache_memory_bytes=kv_cache_bytes,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=8192,
+        max_queued_requests=1 << 20,
+    )
+
+
 class InOrder:
     """Rows as the file has them."""
 
@@ -130,17 +144,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max-num-seqs", type=int, default=256, help="that decode at once (default: 256)")
     parser.add_argument("--shuffles", type=int, default=3, help="orders of each file (default: 3)")
     args = parser.parse_args(argv)
-    config = EngineConfig(
-        executor="simulated",
-        shape=str(CONFIGS / "models" / MODEL),
-        host_profile=str(CONFIGS / "hosts" / f"{HOST}.json"),
-        prefill="T2",
-        max_model_len=8192,
-        kv_cache_memory_bytes=60 << 30,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=8192,
-        max_queued_requests=1 << 20,
-    )
+    config = make_config(args.max_num_seqs)
     for workload in workloads(args.num_rows):
         for seed in range(args.shuffles):
             jobs = arrange(workload.jobs, "shuffle", seed)

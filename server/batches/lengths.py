@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 UNLIMITED_TOKENS = 1 << 20  # stands for the limit of a row that has none
-LEAST_COUNT = 4  # of outputs, to tell what others will be
+LEAST_NUMBER = 4  # of outputs, to tell what others will be
 SPREADS = 2.0  # beyond the mean: what makes a job's end long is a row that turns out to be longer than most
 
 
@@ -25,7 +25,7 @@ class Asked(NamedTuple):
 
 
 class Lengths:
-    """Of one job. Outputs are counted as shares of their limits, so that those which always reach them are known exactly."""
+    """Of one job. Outputs are counted as shares of their limits, so that those which always reach them are known."""
 
     def __init__(self) -> None:
         self._shares: dict[tuple[int, int], _Shares] = {}
@@ -44,20 +44,20 @@ class Lengths:
 
 
 class _Shares(NamedTuple):
-    count: int = 0
+    number: int = 0
     mean: float = 0.0
     squares: float = 0.0  # the sum of squared distances from the mean
 
     def with_one_more(self, value: float) -> _Shares:
-        count = self.count + 1
-        mean = self.mean + (value - self.mean) / count
-        return _Shares(count, mean, self.squares + (value - self.mean) * (value - mean))
+        number = self.number + 1
+        mean = self.mean + (value - self.mean) / number
+        return _Shares(number, mean, self.squares + (value - self.mean) * (value - mean))
 
     @property
     def high(self) -> float:
-        if self.count < LEAST_COUNT:
+        if self.number < LEAST_NUMBER:
             return 1.0
-        return min(1.0, self.mean + SPREADS * sqrt(self.squares / self.count))
+        return min(1.0, self.mean + SPREADS * sqrt(self.squares / self.number))
 
 
 _UNKNOWN = _Shares()
@@ -65,7 +65,9 @@ _UNKNOWN = _Shares()
 
 def limit_of(*limits: Any) -> int:
     """The first of a row's limits that is one; nobody has checked them."""
-    return next((limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED_TOKENS), UNLIMITED_TOKENS)
+    return next(
+        (limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED_TOKENS), UNLIMITED_TOKENS
+    )
 
 
 class _Usage(msgspec.Struct):

@@ -46,7 +46,8 @@ class Echo:
     async def respond(self, body: Body, arrival: Arrival) -> Response:
         self.heard.append(body.prompt)
         await self.before(body.prompt)
-        return Response(json.dumps({"text": body.prompt}))
+        usage = {"completion_tokens": len(body.prompt)}
+        return Response(json.dumps({"text": body.prompt, "choices": [{}], "usage": usage}))
 
 
 async def respond(

@@ -390,6 +390,17 @@ async def test_batches_are_served_in_the_order_in_which_they_came(tmp_path: Path
         assert order.index("second") >= 9  # it had no room before
 
 
+async def test_many_small_batches_run_beside_one_another(tmp_path: Path) -> None:
+    """However many there are, since those that have sent all their rows keep no others from sending."""
+    echo, held = Echo(), Held()
+    echo.before = held
+    async with running(tmp_path, echo, window_rows=40) as jobs:
+        ids = [await begin(jobs, lines(prompts(2)), id=f"file-{number}") for number in range(12)]
+        await until(jobs, ids[-1], lambda _: len(echo.heard) == 24)
+        held.opened.set()
+        assert {(await ended(jobs, id)).status for id in ids} == {"completed"}
+
+
 async def test_an_input_may_be_deleted_while_it_is_used(tmp_path: Path) -> None:
     echo, held = Echo(), Held()
     echo.before = held
