@@ -38,16 +38,24 @@ class Sender:
         """Have all of these rows answered; of several calls' rows those of the lower number go first. `take` is called
         with each result, which the window counts until it is told to `keep` it. Waits for ever once the engine is dead:
         whoever watches it cancels this."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._begin(number, rows, take, tasks)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # the others are of tasks that it cut off
+
+    async def _begin(
+        self, number: int, rows: Iterator[Row], take: Callable[[Finished], None], tasks: asyncio.TaskGroup
+    ) -> None:
         lengths = Lengths()
         ahead = Lookahead(rows, lengths)
-        async with asyncio.TaskGroup() as tasks:
-            async with self._turns:
-                while some := await asyncio.to_thread(ahead.take):
-                    for planned in some:
-                        place = await self._window.enter(number, planned.row.bytes)
-                        task = tasks.create_task(self._answer(planned, lengths, place))
-                        # Not the task's own last act: one that is cancelled early never begins.
-                        task.add_done_callback(partial(self._ended, planned.row, place, take))
+        async with self._turns:
+            while some := await asyncio.to_thread(ahead.take):
+                for planned in some:
+                    place = await self._window.enter(number, planned.row.bytes)
+                    task = tasks.create_task(self._answer(planned, lengths, place))
+                    # Not the task's own last act: one that is cancelled early never begins.
+                    task.add_done_callback(partial(self._ended, planned.row, place, take))
 
     async def _answer(self, planned: Planned, lengths: Lengths, place: Place) -> RowResult:
         request = planned.row.request

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,15 +15,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
 from seesaw.engine.values.config import EngineConfig
-from seesaw.engine.values.errors import ConfigError, EngineDeadError
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
-from seesaw.server.entry import complain
 from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
 from seesaw.server.offline.parquet import check_parquet
 from seesaw.server.offline.partial import Partial, database
@@ -96,6 +98,8 @@ def check_files(source: Path, output: Path) -> None:
         raise ConfigError(f"{output} is the input: name another --output-file")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"the folder {output.parent} cannot be written: name another --output-file")
     check_parquet(source)
     check_parquet(output)
 
@@ -127,11 +131,11 @@ class Run:
         if working.done():
             working.result()
             return 0
-        complain("seesaw: stopping; press Ctrl-C again to stop at once")
+        _say("stopping; press Ctrl-C again to stop at once")
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
-        complain(f"seesaw: stopped{self._how_far()}")
+        _say(f"stopped{self._how_far()}")
         return 128 + stop.requested.result()
 
     def _how_far(self) -> str:
@@ -146,7 +150,7 @@ class Run:
         if not database(self._folder).exists() and self._output.exists() and self._output.stat().st_size:
             if not await in_daemon_thread(lambda: has_results(self._output, source)):
                 raise ConfigError(f"{self._output} is there already: remove it, or name another --output-file")
-            complain(f"seesaw: {self._output} has all {source.num_rows} results already: remove it to have new ones")
+            _say(f"{self._output} has all {source.num_rows} results already: remove it to have new ones")
             return
         self._partial = await self._thread.run(partial(Partial, self._folder, source, self._engine.model))
         try:
@@ -155,6 +159,8 @@ class Run:
             await self._thread.run(partial(self._partial.finish, self._output))
         except EngineDeadError as error:
             raise EngineDeadError(f"{error}; stopped{self._how_far()}") from None
+        except OSError as error:
+            raise SeesawError(f"cannot write {self._output}: {error.strerror}; stopped{self._how_far()}") from None
         finally:
             await self._thread.run(self._partial.close)
             self._thread.close()
@@ -170,10 +176,7 @@ class Run:
             stop.set()
 
     async def _answer(self, kept: Partial) -> None:
-        def report(line: str) -> None:
-            complain(f"seesaw: {line}")
-
-        async with offline_engine(self._engine, self._server, report, self._start_engine) as engine:
+        async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
             progress = Progress(lambda: kept.counts, engine.stats)
             showing = asyncio.create_task(progress.show_on())
             try:
@@ -181,7 +184,7 @@ class Run:
             finally:
                 showing.cancel()
                 progress.close()
-        complain(f"seesaw: {progress.line()}")
+        _say(progress.line())
 
     async def _feed(self, kept: Partial, engine: OfflineEngine) -> None:
         def on_kept(taken: Taken) -> None:
@@ -198,3 +201,8 @@ class Run:
             await committer.keep(kept.job)
         finally:
             await committer.close()
+
+
+def _say(line: str) -> None:
+    """On stderr, above a bar if there is one."""
+    tqdm.write(f"seesaw: {line}", file=sys.stderr)
