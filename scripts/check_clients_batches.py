@@ -17,7 +17,7 @@ NUM_ROWS = 300  # of both endpoints together
 BAD: list[dict[str, Any]] = [
     {"model": "other"},
     {"max_tokens": -1},
-    {"temperature": 3},
+    {"temperature": -1},
     {"stop": 5},
     {"top_p": 2},
 ]
