@@ -129,9 +129,13 @@ def growth(samples: Sequence[Sample]) -> list[tuple[float, float]]:
     """Of each process: its memory in MB, and by how many bytes it grew for each row, both from a line through all that
     was seen once it was warm."""
     warm = [sample for sample in samples if sample[0] >= WARM_SHARE * samples[-1][0]]
-    num_done = np.array([sample[0] for sample in warm])
-    lines = (np.polyfit(num_done, np.array(memory), 1) for memory in zip(*(sample[1] for sample in warm), strict=True))
-    return [(float(start + slope * num_done[-1]) / 1e6, float(slope)) for slope, start in lines]
+    num_done = np.array([sample[0] for sample in warm], float)
+    distances = num_done - num_done.mean()
+    grown = []
+    for memory in np.array([sample[1] for sample in warm], float).T:
+        slope = float(distances @ memory / max(1.0, distances @ distances))
+        grown.append((float(memory.mean() + slope * distances[-1]) / 1e6, slope))
+    return grown
 
 
 def main(argv: Sequence[str]) -> int:
