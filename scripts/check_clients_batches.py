@@ -49,12 +49,12 @@ def begin(api: openai.OpenAI, endpoint: Any, rows: list[dict[str, Any]], window:
 
 
 def until(api: openai.OpenAI, id: str, num_rows: int | None = None) -> Batch:
-    """The batch once it has ended, or so many rows have."""
+    """The batch once it has ended, or it runs and so many rows have ended."""
     deadline, num_done = time.monotonic() + TIMEOUT_S, 0
     while (batch := api.batches.retrieve(id)).status not in ("completed", "failed", "expired", "cancelled"):
         if batch.request_counts is not None and batch.request_counts.completed > num_done:
             deadline, num_done = time.monotonic() + TIMEOUT_S, batch.request_counts.completed
-        if num_rows is not None and num_done >= num_rows:
+        if num_rows is not None and batch.status != "validating" and num_done >= num_rows:
             break
         assert time.monotonic() < deadline, batch
         time.sleep(0.05)
@@ -126,7 +126,7 @@ def cut_off(target: Target, how: str, num_rows: int = NUM_ROWS) -> None:
         rows = bodies(target.model, ENDPOINTS[0], num_rows, max_tokens=32)
         id = begin(api, ENDPOINTS[0], rows, "24h" if how == "cancelled" else "2s")
         if how == "cancelled":
-            until(api, id, num_rows=len(BAD))
+            until(api, id, num_rows=0)
             assert api.batches.cancel(id).status in ("cancelling", "cancelled")
         batch = until(api, id)
         assert batch.status == how, batch
