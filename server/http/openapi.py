@@ -15,7 +15,16 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from seesaw.server.batches.objects import Batch, BatchList, BatchRequest, File, FileDeleted, FileList
+from seesaw.server.batches.objects import (
+    LEAST_LIFE_S,
+    LONGEST_LIFE_S,
+    Batch,
+    BatchList,
+    BatchRequest,
+    File,
+    FileDeleted,
+    FileList,
+)
 from seesaw.server.http.errors import ErrorBody
 from seesaw.server.http.middleware import GUARDED
 from seesaw.server.openai.models import ModelCard, ModelList
@@ -60,7 +69,12 @@ class Operation:
 
 UPLOAD = {
     "type": "object",
-    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["batch"]}},
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": LEAST_LIFE_S, "maximum": LONGEST_LIFE_S},
+    },
     "required": ["file", "purpose"],
 }
 HEALTH = Operation("Whether the engine answers", answer=dict[str, str], errors=(503,))
