@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
 from seesaw.engine.values.foreign_options import as_flag, as_key, hint, our_value
+from seesaw.engine.values.json_file import read_object
 from seesaw.engine.values.wording import at_least, parse_bytes
 from seesaw.server.config import ServerConfig
 
@@ -51,7 +52,7 @@ def given_values(given: dict[str, Any]) -> dict[str, Any]:
     """What was set, from flags (values still text) over the file named by `config`. Raises ConfigError."""
     flags = dict(given)
     path = flags.pop("config", None)
-    values = _read_file(Path(path)) if path else {}
+    values = _read_config_file(Path(path)) if path else {}
     return values | {name: _from_flag(name, value) for name, value in flags.items()}
 
 
@@ -130,15 +131,8 @@ def default_text(f: Field[Any]) -> str:
     return at_least(default) if f.name.endswith("_bytes") else str(default)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the config file {path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"the config file {path} must hold one JSON object")
+def _read_config_file(path: Path) -> dict[str, Any]:
+    values = read_object(path, "mend it, or name another --config", what="the config file", may_be_pipe=True)
     for key in FOR_READERS:
         values.pop(key, None)
     for key in values:

@@ -31,6 +31,7 @@ from seesaw.engine.parallel.layout import Layout, Plan
 from seesaw.engine.sizing.model import find_shape, known_shape
 from seesaw.engine.values.config import CustomAllReduce, EngineConfig
 from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.json_file import read_object
 
 STEPS: dict[str, Chunks] = {
     "decode, 256 sequences at 512 tokens": [(1, 512)] * 256,
@@ -101,10 +102,9 @@ def _shape_key(path: Path) -> str:
     if path.suffix != ".json":
         return ""
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        shape = read_object(path, "").get("shape")
+    except ConfigError:
         return ""
-    shape = config.get("shape") if isinstance(config, dict) else None
     return shape if isinstance(shape, str) else ""
 
 

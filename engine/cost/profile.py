@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 
 from seesaw.engine.ops.capability import Capability, parse_architecture
 from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.json_file import read_object
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,8 @@ class HostProfile:
 
 def read_profile(path: Path) -> HostProfile:
     """The profile that `seesaw bench limits --output-json` saved. Raises ConfigError."""
+    values = read_object(path, "make it with `seesaw bench limits --output-json`")
     try:
-        return HostProfile.from_json(json.loads(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}): make it with `seesaw bench limits`") from None
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+        return HostProfile.from_json(values)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise ConfigError(f"{path} does not come from `seesaw bench limits --output-json`: give that file") from None

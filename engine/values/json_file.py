@@ -1,11 +1,13 @@
-"""JSON files of others: what is read is a regular file of bounded size, and one object. No torch.
+"""JSON files of others: what is read is of bounded size, and one object. No torch.
 
-Used for what comes with checkpoints (`engine.model`, `engine.sampling.defaults`).
+Used for what comes with checkpoints (`engine.model`, `engine.sampling.defaults`), for config files (`server.settings`)
+and for hosts' profiles (`engine.cost.profile`).
 """
 
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,21 @@ from seesaw.engine.values.wording import MIB, as_size
 MOST_BYTES = 32 * MIB
 
 
-def read_object(path: Path, otherwise: str) -> dict[str, Any]:
-    """The object in a file. Raises ConfigError, saying what to do `otherwise`, if it holds none."""
+def read_object(path: Path, otherwise: str, *, what: str = "", may_be_pipe: bool = False) -> dict[str, Any]:
+    """The object in a file. `what` names it in errors, as in "the config file"; only a regular one is read, unless it
+    `may_be_pipe`, for which nobody may ever write. Raises ConfigError, saying what to do `otherwise`, if it holds none.
+    """
+    where = f"{what} {path}".lstrip()
     try:
-        if not path.is_file():
-            raise ConfigError(f"{path} is no regular file: {otherwise}")
+        if not may_be_pipe and not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{where} is no regular file: {otherwise}")
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}): {otherwise}") from None
+        raise ConfigError(f"cannot read {where} ({error.strerror}): {otherwise}") from None
     if len(text) > MOST_BYTES:
-        raise ConfigError(f"{path} has more than {as_size(MOST_BYTES)}: {otherwise}")
-    return parse_object(text, str(path), otherwise)
+        raise ConfigError(f"{where} has more than {as_size(MOST_BYTES)}: {otherwise}")
+    return parse_object(text, where, otherwise)
 
 
 def parse_object(text: bytes, where: str, otherwise: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import get_args
@@ -10,7 +11,7 @@ from typing import get_args
 import pytest
 
 import seesaw
-from seesaw.engine.values import foreign_options
+from seesaw.engine.values import foreign_options, json_file
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.wording import GIB
 from seesaw.server import cli, entry, settings
@@ -120,7 +121,7 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(
         ({"port": "x"}, "port in "),
         ({"port": True}, "must be a whole number"),
         ({"api_key": [1]}, "text or a list of texts"),
-        ([1], "one JSON object"),
+        ([1], "holds no JSON object"),
         ({"access_log": "false"}, 'must be true or false, not "false"'),
         ({"access_log": "no"}, "must be true or false"),
         ({"access_log": "0"}, "must be true or false"),
@@ -184,6 +185,19 @@ def test_a_config_file_without_an_end_is_one_sentence(tmp_path: Path, capsys: py
     path.write_text("[" * 100_000)
     assert cli.main(["serve", "m", "--config", str(path)]) == 2
     assert "is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_config_file_may_be_a_pipe_and_is_read_to_a_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"port": 9000}')
+    os.close(writing)
+    assert configs("m", "--config", f"/dev/fd/{reading}")[1].port == 9000  # as `--config <(...)` gives it
+    os.close(reading)
+    monkeypatch.setattr(json_file, "MOST_BYTES", 8)
+    assert cli.main(["serve", "m", "--config", write(tmp_path, {"port": 9000})]) == 2
+    assert "the config file" in (error := capsys.readouterr().err) and "has more than" in error
 
 
 @pytest.mark.parametrize("key", ["max_num_seqs", "no_such_key"])

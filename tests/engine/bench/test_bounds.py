@@ -174,5 +174,5 @@ def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         read_profile(path)
     path.write_text(content)
-    with pytest.raises(ConfigError, match="does not come from `seesaw bench limits"):
+    with pytest.raises(ConfigError, match="`seesaw bench limits --output-json`"):
         read_profile(path)
