@@ -54,6 +54,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser = make_parser(prog)
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
+    if output.is_symlink():
+        output = output.resolve()  # what it names is written, as by any program, and the link stays
     folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
@@ -97,6 +99,8 @@ def check_files(source: Path, output: Path) -> None:
         raise ConfigError(f"there is no file {source}: name one with --input-file")
     if source.resolve() == output.resolve():
         raise ConfigError(f"{output} is the input: name another --output-file")
+    if output.exists() and not output.is_file():  # which a file that is whole would replace
+        raise ConfigError(f"{output} is no regular file: name another --output-file")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
     if not os.access(output.parent, os.W_OK):

@@ -102,6 +102,13 @@ def test_an_output_that_cannot_be_written_is_written_another_time(
     assert read(output) == [("row-0", "a")]
 
 
+def test_a_link_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "disk" / "results")
+    assert batch_run(monkeypatch, write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl") == 0
+    assert read(tmp_path / "disk" / "results") == [("row-0", "a")] and (tmp_path / "out.jsonl").is_symlink()
+
+
 def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl.gz"
     with gzip.open(source, "wt") as file:
@@ -128,6 +135,8 @@ def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.Mon
             "in.jsonl: The input file has more than 1 requests",
         ),
         (["-i", "empty.jsonl", "-o", "out.jsonl"], "empty.jsonl: The input file has no requests"),
+        (["-i", "in.jsonl", "-o", "/dev/null"], "/dev/null is no regular file: name another --output-file"),
+        (["-i", "in.jsonl", "-o", "."], ". is no regular file: name another --output-file"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "--enable-metrics"], "no flag --enable-metrics: nothing is served here"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "--port", "80"], "no flag --port: nothing is served here"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "-tp", "4"], "as in `--prefill T4`"),
