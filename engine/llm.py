@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import signal
-import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from types import FrameType
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import zmq
@@ -21,6 +19,7 @@ from seesaw.engine.executor import make_executor
 from seesaw.engine.executor.base import Executor
 from seesaw.engine.fair_lock import FairLock
 from seesaw.engine.model.shapes import ModelShape
+from seesaw.engine.pending import PendingCall, PendingRequest
 from seesaw.engine.sampling.defaults import load_defaults
 from seesaw.engine.sampling.params import SamplingParams
 from seesaw.engine.sampling.typed import typed
@@ -28,16 +27,16 @@ from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.text.bad_words import with_bad_words
 from seesaw.engine.text.chat_template import ChatTemplate
 from seesaw.engine.text.conversation import Conversation
-from seesaw.engine.text.output_text import OutputText
 from seesaw.engine.text.prompt import EncodedPrompt, Prompt, as_list, encode_prompts
-from seesaw.engine.text.result import CompletionOutput, RequestOutput
+from seesaw.engine.text.result import RequestOutput
 from seesaw.engine.text.template_source import read_template
-from seesaw.engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer
+from seesaw.engine.text.tokenizer import NoTokenizer, Tokenizer, load_tokenizer, load_transformers_tokenizer
+from seesaw.engine.uninterrupted import uninterrupted
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, RequestError
 from seesaw.engine.values.foreign_options import check_keywords, our_value
 from seesaw.engine.values.wording import parse_bytes
-from seesaw.engine.wire.messages import Add, EngineInfo, Output, Stats
+from seesaw.engine.wire.messages import Add, EngineInfo, Stats
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +44,6 @@ COMPILE_LIMIT_S = 60.0  # of the grammars of a call; the first one has the token
 POLL_MS = 1000  # an upper bound only, so that a hanging step is noticed
 UNBOUNDED = 1 << 31
 OPTIONS = [option.name for option in fields(EngineConfig)]
-
-
-@dataclass
-class _Request:
-    """A request that the engine has: its result so far, and the text of each continuation on its way."""
-
-    result: RequestOutput
-    texts: list[OutputText]
-    unfinished: set[str]  # ids of its call's requests
 
 
 class LLM:
@@ -103,7 +93,7 @@ class LLM:
         if self._handle is not None:
             self._poller.register(self._handle, zmq.POLLIN)
         self._ids = itertools.count()
-        self._requests: dict[str, _Request] = {}  # of all threads' calls, those that have not finished
+        self._requests: dict[str, PendingRequest] = {}  # of all threads' calls, those that have not finished
         self._lock = FairLock()  # whoever has it owns the core and the executor
         self._pid = os.getpid()
         self._end = weakref.finalize(self, _end, self._pid, self._core, self._executor)
@@ -118,6 +108,17 @@ class LLM:
         """The model's sizes."""
         return self._executor.capacity.shape
 
+    def get_tokenizer(self) -> Any:
+        """transformers' tokenizer of the checkpoint, loaded when it is first asked for; what is done to it changes
+        nothing here. Raises ConfigError or ValueError where there is none."""
+        if not self._has_text:
+            raise ValueError("there is no tokenizer (skip_tokenizer): make the LLM without it")
+        return self._transformers_tokenizer
+
+    @cached_property
+    def _transformers_tokenizer(self) -> Any:
+        return load_transformers_tokenizer(self.config.tokenizer or self.config.model)
+
     def get_default_sampling_params(self) -> SamplingParams:
         """The sampling where none is given: what the checkpoint's generation_config.json says."""
         return self._defaults.params()
@@ -126,19 +127,23 @@ class LLM:
         self,
         prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete prompts (one or many: texts, token ids, or dicts that hold one as `prompt` or `prompt_token_ids`,
-        and perhaps a `cache_salt`), all with the same parameters or each with its own.
+        and perhaps a `cache_salt`), all with the same parameters or each with its own. `use_tqdm`: with a bar on
+        stderr, if that is a terminal.
 
         Returns results in the order of the prompts. Raises RequestError or ValueError, before anything runs, if one is
         invalid.
         """
-        return self._complete(encode_prompts(self._tokenizer, as_list(prompts)), sampling_params)
+        return self._complete(encode_prompts(self._tokenizer, as_list(prompts)), sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
@@ -167,7 +172,7 @@ class LLM:
             for conversation in _as_conversations(messages)
         ]
         token_lists = self._tokenizer.encode(texts, add_special_tokens=False)  # the template has written them
-        return self._complete(list(map(EncodedPrompt, texts, token_lists)), sampling_params)
+        return self._complete(list(map(EncodedPrompt, texts, token_lists)), sampling_params, use_tqdm)
 
     def reset_prefix_cache(self) -> None:
         """No prompt that comes finds what was computed before."""
@@ -195,7 +200,10 @@ class LLM:
         self.close()
 
     def _complete(
-        self, prompts: Sequence[EncodedPrompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Sequence[EncodedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
     ) -> list[RequestOutput]:
         self._check_open()
         one = self.get_default_sampling_params() if sampling_params is None else sampling_params
@@ -214,18 +222,21 @@ class LLM:
             )
             for prompt, sampling in zip(prompts, each, strict=True)
         ]
-        results, unfinished = [], {add.id for add in adds}
+        results = []
         try:
             with self._lock:
                 self._check_open()
                 for add in adds:
                     self._core.add(add)
                 self._core.compile_now(COMPILE_LIMIT_S)
+                call = PendingCall((add.id for add in adds), use_tqdm)
                 # Not before: only now are the token ids known to have a text.
                 for add, prompt in zip(adds, prompts, strict=True):
-                    request = self._requests[add.id] = self._request(add, prompt.text, arrived_s, unfinished)
+                    request = PendingRequest(add, prompt.text, self._tokenizer, arrived_s, call)
+                    self._requests[add.id] = request
                     results.append(request.result)
-            self._run(unfinished)
+            with closing(call):
+                self._run(call.unfinished)
         except BaseException as error:
             with self._lock:
                 for add in adds:
@@ -235,11 +246,6 @@ class LLM:
                 self._check_open()  # whatever it raised when it was closed meanwhile
             raise
         return results
-
-    def _request(self, add: Add, prompt: str | None, arrived_s: float, unfinished: set[str]) -> _Request:
-        outputs = [CompletionOutput(index) for index in range(add.sampling.n)]
-        texts = [OutputText(self._tokenizer, add.prompt, add.sampling) for _ in outputs]
-        return _Request(RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s), texts, unfinished)
 
     def _check_open(self) -> None:
         self._check_owner()
@@ -258,7 +264,7 @@ class LLM:
                 self._check_open()
                 if self._core.is_idle or not (unfinished or not self._requests):
                     return
-                with _uninterrupted():
+                with uninterrupted():  # a turn torn in two has counted commands that no rank ever gets
                     self._turn()
                 if self._handle is not None and not self._core.is_idle:
                     self._poller.poll(POLL_MS)
@@ -272,30 +278,10 @@ class LLM:
         for output in outputs:
             request = self._requests.get(output.id)
             if request is not None:  # else of a call that was interrupted, or on its way when a stop string came
-                self._take(request, output, now)
-
-    def _take(self, request: _Request, output: Output, now: float) -> None:
-        """What the engine says of one sequence."""
-        completion, text = request.result.outputs[output.index], request.texts[output.index]
-        if text.finish_reason is not None:
-            return  # it was on its way when a stop string ended the sequence
-        new = text.push(output)
-        completion.text += new.text
-        if not completion.token_ids:
-            request.result.first_token_s = min(request.result.first_token_s, now)
-        completion.token_ids += new.tokens
-        completion.logprobs += new.logprobs
-        if output.index == 0:
-            request.result.prompt_logprobs += output.prompt_logprobs
-        completion.token_times_s += [now] * len(new.tokens)
-        request.result.finished_s = now
-        if text.finish_reason is not None:
-            completion.finish_reason, completion.stop_reason = text.finish_reason.wire, text.stop_reason
-            if output.finish_reason is None:
-                self._core.abort(output.id, output.index)
-            if all(text.finish_reason is not None for text in request.texts):
-                del self._requests[output.id]
-                request.unfinished.discard(output.id)
+                if request.take(output, now):
+                    self._core.abort(output.id, output.index)
+                if request.has_finished:
+                    del self._requests[output.id]
 
 
 def _as_option(name: str, value: Any) -> Any:
@@ -313,28 +299,6 @@ def _end(owner: int, core: Core, executor: Executor) -> None:
     if os.getpid() == owner:
         core.close()
         executor.close()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the block's end: a turn torn in two has counted commands that no rank ever gets."""
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interrupted = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 def _as_conversations(messages: Conversation | Sequence[Conversation]) -> Sequence[Conversation]:

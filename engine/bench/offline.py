@@ -157,7 +157,7 @@ def _run(llm: LLM, jobs: Sequence[Job], start_s: float, hide_output_lengths: boo
     llm.reset_prefix_cache()  # workloads of one seed may begin with the same prompts
     before = llm.stats()
     with frozen_heap():
-        results = llm.generate(token_ids, params)
+        results = llm.generate(token_ids, params, use_tqdm=False)
     records = _records(results)
     completions = [result.outputs[0] for result in results]
     return SystemResult(

@@ -117,6 +117,19 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name in ("", BYTES_TOKENIZER):
         return ByteTokenizer()
+    loaded = load_transformers_tokenizer(name)
+    core = getattr(loaded, "backend_tokenizer", None)
+    if core is None:
+        raise ConfigError(f"{name!r} has no fast tokenizer: convert it to a tokenizer.json or name another --tokenizer")
+    tokenizer = FastTokenizer(core, loaded)
+    _try_out(tokenizer, name)
+    return tokenizer
+
+
+def load_transformers_tokenizer(name: str) -> Any:
+    """transformers' own of a checkpoint folder or hub name. Raises ConfigError and is slow, as `load_tokenizer`."""
+    if name in ("", BYTES_TOKENIZER):
+        raise ConfigError("the tokenizer `bytes` is none of transformers': name a checkpoint's")
     folder = find_model(name, ["*.json", "tokenizer*"], "tokenizer", "name a local folder or `bytes` with --tokenizer")
     if (folder / "tekken.json").is_file() and not any((folder / file).is_file() for file in _CONVERTIBLE):
         raise ConfigError(
@@ -134,12 +147,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"there is no tokenizer in {name} that transformers can load: "
             "name a folder or hub model that has one with --tokenizer"
         ) from error
-    core = getattr(loaded, "backend_tokenizer", None)
-    if core is None:
-        raise ConfigError(f"{name!r} has no fast tokenizer: convert it to a tokenizer.json or name another --tokenizer")
-    tokenizer = FastTokenizer(core, loaded)
-    _try_out(tokenizer, name)
-    return tokenizer
+    return loaded
 
 
 def _try_out(tokenizer: FastTokenizer, name: str) -> None:

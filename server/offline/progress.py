@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from tqdm import tqdm
 
+from seesaw.engine.terminal_bar import terminal_bar, token_rates
 from seesaw.engine.wire.messages import Stats
 from seesaw.server.batches.objects import RequestCounts
 from seesaw.server.entry import complain
@@ -18,22 +17,13 @@ BAR_INTERVAL_S, LINE_INTERVAL_S = 0.5, 10.0
 
 
 class Progress:
-    """On stderr. Rates are those since it was made: an engine that changes its layout ends rows in waves."""
+    """On stderr. Rates are those since it was made."""
 
     def __init__(self, counts: Callable[[], RequestCounts], stats: Callable[[], Stats]) -> None:
         self._counts, self._stats = counts, stats
         self._start_s = time.monotonic()
         self._first, self._first_stats = counts(), stats()
-        self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._first.total,
-                initial=_num_done(self._first),
-                unit="row",
-                smoothing=0,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
+        self._bar = terminal_bar(self._first.total, "row", _num_done(self._first))
 
     async def show_on(self) -> None:
         """Until it is cancelled."""
@@ -70,7 +60,7 @@ class Progress:
     def _tokens(self, elapsed_s: float) -> str:
         now, first = self._stats(), self._first_stats
         prompts, outputs = now.prompt_tokens - first.prompt_tokens, now.generation_tokens - first.generation_tokens
-        return f"{prompts / elapsed_s:.0f} prompt and {outputs / elapsed_s:.0f} output tokens/s"
+        return token_rates(prompts, outputs, elapsed_s)
 
 
 def _num_done(counts: RequestCounts) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,9 @@ from seesaw.engine.executor.simulated import SimulatedExecutor
 from seesaw.engine.text.prompt import Prompt
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, RequestError
 from seesaw.engine.wire.messages import Add, CachedPrompt, Outputs
+from tests.engine.text.test_tokenizer import write_tokenizer
 from tests.patience import PATIENCE_S
+from tests.terminal import Terminal
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
@@ -145,6 +151,31 @@ def test_a_conversation_that_is_none(alphabet: LLM) -> None:
         alphabet.chat([USER], chat_template=TEMPLATE, chat_template_kwargs=variables)
     with pytest.raises(ConfigError, match="cannot read the chat template"):
         alphabet.chat([USER], chat_template="/no/such/file")
+
+
+def test_a_terminal_has_a_bar_of_the_prompts_that_are_done(alphabet: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(prompts: Sequence[Prompt], stderr: io.StringIO, **options: bool) -> str:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with suppress(RequestError):
+            alphabet.generate(prompts, SamplingParams(max_tokens=2), **options)
+        return stderr.getvalue()
+
+    last = shown([PROMPT, PROMPT], Terminal()).split("\r")[-1]
+    assert " 2/2 " in last and re.search(r"\d prompt and \d+ output tokens/s", last)
+    assert shown([PROMPT], Terminal(), use_tqdm=False) == shown([PROMPT], io.StringIO()) == ""
+    assert shown([PROMPT, []], Terminal()) == shown([], Terminal()) == ""  # nothing runs
+
+
+def test_the_checkpoints_tokenizer_is_there_for_the_caller_and_apart(tmp_path: Path) -> None:
+    with LLM("", executor="simulated", tokenizer=write_tokenizer(tmp_path)) as llm:
+        tokenizer = llm.get_tokenizer()
+        assert tokenizer is llm.get_tokenizer()
+        assert tokenizer("abc", truncation=True, max_length=2)["input_ids"] == [0, 1]
+        assert llm.generate("abc")[0].prompt_token_ids == [0, 1, 2]
+    with LLM("", executor="simulated", skip_tokenizer=True) as llm, pytest.raises(ValueError, match="skip_tokenizer"):
+        llm.get_tokenizer()
+    with LLM("", executor="simulated") as llm, pytest.raises(ConfigError, match="none of transformers'"):
+        llm.get_tokenizer()
 
 
 def test_sampling_that_is_not_given_is_the_checkpoints(tmp_path: Path) -> None:

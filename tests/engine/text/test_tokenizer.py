@@ -134,7 +134,7 @@ def test_mistrals_own_tokenizer_alone(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def _write(folder: Path, **changes: Any) -> str:
+def write_tokenizer(folder: Path, **changes: Any) -> str:
     """A tokenizer.json of a few letters, with some parts changed."""
     core = Core(models.BPE(vocab={letter: id for id, letter in enumerate("abc !")}, merges=[]))
     raw = json.loads(core.to_str())
@@ -160,7 +160,7 @@ ENDLESS = {"Regex": "(a+)+$"}  # the pattern engine gives up, and panics
 def test_a_text_that_a_tokenizer_cannot_cope_with_is_the_clients_to_change(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(_write(tmp_path, **changes))
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, **changes))
     assert tokenizer.encode(["abc"]) == [[0, 1, 2]]
     for texts in (["a" * 40 + "!x"], ["abc", "a" * 40 + "!x"]):
         with pytest.raises(RequestError, match="tokenizer cannot read this text"):
@@ -171,7 +171,7 @@ def test_a_text_that_a_tokenizer_cannot_cope_with_is_the_clients_to_change(
 def test_tokens_that_a_tokenizer_cannot_decode_are_replaced(tmp_path: Path) -> None:
     decoder = {"type": "Replace", "pattern": ENDLESS, "content": "x"}
     vocab = {"a" * 40 + "!": 0, "b": 1}
-    tokenizer = load_tokenizer(_write(tmp_path, decoder=decoder, model={"vocab": vocab}))
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, decoder=decoder, model={"vocab": vocab}))
     assert [tokenizer.decode([id]) for id in (1, 0)] == ["b", "\ufffd"]
 
 
@@ -179,4 +179,4 @@ def test_a_template_that_names_an_unknown_token_is_refused_at_the_start(tmp_path
     sequence, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<nowhere>", "type_id": 0}}
     processor = {"type": "TemplateProcessing", "single": [begin, sequence], "pair": [sequence], "special_tokens": {}}
     with pytest.raises(ConfigError, match=r"the tokenizer of .* cannot read any text .*: download it again"):
-        load_tokenizer(_write(tmp_path, post_processor=processor))
+        load_tokenizer(write_tokenizer(tmp_path, post_processor=processor))

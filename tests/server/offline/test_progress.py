@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 
@@ -11,11 +10,7 @@ import pytest
 from seesaw.engine.wire.messages import Stats
 from seesaw.server.batches.objects import RequestCounts
 from seesaw.server.offline.progress import Progress
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.terminal import Terminal
 
 
 def test_rates_are_since_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
