@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from seesaw.engine.sampling.params import SamplingParams
-from seesaw.engine.values.errors import QueueFullError, RequestError, SeesawError
+from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.engine.wire.messages import Abort, Add, Output, Outputs, Refused, ResetPrefixCache, Stats
 from seesaw.server.link.channel import Channel
 from seesaw.server.link.errors import EngineLostError, RestartingError
@@ -42,11 +42,13 @@ class Bridge:
         self._back_s = 0.0  # when the next engine is expected
         self._failure: SeesawError | None = None
         self._changed = asyncio.Event()  # an engine is here, or none will be
+        self._left = asyncio.Event()  # the engine that is attached is no longer
         self.metrics = Metrics(self.stats)
 
     def attach(self, channel: Channel) -> None:
         """An engine that serves takes over, and what waits for one is sent to it. News of it come to `take_news`."""
         self._channel = channel
+        self._left = asyncio.Event()
         self._changed.set()
         self.metrics.expect_layouts(channel.info)
         for request in self._live.values():
@@ -62,6 +64,7 @@ class Bridge:
             return
         outbox, self._channel = self._channel.outbox, None
         self._changed.clear()
+        self._left.set()
         for request in self._live.values():
             request.num_lost += not outbox.withdraw(request.id)
         outbox.clear()
@@ -80,6 +83,7 @@ class Bridge:
             return
         self._failure = error
         self._changed.set()
+        self._left.set()
         for stream in {request.stream for request in self._live.values()}:
             stream.fail(error)
         self._live.clear()
@@ -134,13 +138,18 @@ class Bridge:
 
     async def ping(self, timeout_s: float) -> Stats:
         """One turn of the engine's loop. Raises TimeoutError if it takes too long, or that no engine is there."""
-        return await self._attached().ping(timeout_s)
+        channel, left = self._attached(), self._left
+        try:
+            return await channel.ping(timeout_s)
+        except EngineDeadError:
+            # Its death is known here first, and what comes of it in a moment: another one, or none.
+            await asyncio.wait_for(left.wait(), timeout_s)
+            return await self._attached().ping(timeout_s)
 
     async def reset_prefix_cache(self, timeout_s: float) -> None:
         """Return once no prompt finds what was computed before. Raises as `ping`; it may be done all the same."""
-        channel = self._attached()
-        channel.send(ResetPrefixCache())
-        await channel.ping(timeout_s)  # messages keep their order
+        self._attached().send(ResetPrefixCache())
+        await self.ping(timeout_s)  # messages keep their order
 
     def stats(self) -> Stats:
         """The engine's latest snapshot."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from seesaw.engine.sampling.params import SamplingParams
@@ -13,6 +15,7 @@ from seesaw.engine.wire.messages import (
     FinishReason,
     Output,
     Outputs,
+    Ping,
     Refused,
 )
 from seesaw.server.link.errors import EngineLostError, RestartingError
@@ -271,6 +274,27 @@ async def test_who_leaves_between_two_engines_is_forgotten() -> None:
             assert await new.engine.expect(Abort) == Abort("stays-0")
             await bridge.ping(PATIENCE_S)
             assert (bridge.num_live, bridge.room.sequences) == (0, 0)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_ping_that_the_engine_dies_with_says_what_comes_of_it(comes_back: bool) -> None:
+    """Its death is known to the channel before it is decided whether another one comes."""
+    async with connected() as line:
+        line.engine.silent = True
+        asked = [asyncio.create_task(line.bridge.ping(PATIENCE_S))]
+        asked.append(asyncio.create_task(line.bridge.reset_prefix_cache(PATIENCE_S)))
+        await line.engine.expect(Ping)
+        line.channel.die(EngineDeadError("worker 1 was killed"))
+        asked.append(asyncio.create_task(line.bridge.ping(PATIENCE_S)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in asked)
+        if comes_back:
+            line.bridge.detach(EngineDeadError("worker 1 was killed"), back_in_s=1.0)
+        else:
+            line.bridge.fail(EngineDeadError("worker 1 was killed"))
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, RestartingError if comes_back else EngineDeadError)
 
 
 async def test_a_request_is_lost_with_two_engines_at_most() -> None:
