@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from seesaw.engine.awake import waits
@@ -120,7 +121,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     grace_s = 0.0  # an engine that still starts does not hear that it should stop
     try:
         bridge.start()
-        starting = asyncio.ensure_future(_start(engine, server, bridge))
+        starting = asyncio.ensure_future(start_app(engine, server, bridge))
         guard = asyncio.create_task(
             _end_if_silent(bridge, handle.process, max(engine.start_timeout_s, server.engine_timeout_s))
         )
@@ -129,13 +130,13 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         if first is stop.requested:
             starting.cancel()
             return 0
-        http, info, grammars = starting.result()
+        app, info, grammars = starting.result()
         grace_s = ENGINE_STOP_S
         freeze_heap()
         report("ready")
         guard = asyncio.create_task(_end_if_hung(bridge, handle.process, server.engine_timeout_s))
         try:
-            return await _run(http, info, grammars, server, listener, bridge, stop)
+            return await _run(make_http_server(app, server), info, grammars, server, listener, bridge, stop)
         finally:
             guard.cancel()
     finally:
@@ -143,14 +144,16 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
         await asyncio.to_thread(handle.close, grace_s)  # in a thread, so that a second signal is heard
 
 
-async def _start(
+async def start_app(
     engine: EngineConfig, server: ServerConfig, bridge: Bridge
-) -> tuple[HTTPServer, EngineInfo, GrammarCheck]:
-    """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
+) -> tuple[FastAPI, EngineInfo, GrammarCheck]:
+    """The application, once the engine is ready. The tokenizer loads beside the engine.
+
+    Raises ConfigError, or EngineDeadError if the engine dies meanwhile.
+    """
     info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
     grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
-    app = create_app(bridge, info, tokenizer, server, grammars, defaults)
-    return make_http_server(app, server), info, grammars
+    return create_app(bridge, info, tokenizer, server, grammars, defaults), info, grammars
 
 
 def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
