@@ -66,12 +66,14 @@ class EngineProcess:
         self._run_dir = run_dir
 
     @classmethod
-    def start(cls, config: EngineConfig) -> EngineProcess:
+    def start(cls, config: EngineConfig, log_level: str = "INFO") -> EngineProcess:
         """Spawn the process; it reports on the sockets when it is ready, or why it cannot be."""
         run_dir = make_run_dir()
         context = multiprocessing.get_context("spawn")
         # Not daemonic: it has children of its own.
-        process = context.Process(target=run_engine, args=(config, str(run_dir)), name="seesaw-engine", daemon=False)
+        process = context.Process(
+            target=run_engine, args=(config, str(run_dir), log_level), name="seesaw-engine", daemon=False
+        )
         try:
             start_child(process.start)
         except BaseException:
@@ -160,12 +162,12 @@ class _Frontend:
         self._context.destroy(linger=LAST_WORDS_MS)
 
 
-def run_engine(config: EngineConfig, run_dir: str) -> None:
+def run_engine(config: EngineConfig, run_dir: str, log_level: str = "INFO") -> None:
     """The process's main function."""
     signal.signal(END, _raise_exit)
     follow_parent(lambda: remove_run_dir(Path(run_dir)))
     print_in_background()
-    start_log("%(asctime)s %(levelname)s engine: %(message)s")
+    start_log("%(asctime)s %(levelname)s engine: %(message)s", log_level)
     tempfile.tempdir = run_dir  # what is made in here goes with it, should this process be killed
     code = 0
     with closing(_Frontend(Path(run_dir))) as frontend, ExitStack() as stack:

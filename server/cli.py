@@ -14,7 +14,7 @@ from seesaw.server.entry import complain, interruptible
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
 from seesaw.version import seesaw_version
 
-# The tools of `seesaw bench`: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
+# Tools of a command: modules whose `main(argv, prog)` reads its own flags and returns the exit code.
 BENCH_TOOLS = {
     "serve": ("seesaw.clients.load_test", "load a running server over HTTP"),
     "report": ("seesaw.clients.report", "make an HTML page of results and traces"),
@@ -24,6 +24,10 @@ BENCH_TOOLS = {
     ),
     "limits": ("seesaw.engine.bench.limits", "what this host can do at most, and each step's floor"),
 }
+BATCH_TOOLS = {
+    "run": ("seesaw.server.offline.run", "answer a file of requests without a server, as often cut off as need be"),
+}
+TOOLS = {"bench": BENCH_TOOLS, "batch": BATCH_TOOLS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = vars(make_parser().parse_args(argv))
-        if arguments.pop("command") == "bench":
-            return _bench(**arguments)
+        command = arguments.pop("command")
+        if command in TOOLS:
+            return _run_tool(command, **arguments)
         engine, server = read_configs(arguments)
         from seesaw.engine.supervision import exit_now
         from seesaw.server.service import serve
@@ -63,18 +68,21 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help='JSON file with the same settings, e.g. {"max_num_seqs": 64}')
     add_flags(serve, "engine", EngineConfig, without="model")
     add_flags(serve, "server", ServerConfig)
-    bench = commands.add_parser("bench", help="measure: " + "; ".join(f"{t}: {h}" for t, (_, h) in BENCH_TOOLS.items()))
-    bench.add_argument("tool", choices=BENCH_TOOLS, metavar=f"{{{','.join(BENCH_TOOLS)}}}")
-    rest = bench.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="see `seesaw bench TOOL --help`"
-    )
-    rest.required = False
+    for command, what in (("bench", "measure"), ("batch", "work off files")):
+        tools = TOOLS[command]
+        told = "; ".join(f"{tool}: {text}" for tool, (_, text) in tools.items())
+        group = commands.add_parser(command, help=f"{what}: {told}")
+        group.add_argument("tool", choices=tools, metavar=f"{{{','.join(tools)}}}")
+        rest = group.add_argument(
+            "arguments", nargs=argparse.REMAINDER, metavar="...", help=f"see `seesaw {command} TOOL --help`"
+        )
+        rest.required = False
     return parser
 
 
-def _bench(tool: str, arguments: list[str]) -> int:
-    module = importlib.import_module(BENCH_TOOLS[tool][0])
-    code = module.main(arguments, prog=f"seesaw bench {tool}")
+def _run_tool(command: str, tool: str, arguments: list[str]) -> int:
+    module = importlib.import_module(TOOLS[command][tool][0])
+    code = module.main(arguments, prog=f"seesaw {command} {tool}")
     assert isinstance(code, int)
     return code
 

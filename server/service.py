@@ -258,7 +258,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.requested: asyncio.Future[None] = loop.create_future()
+        self.requested: asyncio.Future[int] = loop.create_future()  # its number
         self.on_second: Callable[[], object] = lambda: None
         self._first_s = math.inf
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -267,7 +267,7 @@ class StopSignal:
 
     def _handle(self, number: int) -> None:
         if not self.requested.done():
-            self.requested.set_result(None)
+            self.requested.set_result(number)
             self._first_s = time.monotonic()
         elif number != signal.SIGHUP and time.monotonic() - self._first_s > WITH_FIRST_S:
             self.on_second()

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
@@ -62,6 +62,8 @@ def given_values(given: dict[str, Any]) -> dict[str, Any]:
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would exit, and says what an unknown flag may have meant."""
 
+    elsewhere: Mapping[str, str] = {}  # flags that others have for this very command, and what to know instead
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
@@ -81,15 +83,20 @@ class Parser(argparse.ArgumentParser):
         name = _underscored(flag)
         if name in MODEL_FLAGS:
             return f"there is no flag {flag}: name the model without a flag, as in `seesaw serve MODEL`"
+        if name in self.elsewhere:
+            return f"there is no flag {flag}: {self.elsewhere[name]}"
         known = [_underscored(option) for option in self._option_string_actions if option.startswith("--")]
         return f"there is no flag {flag}{hint(name, value or ''.join(following), known, as_flag)}"
 
 
-def add_flags(parser: argparse.ArgumentParser, title: str, config: type[Any], *, without: str = "") -> None:
-    """A flag for each field. What is not given must not appear in the namespace: `argument_default=SUPPRESS`."""
+def add_flags(
+    parser: argparse.ArgumentParser, title: str, config: type[Any], *, without: str = "", only: Collection[str] = ()
+) -> None:
+    """A flag for each field, or for `only` some. What is not given must not appear in the namespace:
+    `argument_default=SUPPRESS`."""
     group = parser.add_argument_group(title)
     for f in fields(config):
-        if f.name != without:
+        if f.name != without and (not only or f.name in only):
             _add_flag(group, f)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -48,10 +48,11 @@ class Answer(NamedTuple):
 class Answering:
     """Answers rows of any endpoint."""
 
-    def __init__(self, respond: Respond, endpoints: dict[str, Endpoint], priority: int | None = None) -> None:
+    def __init__(self, respond: Respond, endpoints: Mapping[str, Endpoint], priority: int | None = None) -> None:
         """`priority`: of every row, whatever its body says, if the engine knows priorities."""
         self._respond = respond
         self._endpoints = endpoints
+        self.urls = tuple(endpoints)
         self._priority = priority
 
     async def answer(self, url: str, id: str, raw: bytes, submitted: Callable[[], None]) -> Answer:

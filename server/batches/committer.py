@@ -101,7 +101,7 @@ class Committer:
             waiters, self._waiters = self._waiters, []
             self._changed = {}
             try:
-                await self.insist(work, partial(self._thread.run, partial(self._commit, work)))
+                await self.insist(work, partial(self._thread.run, partial(commit, self._store, work)))
             except Exception:  # these rows will be sent again
                 logger.warning("the last results could not be kept", exc_info=True)
                 return
@@ -112,27 +112,28 @@ class Committer:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _commit(self, work: Mapping[Job, Taken]) -> None:
-        """All of it or nothing. In the store's thread."""
-        results: list[tuple[int, Result]] = []
-        try:
-            for job, taken in work.items():
-                if taken.finished:
-                    starts = job.open_log.append([each.line for each in taken.finished])
-                    results += (
-                        (job.number, Result(each.row, each.is_error, start, len(each.line)))
-                        for each, start in zip(taken.finished, starts, strict=True)
-                    )
-            self._store.update([Numbered(job.number, taken.batch) for job, taken in work.items()], results)
-        except BaseException:
-            for job, taken in work.items():
-                if taken.finished:
-                    with contextlib.suppress(OSError):
-                        job.open_log.cut()
-            raise
+
+def commit(store: Store, work: Mapping[Job, Taken]) -> None:
+    """Bring all of it to the disk, or nothing. In the store's thread."""
+    results: list[tuple[int, Result]] = []
+    try:
         for job, taken in work.items():
             if taken.finished:
-                job.open_log.keep(sum(len(each.line) for each in taken.finished))
+                starts = job.open_log.append([each.line for each in taken.finished])
+                results += (
+                    (job.number, Result(each.row, each.is_error, start, len(each.line)))
+                    for each, start in zip(taken.finished, starts, strict=True)
+                )
+        store.update([Numbered(job.number, taken.batch) for job, taken in work.items()], results)
+    except BaseException:
+        for job, taken in work.items():
+            if taken.finished:
+                with contextlib.suppress(OSError):
+                    job.open_log.cut()
+        raise
+    for job, taken in work.items():
+        if taken.finished:
+            job.open_log.keep(sum(len(each.line) for each in taken.finished))
 
 
 def is_full(error: Exception) -> bool:

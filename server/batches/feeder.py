@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import sqlite3
 import threading
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-import msgspec
-
-from seesaw.engine.values.errors import EngineDeadError, QueueFullError
 from seesaw.server.batches.answering import Answering
 from seesaw.server.batches.committer import RETRY_S, Committer
 from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.inputs import JSONLines
 from seesaw.server.batches.job import Finished, Job, Taken
 from seesaw.server.batches.objects import Batch, BatchError, File, RequestCounts
-from seesaw.server.batches.outputs import make_row_id, write_outputs
-from seesaw.server.batches.rows import CANCELLED, EXPIRED, Row, RowResponse, RowResult, check_input
+from seesaw.server.batches.outputs import write_outputs
+from seesaw.server.batches.rows import CANCELLED, EXPIRED, check_input
+from seesaw.server.batches.sender import Sender
 from seesaw.server.batches.store import Numbered, Store
-from seesaw.server.batches.window import Place, Window
-from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.batches.window import Window
 from seesaw.server.threads import OneThread
 
 logger = logging.getLogger(__name__)
 
-READ_ROWS, READ_BYTES = 64, 1 << 20  # of an input at once: no more rows, and no further one beyond so many bytes
-MAX_FEEDING = 8  # batches, each of which has read so much ahead
-QUEUE_RETRY_S = 0.05, 1.0  # after a row found the engine's queue full, at first and at most
+MAX_FEEDING = 8  # batches, each of which has read some rows ahead
 
 
 class Feeder:
@@ -54,7 +48,7 @@ class Feeder:
         self._folder = folder
         self._store = store
         self._thread = thread
-        self._answering = answering
+        self._sender = Sender(answering, window)
         self._window = window
         self._max_rows = max_rows
         self._max_row_bytes = max_row_bytes
@@ -139,7 +133,7 @@ class Feeder:
             await self._committer.keep(job)
             job.change(status="cancelled", cancelled_at=int(time.time()))
             return await self._end(job)
-        restoring = partial(job.restore, self._store, self._folder)
+        restoring = partial(job.restore, self._store, self._folder.log(job.batch.id))
         counts = await self._committer.insist([job], partial(self._thread.run, restoring))
         job.change(request_counts=counts)
         if job.batch.status == "finalizing" and not job.is_complete and time.time() < job.batch.expires_at:
@@ -152,8 +146,8 @@ class Feeder:
 
     async def _validate(self, job: Job) -> bool:
         """Whether it is fit to run; else it has ended."""
-        path, batch = self._folder.input(job.batch.id), job.batch
-        checking = partial(check_input, path, batch.endpoint, self._max_rows, self._max_row_bytes, self._stop)
+        source, batch = JSONLines(self._folder.input(job.batch.id)), job.batch
+        checking = partial(check_input, source, batch.endpoint, self._max_rows, self._max_row_bytes, self._stop)
         checked = await self._committer.insist([job], partial(asyncio.to_thread, checking))
         if job.batch.status == "cancelling":
             return True
@@ -185,47 +179,13 @@ class Feeder:
         return True
 
     async def _feed(self, job: Job) -> None:
-        async with self._turns, asyncio.TaskGroup() as rows:
-            async for row in self._read(job):
-                place = await self._window.enter(job.number, row.bytes)
-                task = rows.create_task(self._answer(job, row, place))
-                # Not the task's own last act: one that is cancelled early never begins.
-                task.add_done_callback(partial(self._ended, job, row, place))
+        def take(finished: Finished) -> None:
+            job.finished.append(finished)
+            self._committer.note(job)
 
-    async def _read(self, job: Job) -> AsyncIterator[Row]:
-        rows = job.unfinished(self._folder)
-        while some := await asyncio.to_thread(_take, rows):
-            for row in some:
-                yield row
-
-    async def _answer(self, job: Job, row: Row, place: Place) -> RowResult:
-        url, request_id, raw = job.batch.endpoint, uuid.uuid4().hex, bytes(row.request.body)
-        pause_s, longest_s = QUEUE_RETRY_S
-        for attempt in itertools.count():
-            try:
-                answered = await self._answering.answer(url, request_id, raw, place.arrive)
-                break
-            except QueueFullError:
-                if attempt == 0:
-                    self._window.shrink()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
-            except (EngineDeadError, ShuttingDownError):
-                await asyncio.Future()  # until `close`: the row is sent again after the next start
-        response = RowResponse(answered.status, request_id, msgspec.Raw(answered.body))
-        return RowResult(make_row_id(), row.request.custom_id, response)
-
-    def _ended(self, job: Job, row: Row, place: Place, task: asyncio.Task[RowResult]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            place.leave()
-            self._window.keep(1, row.bytes)
-            return
-        result = task.result()
-        line = result.line
-        is_error = result.response is None or result.response.status_code != 200
-        place.leave(len(line))
-        job.finished.append(Finished(row.number, is_error, line, row.bytes))
-        self._committer.note(job)
+        rows = job.unfinished(JSONLines(self._folder.input(job.batch.id)))
+        async with self._turns:
+            await self._sender.send(job.number, rows, take)
 
     def _on_kept(self, taken: Taken) -> None:
         num_errors = sum(each.is_error for each in taken.finished)
@@ -262,15 +222,3 @@ class Feeder:
         with contextlib.suppress(sqlite3.Error):  # what is left is dropped at the next start
             while await self._thread.run(partial(self._store.drop_results, job.number)):
                 pass
-
-
-def _take(rows: Iterator[Row]) -> list[Row]:
-    """The next ones, in a thread."""
-    taken: list[Row] = []
-    size_bytes = 0
-    for row in rows:
-        taken.append(row)
-        size_bytes += row.bytes
-        if len(taken) == READ_ROWS or size_bytes >= READ_BYTES:
-            break
-    return taken

@@ -15,6 +15,22 @@ from seesaw.engine.values.errors import ConfigError
 from seesaw.server.config import ServerConfig
 
 
+class FolderLock:
+    """Keeps other processes out of a folder, as long as they ask for it too; until `close`, or the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BlockingIOError if another one has it."""
+        self._file = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class DataFolder:
     """The folder of one server: others are kept out until `close`.
 
@@ -29,19 +45,16 @@ class DataFolder:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's
             for folder in (self._files, self._uploads, self._batches):
                 folder.mkdir(exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = FolderLock(path)
+        except BlockingIOError:
+            raise ConfigError(f"data_dir {path} is used by another server: end that, or name another folder") from None
         except OSError as error:
             raise ConfigError(
                 f"data_dir {path} cannot be used: {error.strerror}; name a folder that can be written"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise ConfigError(f"data_dir {path} is used by another server: end that, or name another folder") from None
 
     def close(self) -> None:
-        os.close(self._lock)
+        self._lock.close()
 
     @property
     def database(self) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from seesaw.server.batches.folder import DataFolder
+from seesaw.server.batches.inputs import Input
 from seesaw.server.batches.log import ResultLog
 from seesaw.server.batches.objects import Batch, BatchError, BatchErrors, RequestCounts
 from seesaw.server.batches.rows import Row, read_rows
@@ -71,9 +72,9 @@ class Job:
         counts = RequestCounts(counts.total, counts.completed + len(finished) - num_errors, counts.failed + num_errors)
         return Taken(finished, msgspec.structs.replace(self.batch, request_counts=counts))
 
-    def restore(self, store: Store, folder: DataFolder) -> RequestCounts:
-        """Open the log, cut behind what was kept, and find the rows that are done. In the store's thread."""
-        path = folder.log(self.batch.id)
+    def restore(self, store: Store, path: Path) -> RequestCounts:
+        """Open the log at this path, cut behind what was kept, and find the rows that are done. In the store's
+        thread."""
         size_bytes = path.stat().st_size if path.exists() else 0
         self.log = ResultLog(path, store.forget_results_behind(self.number, size_bytes))
         total = self.batch.request_counts.total
@@ -83,9 +84,9 @@ class Job:
             completed, failed = completed + (not result.is_error), failed + result.is_error
         return RequestCounts(total, completed, failed)
 
-    def unfinished(self, folder: DataFolder) -> Iterator[Row]:
-        """The rows that had no result at the start."""
-        return read_rows(folder.input(self.batch.id), self.done)
+    def unfinished(self, source: Input) -> Iterator[Row]:
+        """The rows of its input that had no result at the start."""
+        return read_rows(source, self.done)
 
     def shown(self, kept: Batch) -> Batch:
         """The batch as clients are told of it: as it is on the disk, and what it suffers from. While it does, they hear

@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -45,9 +45,18 @@ QUIET_S = 30.0  # after so long without a request of a client, rows may wait aga
 
 
 def open_jobs(
-    config: ServerConfig, info: EngineInfo, bridge: Bridge, serving: Serving, endpoints: dict[str, Endpoint]
+    config: ServerConfig, info: EngineInfo, bridge: Bridge, serving: Serving, endpoints: Mapping[str, Endpoint]
 ) -> Jobs:
     """The jobs of a server whose engine is ready. Raises ConfigError if the folder cannot be used."""
+    answering = Answering(serving.respond, endpoints, priority=MAX_INT if info.has_priorities else None)
+    window = make_window(info, bridge, serving)
+    jobs = Jobs(config, answering, window)
+    bridge.metrics.add(JobsCollector(jobs.feeder, window))
+    return jobs
+
+
+def make_window(info: EngineInfo, bridge: Bridge, serving: Serving) -> Window:
+    """What an engine that is ready can have beside the requests of clients, if some come."""
 
     def may_wait(num_entering: int) -> bool:
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
@@ -59,11 +68,7 @@ def open_jobs(
             return False
         return info.has_priorities or num_waiting < info.max_num_seqs * WAITING_SHARE
 
-    answering = Answering(serving.respond, endpoints, priority=MAX_INT if info.has_priorities else None)
-    window = Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)
-    jobs = Jobs(config, answering, window)
-    bridge.metrics.add(JobsCollector(jobs.feeder, window))
-    return jobs
+    return Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)
 
 
 class Jobs:

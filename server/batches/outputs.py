@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from contextlib import closing
 from typing import NamedTuple
 
 from seesaw.server.batches.folder import DataFolder, sync_file
+from seesaw.server.batches.inputs import JSONLines
 from seesaw.server.batches.objects import File
-from seesaw.server.batches.rows import RowError, RowResult, Stopped, read_rows
+from seesaw.server.batches.rows import RowError, RowResult, Stopped, make_row_id, read_rows
 from seesaw.server.batches.store import Numbered, Store
 
 
@@ -30,7 +30,7 @@ def write_outputs(store: Store, folder: DataFolder, job: Numbered, missing: RowE
     """Rows without a result get this error. May be done again after it was cut off, wherever that was: the files'
     names follow from the batch's. Raises Stopped soon after `stop` is set."""
     batch, num_missing = job.batch, 0
-    rows = read_rows(folder.input(batch.id), bytes(batch.request_counts.total))
+    rows = read_rows(JSONLines(folder.input(batch.id)), bytes(batch.request_counts.total))
     with (
         folder.log(batch.id).open("rb") as log,
         _Writer(folder, batch.id, "output") as output,
@@ -49,11 +49,6 @@ def write_outputs(store: Store, folder: DataFolder, job: Numbered, missing: RowE
             (errors if result.is_error else output).write(log.read(result.bytes))
             result = next(results, None)
     return Outputs(output.publish(), errors.publish(), num_missing)
-
-
-def make_row_id() -> str:
-    """Of a result."""
-    return f"batch_req_{uuid.uuid4().hex}"
 
 
 class _Writer:

@@ -5,25 +5,23 @@ Everything here reads or writes files and belongs in a thread. Blank lines of an
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import re
 import threading
-import time
+import uuid
 from array import array
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from seesaw.engine.values.wording import as_size
+from seesaw.server.batches.inputs import Input
 from seesaw.server.batches.objects import BatchError, BatchErrors
 
 MAX_ERRORS = 100  # that a client is told of
-_BREATH_ROWS = 100  # after so many, other threads may run: the event loop's, above all
 
 _encode = msgspec.json.Encoder().encode
 
@@ -68,6 +66,15 @@ class RowResult(msgspec.Struct, frozen=True):
     def line(self) -> bytes:
         return _encode(self) + b"\n"
 
+    @property
+    def is_error(self) -> bool:
+        return self.response is None or self.response.status_code != 200
+
+
+def make_row_id() -> str:
+    """Of a result."""
+    return f"batch_req_{uuid.uuid4().hex}"
+
 
 CANCELLED = RowError("batch_cancelled", "This request was not executed, since the batch was cancelled before.")
 EXPIRED = RowError("batch_expired", "This request could not be executed before the completion window expired.")
@@ -86,60 +93,52 @@ class Stopped(Exception):
     """Nobody waits for the work any more."""
 
 
-def check_input(path: Path, endpoint: str, max_rows: int, max_row_bytes: int, stop: threading.Event) -> Checked:
-    """Read all of it. Holds 16 bytes of memory for each row. Raises Stopped soon after `stop` is set."""
+def check_input(
+    source: Input, endpoint: str | None, max_rows: int, max_row_bytes: int, stop: threading.Event
+) -> Checked:
+    """Read all of it. `endpoint`: None allows any. Holds 16 bytes of memory for each row. Raises Stopped soon after
+    `stop` is set."""
     errors: list[BatchError] = []
     num_rows = 0
     digests, numbers = array("Q"), array("Q")  # of all custom ids, and their lines
-    with path.open("rb") as file:
-        for number, line in _lines(file, max_row_bytes):
-            if stop.is_set():
-                raise Stopped
-            if num_rows == max_rows:
-                errors.append(
-                    BatchError("too_many_requests", f"The input file has more than {max_rows} requests: split it.")
-                )
-                break
-            num_rows += 1
-            error, custom_id = _check(number, line, endpoint, max_row_bytes)
-            if custom_id is not None:
-                digests.append(_digest(custom_id))
-                numbers.append(number)
-            if error is not None and len(errors) < MAX_ERRORS:
-                errors.append(error)
+    for number, line in source.lines(max_row_bytes):
+        if stop.is_set():
+            raise Stopped
+        if num_rows == max_rows:
+            errors.append(
+                BatchError("too_many_requests", f"The input file has more than {max_rows} requests: split it.")
+            )
+            break
+        num_rows += 1
+        error, custom_id = check_line(number, line, endpoint, max_row_bytes)
+        if custom_id is not None:
+            digests.append(_digest(custom_id))
+            numbers.append(number)
+        if error is not None and len(errors) < MAX_ERRORS:
+            errors.append(error)
     if not num_rows:
         errors.append(BatchError("empty_file", "The input file has no requests: write one in each line."))
-    errors += islice(_duplicates(path, digests, numbers, max_row_bytes), MAX_ERRORS)
+    errors += islice(_duplicates(source, digests, numbers, max_row_bytes), MAX_ERRORS)
     errors.sort(key=lambda error: error.line or 0)
     return Checked(num_rows, BatchErrors(errors[:MAX_ERRORS]) if errors else None)
 
 
-def read_rows(path: Path, done: bytes | bytearray) -> Iterator[Row]:
+def read_rows(source: Input, done: bytes | bytearray) -> Iterator[Row]:
     """The rows of an input that was checked, in order, but for those whose byte of `done` is not 0."""
-    with path.open("rb") as file:
-        for number, (_, line) in enumerate(_lines(file, path.stat().st_size)):
-            if not done[number]:
-                yield Row(number, _decode(line), len(line))
+    for number, (_, line) in enumerate(source.lines()):
+        if not done[number]:
+            yield Row(number, _decode(line), len(line))
 
 
-def _lines(file: BinaryIO, max_row_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1. One that is too long is cut, and is too long still."""
-    number = 0
-    while line := file.readline(max_row_bytes + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        rest = line
-        while len(rest) > max_row_bytes and not rest.endswith(b"\n"):
-            rest = file.readline(max_row_bytes + 1)
-        if not line.isspace():
-            yield number, line
-        if number % _BREATH_ROWS == 0:
-            time.sleep(0)
+def read_line(line: bytes) -> Request:
+    """Of a line that was checked."""
+    return _decode(line)
 
 
-def _check(number: int, line: bytes, endpoint: str, max_row_bytes: int) -> tuple[BatchError | None, str | None]:
-    """What is wrong with a line, and its custom id if it can be read."""
+def check_line(
+    number: int, line: bytes, endpoint: str | None, max_row_bytes: int
+) -> tuple[BatchError | None, str | None]:
+    """What is wrong with the line of this number, and its custom id if it can be read. `endpoint`: None allows any."""
 
     def wrong(code: str, message: str, param: str | None = None) -> BatchError:
         return BatchError(code, message, param, number)
@@ -158,14 +157,14 @@ def _check(number: int, line: bytes, endpoint: str, max_row_bytes: int) -> tuple
     problem = None
     if request.method != "POST":
         problem = wrong("invalid_method", f"The method must be POST, not {request.method[:20]!r}.", "method")
-    elif request.url != endpoint:
+    elif endpoint is not None and request.url != endpoint:
         problem = wrong("invalid_url", f"The url must be the batch's endpoint, {endpoint}.", "url")
     elif not bytes(request.body).startswith(b"{"):
         problem = wrong("invalid_request", "The body must be a JSON object.", "body")
     return problem, request.custom_id
 
 
-def _duplicates(path: Path, digests: array[int], numbers: array[int], max_row_bytes: int) -> Iterator[BatchError]:
+def _duplicates(source: Input, digests: array[int], numbers: array[int], max_row_bytes: int) -> Iterator[BatchError]:
     """Of custom ids that earlier lines have. Those of equal digests are read again, since few are."""
     kinds, counts = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
     suspects = set(kinds[counts > 1].tolist())
@@ -173,19 +172,18 @@ def _duplicates(path: Path, digests: array[int], numbers: array[int], max_row_by
     if not lines:
         return
     seen: set[str] = set()
-    with path.open("rb") as file:
-        for number, line in _lines(file, max_row_bytes):
-            if number not in lines:
-                continue
-            custom_id = _decode(line).custom_id
-            if custom_id in seen:
-                yield BatchError(
-                    "duplicate_custom_id",
-                    f"The custom_id {custom_id[:100]!r} is that of an earlier request, too: give each its own.",
-                    "custom_id",
-                    number,
-                )
-            seen.add(custom_id)
+    for number, line in source.lines(max_row_bytes):
+        if number not in lines:
+            continue
+        custom_id = _decode(line).custom_id
+        if custom_id in seen:
+            yield BatchError(
+                "duplicate_custom_id",
+                f"The custom_id {custom_id[:100]!r} is that of an earlier request, too: give each its own.",
+                "custom_id",
+                number,
+            )
+        seen.add(custom_id)
 
 
 def _digest(text: str) -> int:

@@ -13,7 +13,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from seesaw.engine.text.chat_template import ChatTemplate
 from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import Tokenizer
 from seesaw.engine.values.errors import SeesawError
@@ -26,16 +25,10 @@ from seesaw.server.http.openapi import JOB_PATHS, make_document
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.metrics import Metrics
-from seesaw.server.openai.chat import Chat
-from seesaw.server.openai.completions import Completions
-from seesaw.server.openai.models import Models, model_names
+from seesaw.server.openai.handlers import make_handlers
 from seesaw.server.openai.responses import Responses
-from seesaw.server.openai.serving import Serving
 from seesaw.server.openai.tokenization import Tokenization
 from seesaw.server.openai.tokenizer_info import tokenizer_info
-from seesaw.server.render.answer import AnswerFormat
-from seesaw.server.render.tools import TOOL_PARSERS
-from seesaw.server.threads import Lanes
 from seesaw.version import seesaw_version
 
 if TYPE_CHECKING:
@@ -55,31 +48,14 @@ def create_app(
     defaults: SamplingDefaults = NO_DEFAULTS,
 ) -> FastAPI:
     """The application for an engine that is ready. It closes `grammars` when it ends."""
-    lanes = Lanes()
-    models = Models(model_names(config, info), info)
-    serving = Serving(bridge, info, models, lanes, tokenizer, defaults, grammars, config)
-    completions = Completions(serving)
-    parser = config.tool_call_parser if config.enable_auto_tool_choice else "none"
-    template = read_template(config.chat_template)
-    chat = Chat(
-        serving,
-        ChatTemplate(tokenizer, template),
-        AnswerFormat.of(tokenizer, parser, config.reasoning_parser),
-        # A call that is forced needs no model that knows the format, only a parser.
-        AnswerFormat.of(
-            tokenizer,
-            config.tool_call_parser if config.tool_call_parser in TOOL_PARSERS else "hermes",
-            config.reasoning_parser,
-            only_calls=True,
-        ),
-        trusts_templates=config.trust_request_chat_template,
-    )
+    handlers = make_handlers(bridge, info, tokenizer, config, grammars, defaults)
+    lanes, models, serving, completions, chat = handlers
 
     jobs: Jobs | None = None
     if config.data_dir:
         from seesaw.server.batches.jobs import open_jobs  # here, since what it imports takes a while
 
-        jobs = open_jobs(config, info, bridge, serving, {"/v1/completions": completions, "/v1/chat/completions": chat})
+        jobs = open_jobs(config, info, bridge, serving, handlers.of_rows)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,7 +104,7 @@ def create_app(
 
         add_job_routes(app, jobs, lanes)
     if config.enable_tokenizer_info_endpoint:
-        info_of_tokenizer = tokenizer_info(tokenizer, template)
+        info_of_tokenizer = tokenizer_info(tokenizer, read_template(config.chat_template))
         app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
 
     @app.api_route("/ping", methods=[*READ, "POST"])

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
-from seesaw.server.batches import feeder, log, outputs
+from seesaw.server.batches import log, outputs, sender
 from seesaw.server.batches.objects import Batch
 from seesaw.server.batches.store import Store
 from seesaw.server.http.errors import ConflictError, NoRoomError, NotFoundError
@@ -98,7 +98,7 @@ async def test_a_stream_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_is_no_error_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "QUEUE_RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(sender, "QUEUE_RETRY_S", (0.0, 0.0))
     echo = Echo()
     echo.before = Once(QueueFullError("full"))
     async with running(tmp_path, echo) as jobs:

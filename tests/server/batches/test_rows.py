@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from seesaw.server.batches.inputs import JSONLines
 from seesaw.server.batches.rows import MAX_ERRORS, Stopped, check_input, read_rows
 
 URL = "/v1/completions"
@@ -20,7 +21,7 @@ def check(path: Path, *lines: object, max_rows: int = 1000, max_row_bytes: int =
     data = b"".join((each if isinstance(each, bytes) else json.dumps(each).encode()) + b"\n" for each in lines)
     file = path / "in.jsonl"
     file.write_bytes(data)
-    checked = check_input(file, URL, max_rows, max_row_bytes, threading.Event())
+    checked = check_input(JSONLines(file), URL, max_rows, max_row_bytes, threading.Event())
     return [] if checked.errors is None else [(each.code, each.line) for each in checked.errors.data]
 
 
@@ -74,10 +75,10 @@ def test_rows_are_counted_without_blank_lines(tmp_path: Path) -> None:
     lines = [json.dumps({**GOOD, "custom_id": id}) for id in ids]
     file = tmp_path / "in.jsonl"
     file.write_text(f"\ufeff{lines[0]}\r\n\n\n \n{lines[1]}\n{lines[2]}")  # and no newline at the end
-    assert check_input(file, URL, 10, 1000, threading.Event()) == (3, None)
-    rows = list(read_rows(file, bytes(3)))
+    assert check_input(JSONLines(file), URL, 10, 1000, threading.Event()) == (3, None)
+    rows = list(read_rows(JSONLines(file), bytes(3)))
     assert [(row.number, row.request.custom_id) for row in rows] == list(enumerate(ids))
-    assert [row.number for row in read_rows(file, b"\0\1\0")] == [0, 2]
+    assert [row.number for row in read_rows(JSONLines(file), b"\0\1\0")] == [0, 2]
     assert json.loads(bytes(rows[0].request.body)) == {"prompt": "x"}
 
 
@@ -86,4 +87,4 @@ def test_an_end_does_not_wait_for_a_long_input(tmp_path: Path) -> None:
     file.write_text(json.dumps(GOOD))
     stop.set()
     with pytest.raises(Stopped):
-        check_input(file, URL, 10, 1000, stop)
+        check_input(JSONLines(file), URL, 10, 1000, stop)

@@ -67,7 +67,7 @@ def check_restored(path: Path) -> int:
         if not open_batches:
             return 0
         job = Job(open_batches[0].number, open_batches[0].batch)
-        counts = job.restore(store, folder)
+        counts = job.restore(store, folder.log(job.batch.id))
         results = list(store.results(job.number))
         data = folder.log("batch_a").read_bytes()
         assert [data[r.start : r.start + r.bytes] for r in results] == [LINES[r.row] for r in results]

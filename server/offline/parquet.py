@@ -1,0 +1,111 @@
+"""Rows and results as Parquet, by pyarrow, which is an extra.
+
+An input has the columns `custom_id`, `method`, `url` and `body`, a text of JSON or a struct (what is null in it is left
+out). Results have `id`, `custom_id`, `response` and `error`; a response's body is a text of JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from seesaw.engine.values.errors import ConfigError
+from seesaw.server.batches.inputs import UNBOUNDED
+
+READ_ROWS, WRITE_ROWS = 256, 1024  # at once
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix in (".parquet", ".pq")
+
+
+def check_parquet(path: Path) -> None:
+    """Raise ConfigError if it is to be Parquet and pyarrow is not installed."""
+    if is_parquet(path):
+        _pyarrow(path, "pyarrow")
+
+
+class ParquetRows:
+    """An input (`server.batches.inputs`): each row is a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError without pyarrow."""
+        self._path = path
+        self._parquet = _pyarrow(path, "pyarrow.parquet")
+
+    def lines(self, max_row_bytes: int = UNBOUNDED) -> Iterator[tuple[int, bytes]]:
+        """Raises OSError, or ValueError if it is no Parquet file."""
+        number = 0
+        with self._parquet.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(READ_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _line(row)
+
+
+class ParquetWriter:
+    """Writes lines of results; the file is whole when the context ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError without pyarrow."""
+        self._path = path
+        self._arrow, self._parquet = _pyarrow(path, "pyarrow"), _pyarrow(path, "pyarrow.parquet")
+        text = self._arrow.string()
+        response = {"status_code": self._arrow.int64(), "request_id": text, "body": text}
+        error = {"code": text, "message": text}
+        self._schema = self._arrow.schema(
+            {
+                "id": text,
+                "custom_id": text,
+                "response": self._arrow.struct(response),
+                "error": self._arrow.struct(error),
+            }
+        )
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> ParquetWriter:
+        self._writer = self._parquet.ParquetWriter(self._path, self._schema)
+        return self
+
+    def write(self, line: bytes) -> None:
+        row = msgspec.json.decode(line)
+        if row["response"] is not None:
+            row["response"]["body"] = msgspec.json.encode(row["response"]["body"]).decode()
+        self._rows.append(row)
+        if len(self._rows) == WRITE_ROWS:
+            self._flush()
+
+    def __exit__(self, *_: object) -> None:
+        with self._writer:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._arrow.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    body = row.get("body")
+    if isinstance(body, str):
+        body = msgspec.Raw(body.encode())
+    return msgspec.json.encode({**row, "body": _without_nulls(body)})
+
+
+def _without_nulls(value: Any) -> Any:
+    """Rows of a struct all have the fields that any of them has."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _pyarrow(path: Path, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(
+            f"{path} needs pyarrow, which is not here: pip install 'seesaw-llm[parquet]', or use .jsonl or .jsonl.gz"
+        ) from None

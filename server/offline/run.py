@@ -1,0 +1,200 @@
+"""`seesaw batch run`: answer a file of requests without a server; what is cut off goes on when it is run again.
+
+`server.cli` hands over the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from seesaw.engine.logs import start_log
+from seesaw.engine.printing import print_in_background
+from seesaw.engine.process import EngineProcess
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, EngineDeadError
+from seesaw.server.batches.committer import Committer
+from seesaw.server.batches.job import Finished, Taken
+from seesaw.server.config import ServerConfig
+from seesaw.server.entry import complain
+from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
+from seesaw.server.offline.parquet import check_parquet
+from seesaw.server.offline.partial import Partial, database
+from seesaw.server.offline.progress import Progress
+from seesaw.server.offline.source import Source, check_source, has_results
+from seesaw.server.service import StartEngine, StopSignal
+from seesaw.server.settings import Parser, add_flags, help_text, read_configs
+from seesaw.server.threads import OneThread, in_daemon_thread
+
+# What of a server's settings is about rows; a config file may have the others, too.
+ROW_SETTINGS = (
+    *("served_model_name", "chat_template", "trust_request_chat_template", "enable_auto_tool_choice"),
+    *("tool_call_parser", "reasoning_parser", "generation_config", "engine_timeout_s"),
+    *("max_queued_tokens", "max_prompts", "max_body_bytes", "max_batch_rows", "log_level"),
+)
+_NO_METRICS = "nothing is served here, and stderr has the progress, so leave it out"
+VLLM_FLAGS = {
+    **dict.fromkeys(("enable_metrics", "host", "port", "url"), _NO_METRICS),
+    **dict.fromkeys(("disable_log_stats", "enable_log_requests", "max_log_len"), "use --log-level"),
+    "response_role": "answers have the role assistant, so leave it out",
+}
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run it and return the exit code: 128 and the number of the signal that ended it. Raises SeesawError."""
+    parser = make_parser(prog)
+    given = vars(parser.parse_args(argv))
+    source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
+    folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+    engine, server = read_configs(given)
+    start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
+    check_files(source, output)
+    check_settings(engine, server)
+    print_in_background()
+    # Lines of the engine's would tear the bar.
+    start_engine = partial(
+        EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
+    )
+    return asyncio.run(Run(engine, server, source, output, folder, start_engine).run())
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """What it parses holds only what was given."""
+    parser = Parser(
+        prog=prog,
+        description="Answer a file of requests without a server. Run it again to go on with what was cut off.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.elsewhere = VLLM_FLAGS
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=help_text("model"))
+    add = parser.add_argument_group("files: .jsonl, .jsonl.gz or .parquet").add_argument
+    add("-i", "--input-file", required=True, metavar="FILE", help="requests, as OpenAI's batches have them")
+    add("-o", "--output-file", required=True, metavar="FILE", help="results, in the order of the requests")
+    add(
+        "--output-tmp-dir",
+        metavar="FOLDER",
+        help="where results are kept until all are there, on a local disk (default: the output's folder)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON file with the same settings, as of `seesaw serve`")
+    add_flags(parser, "engine", EngineConfig)
+    add_flags(parser, "rows", ServerConfig, only=ROW_SETTINGS)
+    return parser
+
+
+def check_files(source: Path, output: Path) -> None:
+    """Raise ConfigError for what cannot be read or written, as far as it is seen from outside."""
+    if not source.is_file():
+        raise ConfigError(f"there is no file {source}: name one with --input-file")
+    if source.resolve() == output.resolve():
+        raise ConfigError(f"{output} is the input: name another --output-file")
+    if not output.parent.is_dir():
+        raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
+    check_parquet(source)
+    check_parquet(output)
+
+
+class Run:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        server: ServerConfig,
+        source: Path,
+        output: Path,
+        folder: Path,
+        start_engine: StartEngine,
+    ) -> None:
+        """`folder` keeps results until all are there."""
+        self._engine, self._server = engine, server
+        self._source, self._output, self._folder = source, output, folder
+        self._start_engine = start_engine
+        self._thread = OneThread("results")
+        self._partial: Partial | None = None
+
+    async def run(self) -> int:
+        """Until all rows are answered (0), or a signal comes."""
+        stop = StopSignal()
+        working = asyncio.create_task(self._work())
+        await asyncio.wait((working, stop.requested), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return 0
+        complain("seesaw: stopping; press Ctrl-C again to stop at once")
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+        complain(f"seesaw: stopped{self._how_far()}")
+        return 128 + stop.requested.result()
+
+    def _how_far(self) -> str:
+        if self._partial is None:
+            return ""
+        counts = self._partial.counts
+        done = counts.completed + counts.failed
+        return f" with {done} of {counts.total} rows done: run the same command again to go on"
+
+    async def _work(self) -> None:
+        source = await self._check()
+        if not database(self._folder).exists() and self._output.exists() and self._output.stat().st_size:
+            if not await in_daemon_thread(lambda: has_results(self._output, source)):
+                raise ConfigError(f"{self._output} is there already: remove it, or name another --output-file")
+            complain(f"seesaw: {self._output} has all {source.num_rows} results already: remove it to have new ones")
+            return
+        self._partial = await self._thread.run(partial(Partial, self._folder, source, self._engine.model))
+        try:
+            if not self._partial.is_complete:
+                await self._answer(self._partial)
+            await self._thread.run(partial(self._partial.finish, self._output))
+        except EngineDeadError as error:
+            raise EngineDeadError(f"{error}; stopped{self._how_far()}") from None
+        finally:
+            await self._thread.run(self._partial.close)
+            self._thread.close()
+
+    async def _check(self) -> Source:
+        stop = threading.Event()
+        server = self._server
+        try:
+            return await in_daemon_thread(
+                lambda: check_source(self._source, server.max_batch_rows, server.max_body_bytes, stop)
+            )
+        finally:
+            stop.set()
+
+    async def _answer(self, kept: Partial) -> None:
+        def report(line: str) -> None:
+            complain(f"seesaw: {line}")
+
+        async with offline_engine(self._engine, self._server, report, self._start_engine) as engine:
+            progress = Progress(lambda: kept.counts, engine.stats)
+            showing = asyncio.create_task(progress.show_on())
+            try:
+                await self._feed(kept, engine)
+            finally:
+                showing.cancel()
+                progress.close()
+        complain(f"seesaw: {progress.line()}")
+
+    async def _feed(self, kept: Partial, engine: OfflineEngine) -> None:
+        def on_kept(taken: Taken) -> None:
+            engine.keep(len(taken.finished), sum(each.request_bytes + len(each.line) for each in taken.finished))
+
+        def take(finished: Finished) -> None:
+            kept.job.finished.append(finished)
+            committer.note(kept.job)
+
+        committer = Committer(kept.store, self._thread, kept.path, on_kept)
+        committer.start()
+        try:
+            await engine.answer(kept.job.number, kept.unfinished(), take)
+            await committer.keep(kept.job)
+        finally:
+            await committer.close()
