@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
@@ -22,12 +24,13 @@ from seesaw.engine.values.errors import ConfigError, EngineDeadError
 from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
-from seesaw.server.entry import complain
 from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
 from seesaw.server.offline.parquet import check_parquet
 from seesaw.server.offline.partial import Partial, database
 from seesaw.server.offline.progress import Progress
 from seesaw.server.offline.source import Source, check_source, has_results
+from seesaw.server.ray.batch import answer_on_cluster
+from seesaw.server.ray.options import Cluster
 from seesaw.server.service import StartEngine, StopSignal
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
 from seesaw.server.threads import OneThread, in_daemon_thread
@@ -52,6 +55,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
     folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+    cluster = Cluster.parse(given.pop("ray"), given.pop("ray_engines", "")) if "ray" in given else None
+    if "ray_engines" in given:
+        raise ConfigError("--ray-engines needs --ray")
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     check_files(source, output)
@@ -61,7 +67,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     start_engine = partial(
         EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
     )
-    return asyncio.run(Run(engine, server, source, output, folder, start_engine).run())
+    return asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -82,6 +88,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where results are kept until all are there, on a local disk (default: the output's folder)",
     )
+    add = parser.add_argument_group("several hosts, through Ray").add_argument
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="answer on a Ray cluster, by an engine on each group of GPUs that is free (default address: $RAY_ADDRESS, "
+        "else the cluster that this host is of)",
+    )
+    add("--ray-engines", metavar="N", help="so many engines, or the least and most as in 2-8 (default: what has room)")
     parser.add_argument("--config", metavar="FILE", help="JSON file with the same settings, as of `seesaw serve`")
     add_flags(parser, "engine", EngineConfig)
     add_flags(parser, "rows", ServerConfig, only=ROW_SETTINGS)
@@ -111,11 +127,13 @@ class Run:
         output: Path,
         folder: Path,
         start_engine: StartEngine,
+        cluster: Cluster | None = None,
     ) -> None:
-        """`folder` keeps results until all are there."""
+        """`folder` keeps results until all are there. `cluster`: where engines are, instead of one here."""
         self._engine, self._server = engine, server
         self._source, self._output, self._folder = source, output, folder
         self._start_engine = start_engine
+        self._cluster = cluster
         self._thread = OneThread("results")
         self._partial: Partial | None = None
 
@@ -127,11 +145,11 @@ class Run:
         if working.done():
             working.result()
             return 0
-        complain("seesaw: stopping; press Ctrl-C again to stop at once")
+        _say("stopping; press Ctrl-C again to stop at once")
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
-        complain(f"seesaw: stopped{self._how_far()}")
+        _say(f"stopped{self._how_far()}")
         return 128 + stop.requested.result()
 
     def _how_far(self) -> str:
@@ -146,7 +164,7 @@ class Run:
         if not database(self._folder).exists() and self._output.exists() and self._output.stat().st_size:
             if not await in_daemon_thread(lambda: has_results(self._output, source)):
                 raise ConfigError(f"{self._output} is there already: remove it, or name another --output-file")
-            complain(f"seesaw: {self._output} has all {source.num_rows} results already: remove it to have new ones")
+            _say(f"{self._output} has all {source.num_rows} results already: remove it to have new ones")
             return
         self._partial = await self._thread.run(partial(Partial, self._folder, source, self._engine.model))
         try:
@@ -170,10 +188,11 @@ class Run:
             stop.set()
 
     async def _answer(self, kept: Partial) -> None:
-        def report(line: str) -> None:
-            complain(f"seesaw: {line}")
+        if self._cluster is not None:
+            await answer_on_cluster(self._cluster, self._engine, self._server, kept, self._thread, _say)
+            return
 
-        async with offline_engine(self._engine, self._server, report, self._start_engine) as engine:
+        async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
             progress = Progress(lambda: kept.counts, engine.stats)
             showing = asyncio.create_task(progress.show_on())
             try:
@@ -181,7 +200,7 @@ class Run:
             finally:
                 showing.cancel()
                 progress.close()
-        complain(f"seesaw: {progress.line()}")
+        _say(progress.line())
 
     async def _feed(self, kept: Partial, engine: OfflineEngine) -> None:
         def on_kept(taken: Taken) -> None:
@@ -198,3 +217,8 @@ class Run:
             await committer.keep(kept.job)
         finally:
             await committer.close()
+
+
+def _say(line: str) -> None:
+    """On stderr, above a bar if there is one."""
+    tqdm.write(f"seesaw: {line}", file=sys.stderr)

@@ -6,10 +6,10 @@ Used by `server.ray.deployment` and `server.ray.data`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
@@ -56,12 +56,61 @@ def _untexted(key: str, value: Any) -> Any:
     return value
 
 
+class Pool(NamedTuple):
+    """How many engines there are: at least, at the start, and at most."""
+
+    least: int
+    first: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where rows are answered, and by how many engines. What is not said follows from the room that there is."""
+
+    address: str = ""  # of Ray's head, or empty for what Ray finds itself
+    least: int | None = None
+    most: int | None = None
+
+    @classmethod
+    def parse(cls, address: str, engines: str) -> Cluster:
+        """`engines`: a number, or the least and most as in 2-8, or empty. Raises ConfigError."""
+        if not engines:
+            return cls(address)
+        least, _, most = engines.partition("-")
+        with suppress(ValueError):
+            numbers = int(least), int(most or least)
+            if 1 <= numbers[0] <= numbers[1]:
+                return cls(address, *numbers)
+        raise ConfigError(f"--ray-engines must be a number, or the least and most as in 2-8, not {engines!r}")
+
+    def pool(self, num_fitting: int, num_chunks: int) -> Pool:
+        """Where so many engines have room now, and with so much to do. Engines that start for minutes are not given up
+        for a moment with less to do: only those beyond what is here now come and go."""
+        most = num_chunks if self.most is None else min(self.most, num_chunks)
+        least = max(1, min(num_fitting if self.least is None else self.least, most))
+        return Pool(least, max(least, min(num_fitting, most)), max(least, most))
+
+
 def engine_resources(config: EngineConfig) -> dict[str, int]:
     """What one engine takes of a host, as arguments of Ray's actors: all of its GPUs, or a CPU for each rank.
 
-    Ray's nodes need not be here, nor be started, so `auto` is a GPU.
+    Ray's nodes need not be like this one, nor be started, so `auto` is a GPU.
     """
     if config.executor == "simulated":
-        return {"num_cpus": 1, "num_gpus": 0}
-    ranks = config.plan.world_size
-    return {"num_cpus": ranks, "num_gpus": 0} if config.device == "cpu" else {"num_cpus": 1, "num_gpus": ranks}
+        return {"num_cpus": 1}
+    return {"num_cpus" if config.device == "cpu" else "num_gpus": config.plan.world_size}
+
+
+def num_fitting(nodes: Iterable[Mapping[str, Any]], resources: Mapping[str, int]) -> int:
+    """How many engines have room on the nodes of a cluster, as Ray lists them, if nobody else has any of it."""
+    [(name, needed)] = resources.items()
+    kind = name.removeprefix("num_").removesuffix("s").upper()
+    return sum(int(node["Resources"].get(kind, 0) // needed) for node in nodes if node["Alive"])
+
+
+def told(resources: Mapping[str, int]) -> str:
+    """As one would say it."""
+    [(name, needed)] = resources.items()
+    kind = name.removeprefix("num_").removesuffix("s").upper()
+    return f"{needed} {kind}{'' if needed == 1 else 's'}"

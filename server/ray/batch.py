@@ -1,0 +1,117 @@
+"""`seesaw batch run --ray`: the rows of an input, answered by engines on a cluster, and kept by this process alone.
+
+Ray Data reads the input beside this process, starts the engines as actors, sends them chunks of rows, sends those of a
+host that died again, and starts engines where there is room. Whatever comes twice counts once: which row has its result
+is decided here, by its number, as on one host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from seesaw.engine.values.config import EngineConfig
+from seesaw.engine.values.errors import ConfigError, EngineDeadError
+from seesaw.engine.wire.messages import Stats
+from seesaw.server.batches.committer import Committer
+from seesaw.server.batches.job import Finished, Taken
+from seesaw.server.config import ServerConfig
+from seesaw.server.offline.partial import Partial
+from seesaw.server.offline.progress import Progress
+from seesaw.server.ray.options import Cluster
+from seesaw.server.threads import OneThread, in_daemon_thread
+
+MAX_UNKEPT_ROWS = 1024  # in memory; while there are as many, no more are taken from the cluster
+
+
+async def answer_on_cluster(
+    cluster: Cluster,
+    engine: EngineConfig,
+    server: ServerConfig,
+    kept: Partial,
+    thread: OneThread,
+    say: Callable[[str], None],
+) -> None:
+    """Until every row has its result on the disk. `thread` is the one that `kept` belongs to.
+
+    Raises ConfigError or EngineDeadError if the cluster cannot go on; what is kept stays.
+    """
+    try:
+        from seesaw.server.ray.data import answered, disconnect
+    except ImportError as error:
+        raise ConfigError(f"--ray needs Ray ({error}): pip install 'seesaw-llm[ray]', here and on every host") from None
+    loop = asyncio.get_running_loop()
+    tokens = Tokens()
+    progress = Progress(lambda: kept.counts, tokens.stats)
+    has_room = asyncio.Event()
+
+    def on_kept(_: Taken) -> None:
+        has_room.set()
+
+    committer = Committer(kept.store, thread, kept.path, on_kept)
+    committer.start()
+
+    async def take(results: Sequence[Finished]) -> None:
+        kept.take(results)
+        tokens.count(results)
+        committer.note(kept.job)
+        while len(kept.job.finished) >= MAX_UNKEPT_ROWS:
+            has_room.clear()
+            await has_room.wait()
+
+    def work() -> None:
+        for results in answered(cluster, engine, server, kept.source.input, bytes(kept.job.done), say):
+            asyncio.run_coroutine_threadsafe(take(results), loop).result()
+
+    showing = asyncio.create_task(progress.show_on())
+    try:
+        await in_daemon_thread(work)
+        await committer.keep(kept.job)
+    finally:
+        await in_daemon_thread(disconnect)
+        await committer.close()
+        showing.cancel()
+        progress.close()
+    if not kept.is_complete:
+        raise EngineDeadError("the cluster has ended the work before all rows had results: run this again")
+    say(progress.line())
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    body: _Body
+
+
+class _Result(msgspec.Struct):
+    response: _Response | None = None
+
+
+class Tokens:
+    """Counts those of results, since the engines' own counters are elsewhere."""
+
+    def __init__(self) -> None:
+        self._prompts = self._outputs = 0
+
+    def count(self, results: Sequence[Finished]) -> None:
+        for each in results:
+            response = _decode(each.line).response
+            if response is not None and response.body.usage is not None:
+                self._prompts += response.body.usage.prompt_tokens
+                self._outputs += response.body.usage.completion_tokens
+
+    def stats(self) -> Stats:
+        """As an engine would tell them."""
+        return Stats(prompt_tokens=self._prompts, generation_tokens=self._outputs)
+
+
+_decode = msgspec.json.Decoder(_Result).decode
