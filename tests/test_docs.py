@@ -15,6 +15,7 @@ from seesaw.engine.bench import limits
 from seesaw.engine.values.config import EngineConfig
 from seesaw.server import bench, cli
 from seesaw.server.config import ServerConfig
+from seesaw.server.offline import run
 from seesaw.server.settings import read_configs
 
 REPOSITORY = Path(__file__).parent.parent
@@ -89,6 +90,9 @@ def test_commands(command: Command, monkeypatch):
         arguments.parse(argv, "bench serve")
     elif (argv := command.arguments_of("seesaw bench limits")) is not None:
         limits._parser("bench limits").parse_args(argv)
+    elif (argv := command.arguments_of("seesaw batch run")) is not None:
+        given = vars(run.make_parser("batch run").parse_args(argv))
+        read_configs({name: value for name, value in given.items() if name not in ("input_file", "output_file")})
     elif (argv := command.arguments_of("scripts/soak")) is not None:
         cli.make_parser().parse_args(["serve", *parse_args(argv).server_args])
     else:

@@ -52,8 +52,9 @@ def load_token_table(name: str, vocab_size: int, eos_token_ids: Sequence[int]) -
     text = _as_json(name)
     try:
         whole = LLTokenizer(text)
-        if whole.vocab_size <= vocab_size and eos_token_ids:
-            return LLTokenizer(text, n_vocab=vocab_size, eos_token=[id for id in eos_token_ids if id < vocab_size])
+        ends = [id for id in eos_token_ids if id < whole.vocab_size]  # others are in no text; a matcher knows them all
+        if whole.vocab_size <= vocab_size and ends:
+            return LLTokenizer(text, n_vocab=vocab_size, eos_token=ends)
     except ValueError as error:
         raise ConfigError(f"the tokenizer of {name} is not of a kind that grammars can follow: {error}") from None
     ids = range(whole.vocab_size)

@@ -113,6 +113,7 @@ class Plan:
                 raise ConfigError(
                     f"prefill layout {self.prefill} uses {count(self.prefill.world_size, 'device')} but {name} layout "
                     f"{other} uses {other.world_size}: choose layouts of one world size"
+                    f"{'; a prefill layout that is not given is T1' if self.prefill == Layout() else ''}"
                 )
 
     @cached_property

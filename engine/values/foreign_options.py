@@ -62,12 +62,14 @@ _UNKNOWN = "there is nothing like it yet, so leave it out"
 _ONE_HOST = "an engine runs on one host, so leave it out"
 _REQUESTS = "requests say it, or the checkpoint's generation_config.json"
 _CONFIG_JSON = "change the checkpoint's config.json"
+_ONE_WAY = "there is one way here and nothing to choose, so leave it out"
+_TEXT_TO_TEXT = "models that continue a text are all there are, so leave it out"
 NOTHING = {
     **dict.fromkeys(("enable_chunked_prefill", "enable_mixed_chunk", "async_scheduling"), _ALWAYS),
     **dict.fromkeys(("enable_request_id_headers", "enable_metrics", "enable_server_load_tracking"), _ALWAYS),
     **dict.fromkeys(("enable_prompt_tokens_details", "enable_cache_report"), _ALWAYS),
     **dict.fromkeys(("trust_remote_code", "disable_log_requests", "no_enable_log_requests"), _NEVER),
-    **dict.fromkeys(("disable_uvicorn_access_log", "enable_ssl_refresh"), _NEVER),
+    **dict.fromkeys(("disable_uvicorn_access_log", "enable_ssl_refresh", "disable_log_stats"), _NEVER),
     **dict.fromkeys(("enforce_eager", "disable_cuda_graph", "enable_torch_compile", "compilation_config"), _UNKNOWN),
     **dict.fromkeys(
         ("enable_lora", "lora_modules", "lora_paths", "speculative_config", "speculative_algorithm"), _UNKNOWN
@@ -77,6 +79,15 @@ NOTHING = {
     **dict.fromkeys(("distributed_executor_backend", "data_parallel_backend"), _ONE_HOST),
     **dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "n_predict"), _REQUESTS),
     **dict.fromkeys(("hf_overrides", "rope_scaling", "rope_theta", "json_model_override_args"), _CONFIG_JSON),
+    **dict.fromkeys(("cuda_graph_sizes", "cuda_graph_max_bs", "cuda_graph_bs", "max_seq_len_to_capture"), _ALWAYS),
+    **dict.fromkeys(("enable_sleep_mode", "enable_eplb", "all2all_backend", "kv_transfer_config"), _UNKNOWN),
+    **dict.fromkeys(("logits_processors", "middleware", "calculate_kv_scales", "code_revision"), _UNKNOWN),
+    **dict.fromkeys(("tokenizer_revision", "api_server_count", "disaggregation_mode"), _UNKNOWN),
+    **dict.fromkeys(("worker_use_ray", "headless", "data_parallel_size_local"), _ONE_HOST),
+    **dict.fromkeys(("task", "runner", "convert", "is_embedding", "limit_mm_per_prompt"), _TEXT_TO_TEXT),
+    **dict.fromkeys(("tokenizer_mode", "model_impl", "guided_decoding_backend", "grammar_backend"), _ONE_WAY),
+    **dict.fromkeys(("max_num_partial_prefills", "long_prefill_token_threshold", "num_scheduler_steps"), _ONE_WAY),
+    **dict.fromkeys(("stream_interval", "stream_output", "response_role", "max_logprobs"), _ONE_WAY),
     "download_dir": "set HF_HOME to it",
     "hf_token": "set HF_TOKEN to it",
     "threads": "set OMP_NUM_THREADS to it",

@@ -35,12 +35,15 @@ class Sender:
         """Have all of these rows answered; of several calls' rows those of the lower number go first. `take` is called
         with each result, which the window counts until it is told to `keep` it. Waits for ever once the engine is dead:
         whoever watches it cancels this."""
-        async with asyncio.TaskGroup() as tasks:
-            async for row in _read(rows):
-                place = await self._window.enter(number, row.bytes)
-                task = tasks.create_task(self._answer(row.request, place))
-                # Not the task's own last act: one that is cancelled early never begins.
-                task.add_done_callback(partial(self._ended, row, place, take))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for row in _read(rows):
+                    place = await self._window.enter(number, row.bytes)
+                    task = tasks.create_task(self._answer(row.request, place))
+                    # Not the task's own last act: one that is cancelled early never begins.
+                    task.add_done_callback(partial(self._ended, row, place, take))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # the others are of tasks that it cut off
 
     async def _answer(self, request: Request, place: Place) -> RowResult:
         row_id, request_id, raw = make_row_id(), uuid.uuid4().hex, bytes(request.body)

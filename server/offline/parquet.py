@@ -90,8 +90,8 @@ class ParquetWriter:
 
 def _line(row: dict[str, Any]) -> bytes:
     body = row.get("body")
-    if isinstance(body, str):
-        body = msgspec.Raw(body.encode())
+    if isinstance(body, str | bytes):
+        body = msgspec.Raw(body.encode() if isinstance(body, str) else body)
     return msgspec.json.encode({**row, "body": _without_nulls(body)})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -23,7 +24,7 @@ from seesaw.server.batches.objects import Batch, RequestCounts
 from seesaw.server.batches.rows import Row
 from seesaw.server.batches.store import Store
 from seesaw.server.offline.parquet import ParquetWriter, is_parquet
-from seesaw.server.offline.source import Source
+from seesaw.server.offline.source import UNREADABLE, Source
 
 
 class Partial:
@@ -45,10 +46,13 @@ class Partial:
             stack.callback(self._lock.close)
             self._files = stack.enter_context(ExitStack())
             self.store = self._files.enter_context(closing(Store(database(path))))
-            [numbered] = self.store.open_batches() or [self.store.add_batch(_begun(source, model))]
-            self.job = Job(numbered.number, numbered.batch)
-            self._check_same(numbered.batch, model)
-            self.job.change(request_counts=self.job.restore(self.store, self._log))
+            try:
+                [numbered] = self.store.open_batches() or [self.store.add_batch(_begun(source, model))]
+                self.job = Job(numbered.number, numbered.batch)
+                self._check_same(numbered.batch, model)
+                self.job.change(request_counts=self.job.restore(self.store, self._log))
+            except (OSError, sqlite3.Error) as error:
+                raise ConfigError(f"{path} cannot be used: {error}; make room, or name another output") from None
             self._files.callback(self.job.open_log.close)
             self._open = stack.pop_all()
 
@@ -62,8 +66,11 @@ class Partial:
         return self.job.is_complete
 
     def unfinished(self) -> Iterator[Row]:
-        """The rows that had no result when this was opened, in order."""
-        return self.job.unfinished(self.source.input)
+        """The rows that had no result when this was opened, in order. Raises ConfigError if the input has changed."""
+        try:
+            yield from self.job.unfinished(self.source.input)
+        except (*UNREADABLE, IndexError):
+            raise ConfigError(f"{self.source.path} has changed since it was checked: run this again") from None
 
     def take(self, results: Sequence[Finished]) -> None:
         """They are to be kept. Of rows that have one already, they are passed over."""
@@ -80,8 +87,8 @@ class Partial:
         self.job.change(request_counts=taken.batch.request_counts)
 
     def finish(self, output: Path) -> None:
-        """Write all results, in the order of the input, and remove the folder; only `close` may follow. If it is cut off,
-        wherever that is, it may be done again."""
+        """Write all results, in the order of the input, and remove the folder; only `close` may follow. It may be done
+        again if it was cut off, wherever that was."""
         temporary = output.with_name(f"{output.name}.tmp")
         with (
             _writer(temporary, output) as writer,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
 from seesaw.engine.values.config import EngineConfig
-from seesaw.engine.values.errors import ConfigError, EngineDeadError
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
@@ -112,6 +113,8 @@ def check_files(source: Path, output: Path) -> None:
         raise ConfigError(f"{output} is the input: name another --output-file")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"the folder {output.parent} cannot be written: name another --output-file")
     check_parquet(source)
     check_parquet(output)
 
@@ -173,6 +176,8 @@ class Run:
             await self._thread.run(partial(self._partial.finish, self._output))
         except EngineDeadError as error:
             raise EngineDeadError(f"{error}; stopped{self._how_far()}") from None
+        except OSError as error:
+            raise SeesawError(f"cannot write {self._output}: {error.strerror}; stopped{self._how_far()}") from None
         finally:
             await self._thread.run(self._partial.close)
             self._thread.close()

@@ -18,6 +18,8 @@ from seesaw.server.batches.inputs import UNBOUNDED, Input, JSONLines
 from seesaw.server.batches.rows import check_input
 from seesaw.server.offline.parquet import ParquetRows, is_parquet
 
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # what reading a file may raise, whatever it is packed in
+
 
 @dataclass(frozen=True)
 class Source:
@@ -34,8 +36,8 @@ def check_source(path: Path, max_rows: int, max_row_bytes: int, stop: threading.
     source = _Digested(open_input(path))
     try:
         checked = check_input(source, None, max_rows, max_row_bytes, stop)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except UNREADABLE as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         where = f" behind line {source.number}" if source.number else ""
         raise ConfigError(f"cannot read {path}{where}: {reason}; name a file that is whole") from None
     if checked.errors is not None:
@@ -66,7 +68,7 @@ def has_results(output: Path, source: Source) -> bool:
         names = (_decode(line).custom_id for _, line in open_input(output).lines())
         asked = (_decode(line).custom_id for _, line in source.input.lines())
         return all(name == each for name, each in zip_longest(names, asked))
-    except (OSError, EOFError, zlib.error, ValueError):  # it is none at all
+    except UNREADABLE:  # it is none at all
         return False
 
 

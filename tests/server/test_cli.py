@@ -74,7 +74,8 @@ def test_sizes(text: str, size: int) -> None:
         (["m", "--disable-radix-cache"], "write it, as in `--no-enable-prefix-caching`"),
         (["m", "--enable-log-requests"], "write it, as in `--access-log`"),
         (["m", "--swap-space", "4"], "as in `--host-kv-bytes 64GiB`"),
-        (["m", "--task", "generate"], "there is no flag --task; see"),  # and not: did you mean --tail?
+        (["m", "--task", "generate"], "continue a text are all there are, so leave it out"),
+        (["m", "--tail-wind", "x"], "there is no flag --tail-wind; see"),  # and not: did you mean --tail?
         (["m", "--scheduler-cls", "x"], "there is no flag --scheduler-cls; see"),
         (["m", "--shutdown-timeout-s", "inf"], "shutdown_timeout_s must be 0 or a number of seconds"),
         (["m", "--shutdown-timeout-s", "nan"], "shutdown_timeout_s must be"),

@@ -247,6 +247,15 @@ def test_ends_come_where_the_text_may_end() -> None:
         matcher.accept(97)
 
 
+@pytest.mark.parametrize("ends", [[300], [261, 300], [5000, 300]])
+def test_a_text_may_end_with_an_id_that_the_tokenizer_lacks(ends: list[int], tmp_path: Path) -> None:
+    """The padded part of a vocabulary, of which a config.json may name ids."""
+    (tmp_path / "tokenizer.json").write_text(byte_level().as_json())
+    matcher = Grammars(str(tmp_path), VOCAB, ends).start(StructuredOutputs("regex", "a"), "regex").matcher(())
+    follow(matcher, b"a")
+    assert set(allowed(matcher, VOCAB)) == {id for id in ends if id < VOCAB}
+
+
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])
 @pytest.mark.parametrize("vocab", [384, 260])  # of the model: padded, and smaller than the tokenizer's
 @pytest.mark.parametrize("eos_token_ids", [(), (5,)])
