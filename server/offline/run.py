@@ -20,6 +20,7 @@ from tqdm import tqdm
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
+from seesaw.engine.supervision import exit_now
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
@@ -62,13 +63,17 @@ def main(argv: Sequence[str], prog: str) -> int:
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     check_files(source, output)
-    check_settings(engine, server)
+    if cluster is None:  # else they are for other hosts than this
+        check_settings(engine, server)
     print_in_background()
     # Lines of the engine's would tear the bar.
     start_engine = partial(
         EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
     )
-    return asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
+    code = asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
+    if cluster is not None and code:
+        exit_now(code)  # threads of Ray's are in the midst of it
+    return code
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -8,10 +8,13 @@ is decided here, by its number, as on one host.
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
+from seesaw.engine.text.template_source import read_template
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError
 from seesaw.engine.wire.messages import Stats
@@ -20,7 +23,7 @@ from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
 from seesaw.server.offline.partial import Partial
 from seesaw.server.offline.progress import Progress
-from seesaw.server.ray.options import Cluster
+from seesaw.server.ray.options import Cluster, for_cluster
 from seesaw.server.threads import OneThread, in_daemon_thread
 
 MAX_UNKEPT_ROWS = 1024  # in memory; while there are as many, no more are taken from the cluster
@@ -36,12 +39,15 @@ async def answer_on_cluster(
 ) -> None:
     """Until every row has its result on the disk. `thread` is the one that `kept` belongs to.
 
-    Raises ConfigError or EngineDeadError if the cluster cannot go on; what is kept stays.
+    Raises ConfigError or EngineDeadError if the cluster cannot go on; what is kept stays. Ray goes with the process, at
+    once, if this is cancelled: let it end without the interpreter's teardown.
     """
     try:
-        from seesaw.server.ray.data import answered, disconnect
+        from seesaw.server.ray.data import answered, connect, disconnect
     except ImportError as error:
         raise ConfigError(f"--ray needs Ray ({error}): pip install 'seesaw-llm[ray]', here and on every host") from None
+    engine = for_cluster(engine)
+    server = replace(server, chat_template=read_template(server.chat_template) or "")  # a file is here, not there
     loop = asyncio.get_running_loop()
     tokens = Tokens()
     progress = Progress(lambda: kept.counts, tokens.stats)
@@ -62,21 +68,31 @@ async def answer_on_cluster(
             await has_room.wait()
 
     def work() -> None:
-        for results in answered(cluster, engine, server, kept.source.input, bytes(kept.job.done), say):
-            asyncio.run_coroutine_threadsafe(take(results), loop).result()
+        try:
+            for results in answered(cluster, engine, server, kept.source.input, bytes(kept.job.done)):
+                asyncio.run_coroutine_threadsafe(take(results), loop).result()
+        finally:
+            disconnect()
 
     showing = asyncio.create_task(progress.show_on())
     try:
-        await in_daemon_thread(work)
+        await in_daemon_thread(lambda: connect(cluster, engine, say))
+        _take_signals_back()
+        await in_daemon_thread(work)  # it cannot be cut off: who is cancelled here leaves it to the process's end
         await committer.keep(kept.job)
     finally:
-        await in_daemon_thread(disconnect)
         await committer.close()
         showing.cancel()
         progress.close()
     if not kept.is_complete:
         raise EngineDeadError("the cluster has ended the work before all rows had results: run this again")
     say(progress.line())
+
+
+def _take_signals_back() -> None:
+    """From Ray, which prints its stack for a SIGTERM before it hands it on."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.getsignal(number))
 
 
 class _Usage(msgspec.Struct):

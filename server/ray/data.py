@@ -1,7 +1,6 @@
 """Rows through Ray Data: read beside the driver, answered by an actor for each engine, and given back as they come.
 
-Used by `server.ray.batch`. What a row of Ray's holds is a chunk of ours: Ray moves, retries and counts chunks, and a
-chunk is small against what an engine has at once, so that little is lost with a host and engines end together.
+Used by `server.ray.batch`. What a row of Ray's holds is a chunk of ours (`server.ray.chunks`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import msgspec
 import pyarrow
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource
@@ -26,38 +24,30 @@ from ray.exceptions import RayError
 
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
+from seesaw.engine.values.wording import count
 from seesaw.server.batches.inputs import Input
 from seesaw.server.batches.job import Finished
-from seesaw.server.batches.jobs import ROWS_PER_SEQUENCE
-from seesaw.server.batches.rows import Row, read_line
 from seesaw.server.config import ServerConfig
 from seesaw.server.offline.engine import RowEngine
+from seesaw.server.ray.chunks import CALLS, chunk_rows, chunks, pack, unpack_results, unpack_rows
 from seesaw.server.ray.options import Cluster, engine_resources, num_fitting, told
 from seesaw.version import seesaw_version
 
 logger = logging.getLogger(__name__)
 
-CALLS = 16  # chunks that an engine has at once; Ray has as many more on their way there
 READ_AHEAD_CHUNKS = 64
-CHUNK_BYTES = 1 << 20  # no further row beyond so many
+CONNECT_TIMEOUT_S = 10.0
 COLUMN = "chunk"
-
-Numbered = list[tuple[int, bytes]]  # rows and their lines
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_rows = msgspec.msgpack.Decoder(Numbered).decode
-_decode_results = msgspec.msgpack.Decoder(list[Finished]).decode
 
 
 def answered(
-    cluster: Cluster, engine: EngineConfig, server: ServerConfig, source: Input, done: bytes, say: Callable[[str], None]
+    cluster: Cluster, engine: EngineConfig, server: ServerConfig, source: Input, done: bytes
 ) -> Iterator[list[Finished]]:
-    """Results of the rows whose byte of `done` is 0, in any order; a row may come twice. While they are not asked for,
-    Ray holds no more than its object store has room for.
+    """On the cluster that this process is connected to: results of the rows whose byte of `done` is 0, in any order.
 
-    Raises ConfigError or EngineDeadError if the cluster cannot go on.
+    A row may come twice. While they are not asked for, Ray holds no more than its object store has room for. Raises
+    ConfigError or EngineDeadError if the cluster cannot go on.
     """
-    connect(cluster, engine, say)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each chunk is a block, and each block a task
@@ -83,7 +73,7 @@ def answered(
     try:
         for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             for chunk in table[COLUMN]:
-                yield _decode_results(chunk.as_py())
+                yield unpack_results(chunk.as_py())
     except RayError as error:
         raise _in_a_sentence(error) from error
 
@@ -92,16 +82,21 @@ def connect(cluster: Cluster, engine: EngineConfig, say: Callable[[str], None]) 
     """To the cluster that is named, or else to one that runs here, or else to one that is started for this run."""
     if cluster.address.startswith("ray://"):
         raise ConfigError("--ray takes no Ray Client: run this on a node of the cluster, as with `ray job submit`")
+    host, _, port = cluster.address.rpartition(":")
     try:
+        if host:  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         ray.init(cluster.address or None, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot connect to a Ray cluster at {cluster.address or 'this host'}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError among them
+        where = cluster.address or os.environ.get("RAY_ADDRESS") or "this host"
+        raise ConfigError(f"cannot connect to a Ray cluster at {where}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is said in a sentence
     needs = engine_resources(engine)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    say(
-        f"on a Ray cluster of {len(nodes)} nodes with room for {num_fitting(nodes, needs)} engines ({told(needs)} each)"
-    )
+    room = num_fitting(nodes, needs)
+    say(f"on a Ray cluster of {count(len(nodes), 'node')} with room for {count(room, 'engine')}, each of {told(needs)}")
+    if not room:
+        say("waiting for a node that has room: add one, choose smaller layouts, or --device cpu")
 
 
 def disconnect() -> None:
@@ -134,7 +129,7 @@ class Rows(Datasource):  # type: ignore[misc]
 def _read(source: Input, done: bytes, chunk_rows: int) -> Iterator[pyarrow.Table]:
     # A function of the module, which workers import: what is defined inside another one is sent with all that it uses.
     for chunk in chunks(source, zlib.decompress(done), chunk_rows):
-        yield _table(_encode(chunk))
+        yield _table(pack(chunk))
 
 
 class Engine:
@@ -150,9 +145,8 @@ class Engine:
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         [chunk] = batch[COLUMN]
-        rows = [Row(number, read_line(line), len(line)) for number, line in _decode_rows(chunk.as_py())]
         try:
-            results = self._engine.answer_rows(rows)
+            results = self._engine.answer_rows(unpack_rows(chunk.as_py()))
         except EngineDeadError as error:
             if self._has_answered:
                 # As of a host that died: Ray starts the actor anew, and sends it what it had. An exception would end
@@ -161,29 +155,7 @@ class Engine:
                 os._exit(1)
             raise EngineDeadError(f"host {socket.gethostname()}, before it had answered a row: {error}") from None
         self._has_answered = True
-        return _table(_encode(results))
-
-
-def chunks(source: Input, done: bytes, most_rows: int) -> Iterator[Numbered]:
-    """The rows that are not done, in order: so many at once, and no further one beyond CHUNK_BYTES."""
-    chunk: Numbered = []
-    size_bytes = 0
-    for number, (_, line) in enumerate(source.lines()):
-        if done[number]:
-            continue
-        chunk.append((number, line))
-        size_bytes += len(line)
-        if len(chunk) == most_rows or size_bytes >= CHUNK_BYTES:
-            yield chunk
-            chunk, size_bytes = [], 0
-    if chunk:
-        yield chunk
-
-
-def chunk_rows(engine: EngineConfig) -> int:
-    """So that CALLS of them keep an engine full."""
-    num_seqs = engine.max_num_seqs * max(layout.dp for layout in engine.plan.layouts)
-    return math.ceil(ROWS_PER_SEQUENCE * num_seqs / CALLS)
+        return _table(pack(results))
 
 
 def _table(chunk: bytes) -> pyarrow.Table:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
+from seesaw.engine.values.wording import count
 from seesaw.server.config import ServerConfig
 from seesaw.server.settings import HINTS, given_values, make_configs, mapped_values
 
@@ -46,7 +47,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[EngineConfig, ServerCo
             raise ConfigError(f"{f.name} has no effect below Ray Serve: leave it out, and see {PROXYS[f.name]}")
     if server.data_dir:
         raise ConfigError("data_dir is of one server, and replicas are several: leave it out, and run batches with Ray")
-    return engine, server
+    return for_cluster(engine), server
 
 
 def _untexted(key: str, value: Any) -> Any:
@@ -92,11 +93,14 @@ class Cluster:
         return Pool(least, max(least, min(num_fitting, most)), max(least, most))
 
 
-def engine_resources(config: EngineConfig) -> dict[str, int]:
-    """What one engine takes of a host, as arguments of Ray's actors: all of its GPUs, or a CPU for each rank.
+def for_cluster(config: EngineConfig) -> EngineConfig:
+    """An engine that is like all others there: `auto` is a GPU, whatever its host has and whatever this one."""
+    is_unsaid = config.device == "auto" and config.executor == "processes"
+    return replace(config, device="cuda") if is_unsaid else config
 
-    Ray's nodes need not be like this one, nor be started, so `auto` is a GPU.
-    """
+
+def engine_resources(config: EngineConfig) -> dict[str, int]:
+    """What one engine takes of a host, as arguments of Ray's actors: all of its GPUs, or a CPU for each rank."""
     if config.executor == "simulated":
         return {"num_cpus": 1}
     return {"num_cpus" if config.device == "cpu" else "num_gpus": config.plan.world_size}
@@ -113,4 +117,4 @@ def told(resources: Mapping[str, int]) -> str:
     """As one would say it."""
     [(name, needed)] = resources.items()
     kind = name.removeprefix("num_").removesuffix("s").upper()
-    return f"{needed} {kind}{'' if needed == 1 else 's'}"
+    return count(needed, kind)
