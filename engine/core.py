@@ -55,11 +55,12 @@ class Core:
             raise RequestError(f"A request with id {request.id!r} is running already.", "id")
         self._compiling[request.id] = request, self._grammars.start(spec, "structured_outputs")
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Forget a request, or one of its sequences; its blocks come free once nothing in flight names them."""
+    def abort(self, request_id: str, index: int | None = None) -> int:
+        """Forget a request, or one of its sequences; its blocks come free once nothing in flight names them. Returns
+        how many sequences that was."""
         if index is None:
             self._compiling.pop(request_id, None)
-        self._scheduler.abort(request_id, index)
+        return self._scheduler.abort(request_id, index)
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before. What runs goes on."""

@@ -28,7 +28,17 @@ from seesaw.engine.heap import freeze_heap
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.run_folder import make_run_dir, remove_run_dir
-from seesaw.engine.supervision import ASKED_S, END, end_children, exit_now, follow_parent, start_child
+from seesaw.engine.supervision import (
+    ASKED_S,
+    END,
+    ORPHANS_S,
+    end_children,
+    end_group,
+    exit_now,
+    follow_parent,
+    lead_group,
+    start_child,
+)
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, QueueFullError, RequestError, SeesawError
 from seesaw.engine.wire.messages import (
@@ -55,7 +65,8 @@ STATS_INTERVAL_S = 0.25
 LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
 POLL_MS = 1000  # an upper bound only: sockets wake the loop
-MESSAGES_PER_TURN = 256  # more wait for the next one: running sequences must not
+# More wait for the next one: running sequences must not. Of sequences, those that come and those that are given up.
+MESSAGES_PER_TURN, SEQUENCES_PER_TURN = 256, 128
 
 
 class EngineProcess:
@@ -92,17 +103,20 @@ class EngineProcess:
         return from_engine_address(self._run_dir)
 
     def close(self, timeout_s: float = 10.0) -> int | None:
-        """Wait for the process to end (send Stop first), then make it. Returns its exit code. Idempotent."""
-        return self._end(timeout_s, ASKED_S)
+        """Wait for the process to end (send Stop first), then make it, and wait for all that was below it. Returns its
+        exit code. Idempotent."""
+        self._end(timeout_s, ASKED_S)
+        assert self.process.pid is not None
+        end_group(self.process.pid, ORPHANS_S)
+        return self.process.exitcode
 
     def kill(self) -> None:
         """End the process at once; the kernel ends all others with it. Idempotent."""
         self._end(0.0, 0.0)
 
-    def _end(self, grace_s: float, asked_s: float) -> int | None:
+    def _end(self, grace_s: float, asked_s: float) -> None:
         end_children([self.process], grace_s, asked_s)
         remove_run_dir(self._run_dir)
-        return self.process.exitcode
 
 
 def to_engine_address(run_dir: Path) -> str:
@@ -165,6 +179,7 @@ class _Frontend:
 def run_engine(config: EngineConfig, run_dir: str, log_level: str = "INFO") -> None:
     """The process's main function."""
     signal.signal(END, _raise_exit)
+    lead_group()
     follow_parent(lambda: remove_run_dir(Path(run_dir)))
     print_in_background()
     start_log("%(asctime)s %(levelname)s engine: %(message)s", log_level)
@@ -223,14 +238,14 @@ class _Loop:
         while True:
             busy = self._is_virtual and not self._core.is_idle
             self._poller.poll(0 if busy else COMPILING_POLL_MS if self._core.is_compiling else POLL_MS)
-            num_told = self._num_handled
-            while self._num_handled < num_told + MESSAGES_PER_TURN:
+            num_told, num_sequences = self._num_handled, 0
+            while self._num_handled < num_told + MESSAGES_PER_TURN and num_sequences < SEQUENCES_PER_TURN:
                 message = self._frontend.receive()
                 if message is None:
                     break
                 if isinstance(message, Stop):
                     return
-                self._handle(message)
+                num_sequences += self._handle(message)
                 self._num_handled += 1
             self._log.heard(self._core)
             was_idle = self._core.is_idle
@@ -246,16 +261,19 @@ class _Loop:
                 handled = self._num_handled if self._num_handled != num_told else 0
                 self._frontend.send(msgspec.structs.replace(outputs, stats=stats, handled=handled))
 
-    def _handle(self, message: Add | Abort | Ping | ResetPrefixCache) -> None:
+    def _handle(self, message: Add | Abort | Ping | ResetPrefixCache) -> int:
+        """Returns of how many sequences it was."""
         match message:
             case Add():
                 self._add(message)
+                return message.sampling.n
             case Abort(id=id, index=index):
-                self._core.abort(id, index)
+                return self._core.abort(id, index)
             case Ping(nonce=nonce):
                 self._frontend.send(Pong(nonce, self._core.stats()))
             case ResetPrefixCache():
                 self._core.reset_prefix_cache()
+        return 0
 
     def _add(self, request: Add) -> None:
         try:

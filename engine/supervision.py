@@ -36,7 +36,9 @@ KILLED_S = 60.0  # for the kernel to take back its memory: many GB take seconds
 END = signal.SIGUSR1  # asks a child to end: nobody but its parent sends it
 
 OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what others may send to all processes of a server
-PR_SET_PDEATHSIG = 1  # of prctl(2)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
+ORPHANS_S = 5.0  # for those of a child that ended to follow it, before they are killed
+ORPHANS_POLL_S = 0.01
 
 _imported_in = os.getpid()  # a process that was forked has this of its parent
 
@@ -127,6 +129,39 @@ def follow_parent(last_wish: Callable[[], None] | None = None) -> None:
 def end_with_kernel_parent(number: signal.Signals) -> None:
     """Have the kernel send this signal when the thread that started this process ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+
+
+def lead_group() -> None:
+    """For a child's main thread, once: it and all that will be below it are a process group, which `end_group` ends."""
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # of a terminal that stops who prints and is not of its group
+    os.setpgid(0, 0)
+
+
+def adopt_orphans() -> None:
+    """Make what is below a child that dies this process's own, to be waited for, and no longer init's."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_group(leader: int, grace_s: float) -> None:
+    """Wait for all that a child which led its group, and has ended, left behind; after `grace_s`, kill it.
+
+    They follow it by themselves, but the kernel takes its time: it has their memory to take back. Knows only of those
+    that were adopted.
+    """
+    kill_s = time.monotonic() + grace_s
+    while True:
+        try:
+            ended, _ = os.waitpid(-leader, os.WNOHANG)
+        except ChildProcessError:
+            return
+        now_s = time.monotonic()
+        if now_s >= kill_s + KILLED_S:
+            return
+        if now_s >= kill_s:
+            with suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
+        if not ended:
+            time.sleep(ORPHANS_POLL_S)
 
 
 def exit_now(code: int) -> NoReturn:

@@ -71,7 +71,12 @@ class ServerConfig:
         0.0, "after SIGTERM, time for requests in flight to end before they are aborted"
     )
     engine_timeout_s: float = _option(
-        60.0, "an engine that leaves a ping unanswered for so long while requests run is ended, and the server with it"
+        60.0, "an engine that leaves a ping unanswered for so long while requests run is ended, and counts as dead"
+    )
+    restart_engine: int = _option(
+        0,
+        "how many times an engine that died is started again before its death ends the server; requests of which "
+        "nothing was generated wait for it",
     )
     keep_alive_s: float = _option(5.0, "an idle connection is closed after this time")
     sse_keep_alive_s: float = _option(
@@ -109,6 +114,8 @@ class ServerConfig:
         for name in ("health_timeout_s", "engine_timeout_s", "header_timeout_s", "body_timeout_s", "send_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
+        if self.restart_engine < 0:
+            raise ConfigError(f"restart_engine must be 0 or a number of times, not {self.restart_engine}")
         for name in ("shutdown_timeout_s", "keep_alive_s", "sse_keep_alive_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or a number of seconds, not {getattr(self, name)}")

@@ -67,6 +67,9 @@ class Metrics:
         )
         for reason in FinishReason:
             self.request_success.labels(reason.wire)
+        self.engine_restarts = Counter(
+            PREFIX + "engine_restarts", "Engines started in place of one that died.", registry=self._registry
+        )
         self.http_requests = Counter(
             "http_requests",
             "Answers, by the status that they begin with.",

@@ -19,8 +19,8 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -32,16 +32,17 @@ from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
 from seesaw.engine.sizing.fit import check_early
+from seesaw.engine.supervision import adopt_orphans
 from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
-from seesaw.engine.values.errors import EngineDeadError
 from seesaw.engine.wire.messages import EngineInfo
 from seesaw.server.batches.folder import check_data_dir
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.http.connection import connection_class
 from seesaw.server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
+from seesaw.server.keeper import EngineHandle, EngineKeeper
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.errors import ShuttingDownError
 from seesaw.server.link.grammar_check import GrammarCheck
@@ -49,7 +50,6 @@ from seesaw.server.openai.models import model_names
 from seesaw.server.settings import API_KEY_VARIABLE
 from seesaw.server.threads import in_daemon_thread
 
-ENGINE_STOP_S = 10.0  # for the engine to end its workers before it is killed
 WITH_FIRST_S = 0.5  # between a signal and its like that belong together
 FLUSH_S = 3.0  # for clients to take their last words
 MAX_OPEN_FILES = 65536  # each connection is one
@@ -58,31 +58,12 @@ MAX_OPEN_FILES = 65536  # each connection is one
 ACCEPTED_AT_ONCE = 1
 CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
-
-class EngineHandle(Protocol):
-    """An engine process that was started (`engine.process.EngineProcess`)."""
-
-    @property
-    def process(self) -> BaseProcess: ...
-
-    @property
-    def send_address(self) -> str: ...
-
-    @property
-    def receive_address(self) -> str: ...
-
-    def close(self, timeout_s: float) -> int | None:
-        """Give the process so long to end by itself, then end it; remove its run folder. Idempotent."""
-
-    def kill(self) -> None:
-        """As `close`, but at once and without asking."""
-
-
 StartEngine = Callable[[EngineConfig], EngineHandle]
 
 
 def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine | None = None) -> int:
-    """Serve until a signal comes (returns 0) or the engine dies, before it or while requests have time to end (1).
+    """Serve until a signal comes (returns 0) or an engine dies for good, before it or while requests have time to end
+    (1).
 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
@@ -105,53 +86,42 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
 
 
 async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, start_engine: StartEngine) -> int:
+    adopt_orphans()
     stop = StopSignal()
     report = _timed_report()
     report("starting the engine")
-    handle = start_engine(engine)
-    stop.on_second = handle.kill
-    bridge = Bridge(
-        handle.send_address,
-        handle.receive_address,
-        max_queued_requests=engine.max_queued_requests,
-        max_queued_tokens=server.max_queued_tokens,
-        sentinel=handle.process.sentinel,
-        on_progress=report,
+    bridge = Bridge(max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens)
+    keeper = EngineKeeper(
+        bridge,
+        partial(start_engine, engine),
+        restarts=server.restart_engine,
+        start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
+        engine_timeout_s=server.engine_timeout_s,
+        report=report,
     )
-    grace_s = 0.0  # an engine that still starts does not hear that it should stop
+    stop.on_second = keeper.kill
     try:
-        bridge.start()
-        starting = asyncio.ensure_future(start_app(engine, server, bridge))
-        guard = asyncio.create_task(
-            _end_if_silent(bridge, handle.process, max(engine.start_timeout_s, server.engine_timeout_s))
-        )
+        starting = asyncio.ensure_future(start_app(engine, server, bridge, keeper))
         first = await _first(starting, stop.requested)
-        guard.cancel()
         if first is stop.requested:
             starting.cancel()
             return 0
         app, info, grammars = starting.result()
-        grace_s = ENGINE_STOP_S
         freeze_heap()
         report("ready")
-        guard = asyncio.create_task(_end_if_hung(bridge, handle.process, server.engine_timeout_s))
-        try:
-            return await _run(make_http_server(app, server), info, grammars, server, listener, bridge, stop)
-        finally:
-            guard.cancel()
+        return await _run(make_http_server(app, server), info, grammars, server, listener, bridge, keeper, stop)
     finally:
-        await bridge.close()
-        await asyncio.to_thread(handle.close, grace_s)  # in a thread, so that a second signal is heard
+        await keeper.close()
 
 
 async def start_app(
-    engine: EngineConfig, server: ServerConfig, bridge: Bridge
+    engine: EngineConfig, server: ServerConfig, bridge: Bridge, keeper: EngineKeeper
 ) -> tuple[FastAPI, EngineInfo, GrammarCheck]:
     """The application, once the engine is ready. The tokenizer loads beside the engine.
 
     Raises ConfigError, or EngineDeadError if the engine dies meanwhile.
     """
-    info, (tokenizer, defaults) = await asyncio.gather(bridge.ready(), in_daemon_thread(lambda: _load(engine, server)))
+    info, (tokenizer, defaults) = await asyncio.gather(keeper.start(), in_daemon_thread(lambda: _load(engine, server)))
     grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
     return create_app(bridge, info, tokenizer, server, grammars, defaults), info, grammars
 
@@ -180,30 +150,6 @@ def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, Sampli
     return tokenizer, load_defaults(server.generation_config, engine)
 
 
-async def _end_if_silent(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
-    """While it starts: it gives its workers their time by itself, and is heard of meanwhile unless it cannot speak."""
-    await bridge.silence(timeout_s)
-    process.kill()
-    bridge.die(
-        EngineDeadError(
-            f"the engine that starts was not heard of for {timeout_s:g} s and was killed: "
-            "look for what stopped it, or raise --start-timeout-s"
-        )
-    )
-
-
-async def _end_if_hung(bridge: Bridge, process: BaseProcess, timeout_s: float) -> None:
-    if not await bridge.hangs(timeout_s):
-        return
-    process.kill()  # it would not listen to less; its workers end with it
-    bridge.die(
-        EngineDeadError(
-            f"the engine has hung for {timeout_s:g} s and was killed: "
-            "look for what stopped it, or raise --engine-timeout-s if it was only slow"
-        )
-    )
-
-
 async def _run(
     http: HTTPServer,
     info: EngineInfo,
@@ -211,17 +157,19 @@ async def _run(
     server: ServerConfig,
     listener: socket.socket,
     bridge: Bridge,
+    keeper: EngineKeeper,
     stop: StopSignal,
 ) -> int:
     listen(server, listener)
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-    dying = asyncio.ensure_future(bridge.death())
+    dying = asyncio.ensure_future(keeper.keep())
     print(banner(server, listener, info))
     first = await _first(dying, stop.requested, serving)
     if first is stop.requested:
         _report("stopping; press Ctrl-C again to stop at once")
+    keeper.keep_no_longer()
     http.should_exit = True  # accepts nothing more; connections close as their responses end
-    if first is stop.requested and server.shutdown_timeout_s:
+    if first is stop.requested and server.shutdown_timeout_s and bridge.has_engine:
         _report(f"stopping; requests in flight have {server.shutdown_timeout_s:g} s to end")
         await _any_done(server.shutdown_timeout_s, serving, dying)
     died = dying.done()
@@ -230,9 +178,9 @@ async def _run(
     bridge.fail(ShuttingDownError("The server is shutting down; send the request again later."))
     grammars.close()  # requests wait for it, too
     await _any_done(FLUSH_S, serving)
-    serving.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await serving
+    for task in (serving, dying):
+        task.cancel()
+    await asyncio.gather(serving, dying, return_exceptions=True)
     return 0 if first is stop.requested and not died else 1
 
 

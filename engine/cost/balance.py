@@ -44,12 +44,15 @@ class StepCost:
         """Of a prompt's `tokens` from position `start` on."""
         return tokens + self.per_pair * pairs_of(start, tokens)
 
-    def tokens_within(self, start: int, budget: float) -> int:
-        """The longest chunk from position `start` on that costs no more than `budget`, but at least a token."""
+    def tokens_within(self, start: int, budget: float, most: int) -> int:
+        """The longest chunk of up to `most` tokens from position `start` on that costs no more than `budget`, which may
+        be infinite, but at least a token."""
+        if self.chunk(start, most) <= budget:
+            return most
         # The positive root of chunk(start, x) = budget, in the form that also holds for a `per_pair` of almost 0.
         linear = 1 + self.per_pair * start
         root = 2 * budget / (linear + math.sqrt(linear * linear + 2 * self.per_pair * budget))
-        return max(1, int(root))
+        return min(most, max(1, int(root)))
 
 
 def _efficient_tokens(curve: Curve, token_s: float) -> float:

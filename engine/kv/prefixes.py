@@ -41,13 +41,16 @@ class LivePrefixes:
     """
 
     def __init__(self) -> None:
-        self._requests: Counter[bytes] = Counter()
+        self._requests: Counter[bytes] = Counter()  # by key
+        self._marks: dict[str, list[bytes]] = {}  # of each request
 
-    def add(self, keys: list[bytes]) -> None:
-        self._requests.update(key for _, key in _marks(keys))
+    def add(self, request_id: str, keys: list[bytes]) -> None:
+        self._marks[request_id] = marks = [key for _, key in _marks(keys)]
+        self._requests.update(marks)
 
-    def remove(self, keys: list[bytes]) -> None:
-        for _, key in _marks(keys):
+    def remove(self, request_id: str) -> None:
+        """Idempotent."""
+        for key in self._marks.pop(request_id, ()):
             self._requests[key] -= 1
             if not self._requests[key]:
                 del self._requests[key]

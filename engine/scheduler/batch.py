@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from seesaw.engine.cost.balance import StepCost
 from seesaw.engine.cost.times import StepLoad, pairs_of
 from seesaw.engine.scheduler.replica import Replica
@@ -40,6 +42,7 @@ class Batch:
         self._pairs = 0.0  # of prompts' tokens and what they attend to
         self.prefills: list[Sequence] = []
         self.sampled: list[Sequence] = []
+        self.started: Counter[str] = Counter()  # continuations that started beside it, by request
         self.finders: list[tuple[Sequence, int]] = []  # who started beside it, with so many tokens found on the device
 
     def __bool__(self) -> bool:
@@ -75,9 +78,8 @@ class Batch:
         self._context = int(dispatched.positions.clip(max=self._span).sum())
         self.cost += self.costs.decode(self.decodes, int(dispatched.positions.sum()))
 
-    def add_chunk(self, seq: Sequence, most: int, wanted: int) -> None:
-        """Dispatch the next tokens of a prompt, for which it has device blocks: `most`, or about `wanted` of them."""
-        count = min(most, wanted)
+    def add_chunk(self, seq: Sequence, most: int, count: int) -> None:
+        """Dispatch the next tokens of a prompt, for which it has device blocks: about `count` of at most `most`."""
         if count < most:
             self.is_cut = True
             excess = (self.num_tokens + count) % self.multiple

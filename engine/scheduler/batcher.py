@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from seesaw.engine.planning.policy import Mode
 from seesaw.engine.scheduler.batch import Batch
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
-from seesaw.engine.scheduler.room import make_room
+from seesaw.engine.scheduler.room import give_way, make_room
 from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS
 from seesaw.engine.scheduler.rows import Ints
 from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
@@ -24,6 +25,8 @@ from seesaw.engine.scheduler.sequence import Sequence
 # Waiting sequences that others may overtake, since what they wait for is about to be there, and how many of them are
 # looked up: who waits for the same block as one before needs no look.
 _MOST_PASSED, _MOST_LOOKED_UP = 1024, 16
+# Continuations of one request that start in a step in which others decode, who wait for all of them.
+_MOST_CONTINUATIONS = 32
 # A replica that has some of a prompt takes it, unless it has so many times the sequences of another, and a few more.
 _MUCH_BUSIER, _A_FEW = 1.5, 4
 TILE_TOKENS = 128  # matrix products compute their rows in tiles of so many: one that is begun costs a whole one
@@ -83,6 +86,8 @@ class Batcher:
         """Send a replica one step, if it has anything to run: decodes, and chunks of prompts beside them."""
         layout = mode.layout
         costs = self._costs[layout]
+        if admits and not mode.is_surge and self._queues.somebody_waits:
+            give_way(self._lifecycle, replica)
         batch = Batch(self._lifecycle.plan.index(layout), replica, replica.turn + 1, costs, self._span)
         leavers: dict[Sequence, None] = {}
         share = None if mode.is_surge else self._share(replica, layout)
@@ -191,7 +196,7 @@ class Batcher:
     def _add_chunk(self, batch: Batch, seq: Sequence, mode: Mode, budget: float, leavers: dict[Sequence, None]) -> None:
         start = seq.dispatched
         most = min(seq.prefill_end - start, self._config.max_num_batched_tokens - batch.num_tokens)
-        batch.add_chunk(seq, most, batch.costs.tokens_within(start, budget - batch.cost))
+        batch.add_chunk(seq, most, batch.costs.tokens_within(start, budget - batch.cost, most))
         self._blocks.publish(seq, start)
         if seq.in_prefill:
             return
@@ -209,6 +214,12 @@ class Batcher:
         passed = looked_up = 0
         while (surge or replica.residents < self._config.max_num_seqs) and replica.pool.available:
             for seq in islice(self._queues.walk(SeqState.WAITING), passed, _MOST_PASSED):
+                if batch.decodes and batch.started[seq.request_id] >= _MOST_CONTINUATIONS:
+                    return None
+                siblings = prefixes.siblings(seq, replica, layout)
+                if siblings is not None:
+                    device = siblings.first.device_blocks[: prefixes.shared_blocks(seq)]
+                    break
                 if not prefixes.awaits(seq, awaited):
                     if looked_up == _MOST_LOOKED_UP:
                         return None
@@ -223,16 +234,18 @@ class Batcher:
                 passed += 1
             else:
                 return None
-            prefix = Prefix(device, prefixes.on_host(seq))
+            prefix = Prefix(device, prefixes.on_host(seq) if surge or siblings is None else [])
             bring = prefix.beyond_device > 0 and self._pays_to_bring(seq, mode.layout, prefix)
-            admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring)
+            admission = self._blocks.admit(seq, replica, layout, surge, prefix, bring, siblings)
             if admission is None:
                 if surge and not replica.prefilling and not replica.forwards_in_flight:
-                    total = self._blocks.blocks_for(len(seq.tokens))
+                    total = self._blocks.blocks_for(seq.known)
                     make_room(self._lifecycle, replica, replica.pool.taking(total, device), keep_host_blocks=total)
                 return None
             self._lifecycle.start(seq, admission)
-            if admission.device_tokens and not surge:  # from a surge it goes to the host anyway
+            batch.started[seq.request_id] += 1
+            # From a surge it goes to the host anyway, and of continuations one is enough.
+            if admission.device_tokens and not surge and siblings is None:
                 batch.finders.append((seq, admission.device_tokens))
             if admission.swap is None:
                 return seq
@@ -241,7 +254,7 @@ class Batcher:
     def _belongs_elsewhere(self, seq: Sequence, replica: Replica, layout: int, found: int) -> bool:
         """Whether another replica has more of a prompt than the blocks `found` here, or is about to, and room for it
         without being much busier."""
-        prefixes, needed = self._blocks.prefixes, self._blocks.blocks_for(len(seq.tokens))
+        prefixes, needed = self._blocks.prefixes, self._blocks.blocks_for(seq.known)
         return any(
             other is not replica
             and other.residents <= _MUCH_BUSIER * replica.residents + _A_FEW
@@ -256,19 +269,19 @@ class Batcher:
         """Whether copying what only the host has of a prompt takes less time than computing it would add to a step."""
         block_size, times = self._config.block_size, self._times[layout]
         start, end = (len(blocks) * block_size for blocks in prefix)
-        whole, rest = (StepLoad.chunk(at, len(seq.tokens) - at, self._span) for at in (start, end))
+        whole, rest = (StepLoad.chunk(at, seq.known - at, self._span) for at in (start, end))
         computed_s = times.busiest_s(whole) - times.busiest_s(rest)
         num_bytes = (end - start) * self._lifecycle.capacity.shape.kv_bytes_per_token()
         return self._lifecycle.times.swap_s(num_bytes, to_host=False) < computed_s
 
     # --- swap-ins
 
-    def swap_in(self, mode: Mode, layout: Layout | None = None) -> None:
+    def swap_in(self, mode: Mode, layout: Layout | None = None, waits: bool = False) -> None:
         """Bring hosted sequences to devices with free blocks, ahead of need and in any mode.
 
         During a surge prompts that were half done when the layout changed resume, and when the last prompts are on
         their way, decoding ones come in already, in the rectangles of their home. `layout`: the one the engine is still
-        in, if it is another than the mode's.
+        in, if it is another than the mode's. `waits`: somebody does for the room here, to whom others yield.
         """
         if mode.is_surge:
             for seq in self._queues.list(SeqState.HOSTED):
@@ -278,7 +291,12 @@ class Batcher:
                 return
         elif layout is not None and layout.dp != mode.layout.dp:
             return
-        for seq in self._queues.list(SeqState.HOSTED):
+        hosted = self._queues.list(SeqState.HOSTED)
+        if self._queues.yielding:
+            hosted.sort(key=attrgetter("yields"))
+        for seq in hosted:
+            if waits and seq.yields:
+                return
             if mode.is_surge and seq.in_prefill:
                 continue
             if not self._swap_in(seq, mode.home, surge=False):
@@ -290,7 +308,7 @@ class Batcher:
         if first is None:
             return False
         blocks = self._blocks
-        return blocks.has_way_out(blocks.blocks_for(len(first.tokens)), blocks.prefixes.on_host(first))
+        return blocks.has_way_out(blocks.blocks_for(first.known), blocks.prefixes.on_host(first))
 
     def _swap_in(self, seq: Sequence, layout: Layout, surge: bool) -> bool:
         replicas = [r for r in self._blocks.replicas if surge or r.residents < self._config.max_num_seqs]

@@ -19,12 +19,16 @@ from seesaw.engine.scheduler.rotation import Rotation
 from seesaw.engine.scheduler.savings import Savings
 from seesaw.engine.scheduler.seq_state import ON_DEVICE
 from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.siblings import Siblings
 from seesaw.engine.values.errors import IntegrityError
 from seesaw.engine.wire.commands import Swap
 
 # Of a device pool, kept free for those that decode to grow into while nobody ends. Were it too little, the youngest
 # leaves for the host, at the cost of a copy.
 _GROWTH_FRACTION = 0.01
+# What those that yield leave free: so many prompts as the latest of the others, which need not wait for blocks then,
+# but no more than this part of a pool.
+_SPARE_PROMPTS, _SPARE_FRACTION = 2, 1 / 16
 
 
 class Admission(NamedTuple):
@@ -54,6 +58,7 @@ class BlockManager:
         self._num_slots = num_slots
         self._next_id = next_id
         self._caches = caches
+        self._spare = 0  # blocks of a replica
         self.host = BlockPool(num_host_blocks, "host", caches)
         self.replicas: list[Replica] = []
         self.prefixes = PrefixCache(self.host, self.replicas, geometry, caches)
@@ -85,8 +90,13 @@ class BlockManager:
     def available_device_blocks(self) -> int:
         return sum(replica.pool.available for replica in self.replicas)
 
-    def room(self, replica: Replica, surge: bool) -> int:
-        """Blocks that a new sequence may take.
+    def spare_for(self, prompt_len: int) -> None:
+        """A prompt has come to which others yield: they leave room for the next."""
+        most = int(self._num_device_blocks * _SPARE_FRACTION)
+        self._spare = min(most, _SPARE_PROMPTS * self.blocks_for(prompt_len))
+
+    def room(self, replica: Replica, surge: bool, yields: bool = False) -> int:
+        """Blocks that a new sequence may take, which may be one that `yields`.
 
         Beside those that decode some stay free, for them to grow: where the youngest would have to be computed again,
         one for each of them, and where there is a host pool, a few.
@@ -97,22 +107,31 @@ class BlockManager:
         growth = len(replica.rotation)
         if self.host.total:
             growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
-        return available - growth
+        return available - growth - (self._spare if yields else 0)
 
     # --- device
 
     def admit(
-        self, seq: Sequence, replica: Replica, layout: int, surge: bool, prefix: Prefix, bring: bool
+        self,
+        seq: Sequence,
+        replica: Replica,
+        layout: int,
+        surge: bool,
+        prefix: Prefix,
+        bring: bool,
+        siblings: Siblings | None = None,
     ) -> Admission | None:
         """Give a waiting sequence all blocks its known tokens need, sharing those of its `prefix`, which are there.
 
         `bring`: what only the host has of it is copied, not computed. In a surge its way out is reserved too, enough
         host blocks for all of them, of which it keeps those that the host has: a prompt that is interrupted half done
-        must not lose what was computed. Returns None, changing nothing, if there is no room.
+        must not lose what was computed. `siblings`: those who have its prefix on the device. Returns None, changing
+        nothing, if there is no room.
         """
         device, host = prefix
-        total, found = self.blocks_for(len(seq.tokens)), len(device)
-        if not replica.free_slots or replica.pool.taking(total, device) > self.room(replica, surge):
+        total, found = self.blocks_for(seq.known), len(device)
+        taken = total - found if siblings is not None else replica.pool.taking(total, device)
+        if not replica.free_slots or taken > self.room(replica, surge, seq.yields):
             return None
         if surge and not self.has_way_out(total, host):
             return None
@@ -121,7 +140,11 @@ class BlockManager:
             seq.host_blocks = [self.host.share(block) for block in host]
         if surge:
             seq.reserve_host(self.host.allocate(total - len(host)))
-        self._occupy(seq, replica, layout, [replica.pool.share(block) for block in device], total - found)
+        if siblings is None:
+            self._occupy(seq, replica, layout, [replica.pool.share(block) for block in device], total - found)
+        else:
+            self._occupy(seq, replica, layout, siblings.borrow(replica.pool, found), total - found)
+            seq.borrow(siblings)
         seq.begin_prefill((found + copied) * self._block_size)
         self._announce(seq, found)
         swap = self._bring(seq, slice(found, found + copied)) if copied else None
@@ -148,7 +171,6 @@ class BlockManager:
     def finish(self, seq: Sequence) -> None:
         """It is over: whoever goes on from there may share what it computed from now on, as any that a dispatched step
         fills (`publish`). It gives back what it holds once nothing in flight names it."""
-        self.prefixes.went(seq)
         if seq.state in ON_DEVICE:
             first = len(seq.keys)
             self.prefixes.extend(seq)
@@ -192,9 +214,10 @@ class BlockManager:
         on_device, on_host = ([each[i] for i in copied] for each in (seq.device_blocks, blocks))
         return Swap(self._next_id(), seq.layout, seq.replica, True, on_device, on_host)
 
-    def reset_cache(self, begun: Iterable[Sequence]) -> None:
-        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
-        self.prefixes.reset(begun)
+    def reset_cache(self, live: list[Sequence]) -> None:
+        """Nothing that was computed until now is found any more, nor what those of the live ones compute that have
+        begun."""
+        self.prefixes.reset(live)
         self.savings.forget()
 
     def swapped_out(self, seq: Sequence) -> None:
@@ -213,7 +236,7 @@ class BlockManager:
         if arriving and len(shared) + len(arriving) == filled:
             arriving.pop()  # without a copy of its own it would not wait for the others'
         shared += arriving
-        if not replica.free_slots or replica.pool.taking(total, shared) > self.room(replica, surge):
+        if not replica.free_slots or replica.pool.taking(total, shared) > self.room(replica, surge, seq.yields):
             return None
         if surge:  # it will have to leave again at the end of its prompt, all but what stays as it is
             out = self.blocks_for(seq.prefill_end) - seq.dispatched // self._block_size
@@ -227,6 +250,7 @@ class BlockManager:
 
     def _announce(self, seq: Sequence, found: int) -> None:
         """It is about to have the full blocks of its prompt behind those that it found."""
+        seq.announced_from(found)
         coming = self.replicas[seq.replica].coming
         for key in seq.keys[found:]:
             coming.setdefault(key, seq)
@@ -263,6 +287,8 @@ class BlockManager:
     def _occupy(self, seq: Sequence, replica: Replica, layout: int, shared: list[int], fresh: int) -> None:
         blocks = shared + replica.pool.allocate(fresh)
         seq.occupy(replica.index, layout, replica.free_slots.pop(), blocks)
+        if seq.request_id not in replica.siblings:
+            replica.siblings[seq.request_id] = Siblings(seq)
 
     def _leave_device(self, seq: Sequence) -> None:
         if seq.slot < 0:
@@ -270,12 +296,16 @@ class BlockManager:
         replica = self.replicas[seq.replica]
         self._forget_ways(seq)
         if replica.coming:
-            for key in seq.keys:
+            for key in seq.announced_keys:
                 if replica.coming.get(key) is seq:
                     del replica.coming[key]
-        blocks, slot = seq.vacate()
+        if (siblings := replica.siblings.get(seq.request_id)) and siblings.first is seq:
+            del replica.siblings[seq.request_id]
+        replica.pool.release(seq.own_blocks)
+        if seq.siblings is not None:
+            seq.siblings.give_back(replica.pool)
+        slot = seq.vacate()
         replica.rotation.forget(slot)
-        replica.pool.release(blocks)
         replica.free_slots.append(slot)
 
     def check(self, sequences: Iterable[Sequence]) -> None:
@@ -287,7 +317,8 @@ class BlockManager:
         for replica in self.replicas:
             here = [s for s in held if s.replica == replica.index and s.slot >= 0]
             saved = [saving.device_blocks for saving in savings if saving.replica == replica.index]
-            replica.pool.check([*(s.device_blocks for s in here), *saved])
+            lent = {id(s.siblings): s.siblings.blocks for s in here if s.siblings is not None}
+            replica.pool.check([*(s.own_blocks for s in here), *lent.values(), *saved])
             slots = sorted(replica.free_slots + [s.slot for s in here])
             if slots != list(range(self._num_slots)):
                 raise IntegrityError(f"slots of replica {replica.index} do not add up: {slots}")

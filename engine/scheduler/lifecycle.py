@@ -27,6 +27,8 @@ from seesaw.engine.values.errors import IntegrityError
 from seesaw.engine.wire.commands import Command, Forward, Swap, Transition, num_slots
 from seesaw.engine.wire.messages import CachedPrompt
 
+_QUIET_S = 30.0  # after so long without others, those that yield leave no room for them
+
 
 class Lifecycle:
     """Sequences, blocks and flights, kept consistent with one another."""
@@ -35,7 +37,7 @@ class Lifecycle:
         self.config = config
         self.plan = config.plan
         self.capacity = capacity
-        self.queues = Queues(sorts_arrivals=config.scheduling_policy == "priority")
+        self.queues = Queues()
         self.counters = Counters(now)
         self.times = EngineTimes(self.plan, capacity.times)
         self.trace = trace
@@ -45,6 +47,7 @@ class Lifecycle:
         self.swaps_in_flight = 0
         self.found: list[CachedPrompt] = []  # since outputs were last taken
         self.working_since_s: float | None = None  # when the current mode sent its first step
+        self.others_came_s = now  # to whom some yield
         self.admitted_s = now  # when the last waiting sequence began
         self.now = now
         self._ids = itertools.count(1)
@@ -155,10 +158,21 @@ class Lifecycle:
         if not seq.is_exhausted:
             self.replica_of(seq).rotation.join(seq)
 
-    def come(self, seq: Sequence) -> None:
-        """A new one waits from now on."""
-        seq.expected_hit_tokens = self.blocks.prefixes.came(seq)
-        self.queues.add(seq)
+    def come(self, sequences: list[Sequence]) -> None:
+        """Those of a new request wait from now on."""
+        first, prefixes = sequences[0], self.blocks.prefixes
+        if not first.yields:
+            self.others_came_s = self.now
+            self.blocks.spare_for(first.prompt_len)
+        elif self.now - self.others_came_s > _QUIET_S:
+            self.blocks.spare_for(0)
+        first.expected_hit_tokens = prefixes.expected_tokens(first)
+        prefixes.came(first)
+        shared = prefixes.expected_tokens(first) if len(sequences) > 1 else 0
+        for seq in sequences:
+            if seq is not first:
+                seq.expected_hit_tokens = shared
+            self.queues.add(seq)
 
     def start(self, seq: Sequence, admission: Admission) -> None:
         """A waiting sequence has what it needs to be computed, or has it once a copy is there."""

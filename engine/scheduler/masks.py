@@ -30,7 +30,7 @@ class _Waiting:
 
     @property
     def is_due(self) -> bool:
-        return all(len(seq.tokens) >= known for seq, known in self.rows if seq.is_live)
+        return all(seq.known >= known for seq, known in self.rows if seq.is_live)
 
 
 class PendingMasks:

@@ -11,7 +11,9 @@ from seesaw.engine.kv.blocks import BlockPool, block_keys
 from seesaw.engine.kv.geometry import KVGeometry
 from seesaw.engine.kv.prefixes import LivePrefixes, longest
 from seesaw.engine.scheduler.replica import Replica
+from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
 from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.siblings import Siblings
 
 
 class PrefixCache:
@@ -29,11 +31,28 @@ class PrefixCache:
 
     # --- while a sequence waits
 
-    def came(self, seq: Sequence) -> int:
-        """From now on others may expect to find a prompt. Returns how many of its tokens it will probably find."""
-        expected = self._live.expected_blocks(self._findable(seq), self._is_there) * self._block_size
-        self._live.add(seq.keys)
-        return expected
+    def came(self, seq: Sequence) -> None:
+        """From now on others, its siblings among them, may expect to find a prompt."""
+        self._live.add(seq.request_id, seq.keys)
+
+    def expected_tokens(self, seq: Sequence) -> int:
+        """How many tokens of its prompt it will probably find."""
+        return self._live.expected_blocks(self._findable(seq), self._is_there) * self._block_size
+
+    def siblings(self, seq: Sequence, replica: Replica, layout: int) -> Siblings | None:
+        """Other continuations of its prompt, the first of which has all blocks of it on a replica that need not be
+        computed: there is nothing to look up then."""
+        siblings = replica.siblings.get(seq.request_id)
+        # After a reset its keys are others than those of who still waits.
+        if siblings is None or siblings.first.keys is not seq.keys or not seq.finds:
+            return None
+        first = siblings.first
+        is_there = first.layout == layout and first.state in ON_DEVICE
+        return siblings if is_there and first.dispatched >= self.shared_blocks(seq) * self._block_size else None
+
+    def shared_blocks(self, seq: Sequence) -> int:
+        """Blocks of its prompt that all of its continuations share: not that of the prompt's last token."""
+        return min(len(seq.keys), (seq.prompt_len - 1) // self._block_size)
 
     def on_device(self, seq: Sequence, replica: Replica, layout: int) -> list[int]:
         """The blocks of a prompt's start that a replica has."""
@@ -65,7 +84,7 @@ class PrefixCache:
         return seq.keys[: self._num_findable(seq)]
 
     def _num_findable(self, seq: Sequence) -> int:
-        return min(len(seq.keys), (len(seq.tokens) - 1) // self._block_size) if seq.finds else 0
+        return min(len(seq.keys), (seq.known - 1) // self._block_size) if seq.finds else 0
 
     def _is_there(self, key: bytes) -> bool:
         return self._host.find(key) is not None or any(
@@ -74,24 +93,28 @@ class PrefixCache:
 
     # --- when it is over
 
-    def went(self, seq: Sequence) -> None:
-        """Nobody may expect any more that it will compute its prompt."""
-        self._live.remove(seq.keys)
+    def went(self, request_id: str) -> None:
+        """Nobody may expect any more that its prompt will be computed."""
+        self._live.remove(request_id)
 
     def extend(self, seq: Sequence) -> None:
         """Give keys to the full blocks of its output, for whoever goes on from there."""
         if not self._enabled or seq.last_key is None:
             return
-        computed = seq.tokens[len(seq.keys) * self._block_size : seq.dispatched]
+        computed = seq.tokens(len(seq.keys) * self._block_size, seq.dispatched)
         if len(computed) >= self._block_size:
             more = block_keys(computed, self._block_size, seq.last_key)
             seq.know_keys(seq.keys + more, more[-1])
 
-    def reset(self, begun: Iterable[Sequence]) -> None:
-        """Nothing that was computed until now is found any more, nor what those compute that have begun."""
-        for seq in begun:
-            self._live.remove(seq.keys)
-            seq.know_keys([], None)
+    def reset(self, live: list[Sequence]) -> None:
+        """Nothing that was computed until now is found any more, nor what those of the live ones compute that have
+        begun."""
+        waiting = {seq.request_id for seq in live if seq.state is SeqState.WAITING}
+        for seq in live:
+            if seq.state is not SeqState.WAITING:
+                seq.know_keys([], None)
+                if seq.request_id not in waiting:
+                    self._live.remove(seq.request_id)
         self._host.reset()
         for replica in self._replicas:
             replica.pool.reset()

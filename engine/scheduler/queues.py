@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterator
-from itertools import chain
 from operator import attrgetter
+
+from sortedcontainers import SortedKeyList
 
 from seesaw.engine.scheduler.seq_state import SeqState
 from seesaw.engine.scheduler.sequence import Sequence
 
 
 class Queues:
-    """Every sequence is in exactly one state's queue, in the order in which it came to that state.
+    """Every sequence is in exactly one state's queue, in the order in which it came to that state; those that wait, in
+    the global order."""
 
-    Waiting sequences are the exception: those whose KV was dropped come back at the front, oldest first.
-    """
-
-    def __init__(self, sorts_arrivals: bool = False) -> None:
-        """`sorts_arrivals`: who comes may belong before others who wait."""
-        self._sorts_arrivals = sorts_arrivals
-        self._queues: dict[SeqState, dict[Sequence, None]] = {state: {} for state in SeqState}
-        self._returned: list[Sequence] = []  # waiting again, or in an order of their own, before all others
+    def __init__(self) -> None:
+        self._queues: dict[SeqState, dict[Sequence, None]] = {
+            state: {} for state in SeqState if state is not SeqState.WAITING
+        }
+        self._waiting: SortedKeyList[Sequence, int] = SortedKeyList(key=attrgetter("arrival"))
         self.waiting_tokens = 0  # that they probably have to compute
+        self.yielding = 0  # live ones that give way to all others
 
     def add(self, seq: Sequence) -> None:
+        """A new one."""
         assert seq.state is SeqState.WAITING
-        if self._sorts_arrivals:
-            insort(self._returned, seq, key=attrgetter("arrival"))
-        else:
-            self._queues[SeqState.WAITING][seq] = None
-        self.waiting_tokens += seq.unfilled_tokens
+        self.yielding += seq.yields
+        self._join(seq)
 
     def move(self, seq: Sequence, state: SeqState) -> None:
         """The only way a sequence changes its state."""
         self.forget(seq)
         seq.move(state)
-        if state is SeqState.WAITING:
+        if state is SeqState.FINISHED:
+            self.yielding -= seq.yields
+        self._join(seq)
+
+    def _join(self, seq: Sequence) -> None:
+        if seq.state is SeqState.WAITING:
+            self._waiting.add(seq)
             self.waiting_tokens += seq.unfilled_tokens
-            insort(self._returned, seq, key=attrgetter("arrival"))
         else:
-            self._queues[state][seq] = None
+            self._queues[seq.state][seq] = None
 
     def forget(self, seq: Sequence) -> None:
         """A sequence that is over, or about to change state, leaves its queue."""
-        queue = self._queues[seq.state]
-        if seq in queue:
-            del queue[seq]
-        else:
-            self._returned.remove(seq)
         if seq.state is SeqState.WAITING:
+            self._waiting.remove(seq)
             self.waiting_tokens -= seq.unfilled_tokens
+        else:
+            del self._queues[seq.state][seq]
 
     def list(self, *states: SeqState) -> list[Sequence]:
         """A copy, safe to walk while sequences move."""
@@ -58,16 +58,18 @@ class Queues:
 
     def walk(self, state: SeqState) -> Iterator[Sequence]:
         """In order, without a copy: stop walking once a sequence moved."""
-        if state is SeqState.WAITING and self._returned:
-            return chain(self._returned, self._queues[state])
-        return iter(self._queues[state])
+        return iter(self._waiting if state is SeqState.WAITING else self._queues[state])
 
     def first(self, state: SeqState) -> Sequence | None:
         return next(self.walk(state), None)
 
     def count(self, *states: SeqState) -> int:
-        returned = len(self._returned) if SeqState.WAITING in states else 0
-        return returned + sum(len(self._queues[state]) for state in states)
+        return sum(len(self._waiting if state is SeqState.WAITING else self._queues[state]) for state in states)
+
+    @property
+    def somebody_waits(self) -> bool:
+        """Somebody does to whom those that yield give way, while there are some of these."""
+        return self.yielding > 0 and len(self._waiting) > 0 and not self._waiting[0].yields
 
     @property
     def unfilled_tokens(self) -> int:

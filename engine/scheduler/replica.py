@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from seesaw.engine.kv.blocks import BlockPool
 from seesaw.engine.scheduler.rotation import Rotation
 from seesaw.engine.scheduler.sequence import Sequence
+from seesaw.engine.scheduler.siblings import Siblings
 
 MAX_STAGES = 64  # whose turns are remembered
 
@@ -25,6 +26,7 @@ class Replica:
     completed_step: int = 0  # the id of the last forward that ran: they complete in order
     unsettled: dict[Sequence, None] = field(default_factory=dict)  # who waits for steps that name it to complete
     incoming: dict[Sequence, None] = field(default_factory=dict)  # being swapped in
+    siblings: dict[str, Siblings] = field(default_factory=dict)  # by request, those whose first one is here
     # Keys of blocks that somebody here is about to compute, or to bring from the host: others wait to share them.
     coming: dict[bytes, Sequence] = field(default_factory=dict)
     # By layout and key, blocks that swaps in flight write, here and, by key, on the host. Swaps of a replica in one

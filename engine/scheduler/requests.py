@@ -9,12 +9,12 @@ from seesaw.engine.sampling.params import MAX_INT, MAX_SEED, Processing, RowSamp
 from seesaw.engine.scheduler.sequence import Sequence
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import RequestError
-from seesaw.engine.wire.messages import Add
+from seesaw.engine.wire.messages import LAST, Add
 
 
 def check_priority(priority: int, has_priorities: bool) -> None:
     """Raise RequestError unless a request may have it. `has_priorities`: the engine schedules by them."""
-    if priority and not has_priorities:
+    if priority not in (0, LAST) and not has_priorities:
         raise RequestError(
             "priority is for servers with --scheduling-policy priority, which this one is not: leave it out.",
             "priority",
@@ -77,6 +77,7 @@ def make_sequences(
             keys=keys,
             salt=salt,
             processing=processing,
+            yields=request.priority == LAST,
             matcher=grammar.matcher(params.stop_token_ids, params.reasoning) if grammar is not None else None,
         )
         sequences.append(seq)

@@ -1,4 +1,5 @@
-"""Who leaves a device for the host so that a surge has room on it. Used when one begins, and whenever it is stuck.
+"""Who leaves a device so that others have room on it: for a surge, when one begins and whenever it is stuck; and those
+that take what is left, for all others.
 
 A decode phase may use every block; what a surge needs it takes then, and never before.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
-from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
 from seesaw.engine.scheduler.sequence import Sequence
 
 
@@ -25,9 +26,7 @@ def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blo
 def leavers(lifecycle: Lifecycle, replica: Replica, blocks: int) -> list[Sequence]:
     """Who would have to leave for that, the youngest first."""
     queues = lifecycle.queues
-    on_the_way = queues.list(SeqState.SWAPPING_OUT, SeqState.LEAVING)
-    coming = sum(len(seq.device_blocks) for seq in on_the_way if seq.replica == replica.index)
-    missing = blocks - replica.pool.available - coming
+    missing = blocks - replica.pool.available - _coming(lifecycle, replica, SeqState.SWAPPING_OUT, SeqState.LEAVING)
     if missing <= 0:
         return []
     here = [seq for seq in queues.walk(SeqState.RUNNING) if seq.replica == replica.index]
@@ -39,3 +38,34 @@ def leavers(lifecycle: Lifecycle, replica: Replica, blocks: int) -> list[Sequenc
         chosen.append(seq)
         missing -= len(seq.device_blocks)
     return chosen
+
+
+def give_way(lifecycle: Lifecycle, replica: Replica) -> None:
+    """Have those that yield leave a replica for the others that wait, the youngest first, as far as one step can start
+    these."""
+    queues, blocks, config = lifecycle.queues, lifecycle.blocks, lifecycle.config
+    seats = lacking = tokens = 0
+    for seq in queues.walk(SeqState.WAITING):
+        if seq.yields or tokens >= config.max_num_batched_tokens:
+            break
+        seats, tokens = seats + 1, tokens + seq.unfilled_tokens
+        lacking += blocks.blocks_for(seq.known)
+    seats -= config.max_num_seqs - replica.residents
+    over = SeqState.SWAPPING_OUT, SeqState.LEAVING, SeqState.FINISHED
+    lacking -= blocks.room(replica, surge=False) + _coming(lifecycle, replica, *over)
+    if seats <= 0 and lacking <= 0:
+        return
+    here = [seq for seq in queues.list(*ON_DEVICE) if seq.yields and seq.replica == replica.index]
+    here.sort(key=lambda seq: -seq.arrival)
+    for seq in here:
+        if seats <= 0 and lacking <= 0:
+            return
+        seats, lacking = seats - 1, lacking - len(seq.own_blocks)
+        lifecycle.counters.preemptions += 1
+        lifecycle.preempt(seq)
+
+
+def _coming(lifecycle: Lifecycle, replica: Replica, *states: SeqState) -> int:
+    """Blocks that come free once the steps and copies in flight have completed."""
+    on_the_way = lifecycle.queues.list(*states)
+    return sum(len(seq.device_blocks) for seq in on_the_way if seq.replica == replica.index)

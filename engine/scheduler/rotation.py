@@ -32,10 +32,22 @@ class Rotation:
         self.context_tokens = 0  # of all of them together
         self._block_size = block_size
         self._sequences = np.full(num_slots, None, dtype=object)
-        self._order: Ints = np.zeros(0, dtype=np.int64)
+        self._ordered: Ints = np.zeros(0, dtype=np.int64)
+        self._joined: list[int] = []  # behind those: many come at once, and each would cost a copy
+
+    @property
+    def _order(self) -> Ints:
+        if self._joined:
+            self._ordered = np.append(self._ordered, self._joined)
+            self._joined = []
+        return self._ordered
+
+    @_order.setter
+    def _order(self, slots: Ints) -> None:
+        self._ordered = slots
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._ordered) + len(self._joined)
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self.of(self._order))
@@ -54,11 +66,11 @@ class Rotation:
         """It decodes from now on, after all others."""
         rows, slot = self.rows, seq.slot
         rows.dispatched[slot], rows.turn[slot], rows.step[slot] = seq.dispatched, seq.turn, seq.step
-        rows.known[slot], rows.newest[slot] = len(seq.tokens), seq.tokens[-1]
+        rows.known[slot], rows.newest[slot] = seq.known, seq.newest
         rows.max_length[slot], rows.ends[slot] = seq.max_length, seq.end_length
         rows.is_live[slot] = True
         self._sequences[slot] = seq
-        self._order = np.append(self._order, slot)
+        self._joined.append(slot)
         self.context_tokens += seq.dispatched
         rows.room[slot], rows.has_news[slot] = len(seq.device_blocks) * self._block_size, True
         seq.enter(rows)

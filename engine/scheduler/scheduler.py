@@ -50,7 +50,7 @@ class Scheduler:
         self._config = config
         self._capacity = capacity
         self._arrivals = itertools.count()
-        self._requests: dict[str, list[Sequence]] = {}
+        self._requests: dict[str, dict[int, Sequence]] = {}  # those that live, by index
         self._stops: Counter[int] = Counter()  # all tokens that may end one of these: how many they may end
         self._telling = 0  # requests of which more is told than tokens
         self._steps: list[StepTokens] = []  # since outputs were last taken, as are `_outputs`
@@ -68,14 +68,13 @@ class Scheduler:
         self.check(request)
         arrivals = [request.priority * _FAR + next(self._arrivals) for _ in range(request.sampling.n)]
         sequences = make_sequences(request, arrivals, now, self._config, self._capacity, grammar)
-        for seq in sequences:
-            self._lifecycle.come(seq)
+        self._lifecycle.come(sequences)
         if not self._requests:
             self._lifecycle.idle.woke(now)
         self._stops.update(sequences[0].stops)
         self._telling += request.sampling.tells
         self._lifecycle.masks.num_sequences += len(sequences) if grammar is not None else 0
-        self._requests[request.id] = sequences
+        self._requests[request.id] = {seq.index: seq for seq in sequences}
 
     def check(self, request: Add) -> None:
         """Raise what `add` would raise now."""
@@ -85,23 +84,28 @@ class Scheduler:
         if self._lifecycle.queues.count(SeqState.WAITING) >= self._config.max_queued_requests:
             raise QueueFullError(f"{self._config.max_queued_requests} requests wait already: try again later.")
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored."""
-        for seq in self._requests.get(request_id, []):
-            if seq.is_live and index in (None, seq.index):
-                self._finish(seq)
+    def abort(self, request_id: str, index: int | None = None) -> int:
+        """Forget a request, or one of its sequences: no more output. An unknown one (it has ended) is ignored. Returns
+        how many sequences that was."""
+        live = self._requests.get(request_id, {})
+        aborted = [seq for seq in live.values() if index in (None, seq.index)]
+        for seq in aborted:
+            self._finish(seq)
+        return len(aborted)
 
     def reset_prefix_cache(self) -> None:
         """No prompt finds what was computed before."""
-        sequences = itertools.chain.from_iterable(self._requests.values())
-        begun = [seq for seq in sequences if seq.is_live and seq.state is not SeqState.WAITING]
-        self._lifecycle.blocks.reset_cache(begun)
+        live = [seq for continuations in self._requests.values() for seq in continuations.values()]
+        self._lifecycle.blocks.reset_cache(live)
 
     def _finish(self, seq: Sequence) -> None:
         self._lifecycle.finish(seq)
         self._lifecycle.masks.num_sequences -= seq.matcher is not None
-        if not any(sibling.is_live for sibling in self._requests[seq.request_id]):
+        live = self._requests[seq.request_id]
+        del live[seq.index]
+        if not live:
             del self._requests[seq.request_id]
+            self._lifecycle.blocks.prefixes.went(seq.request_id)
             self._stops -= Counter(seq.stops)
             self._telling -= seq.params.tells
 
@@ -132,13 +136,14 @@ class Scheduler:
         transitions, batcher = self._transitions, self._batcher
         if not transitions.advance():
             mode, admits = transitions.mode, transitions.admits()
-            prompts_first = mode.is_surge or (admits and transitions.keeps_waiting())
+            queues = self._lifecycle.queues
+            prompts_first = mode.is_surge or (admits and (queues.somebody_waits or transitions.keeps_waiting()))
             if not prompts_first:
                 batcher.swap_in(mode)  # before new prompts take the room
             batcher.fill(mode, admits)
             # A prompt that should go first, and still does not fit, gets the room that comes free.
             if mode.is_surge or (prompts_first and not transitions.keeps_waiting()):
-                batcher.swap_in(mode)
+                batcher.swap_in(mode, waits=admits and queues.somebody_waits)
         for replica in self._lifecycle.blocks.replicas:
             if not replica.forwards_in_flight:
                 self._lifecycle.idle.waits(replica.index, self._why_idle(replica), now)
@@ -209,9 +214,9 @@ class Scheduler:
             may_end = sorted({*may_end, *(i for i, seq in enumerate(sequences) if seq.matcher is not None)})
         for seq, token in zip(flight.sequences, tokens[len(flight.slots) :], strict=True):
             if seq.is_live:
-                if len(seq.tokens) == seq.prompt_len and seq.index == 0:
+                if not seq.output and seq.index == 0:
                     counters.prompt_tokens[phase] += seq.prompt_len
-                replica.rotation.take_first(seq.slot, len(seq.tokens) + 1, token)
+                replica.rotation.take_first(seq.slot, seq.known + 1, token)
                 may_end.append(len(sequences))
                 sequences.append(seq)
                 news.append(token)

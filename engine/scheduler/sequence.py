@@ -10,6 +10,7 @@ from seesaw.engine.grammar.matcher import Matcher
 from seesaw.engine.sampling.params import Processing, RowSampling, SamplingParams
 from seesaw.engine.scheduler.rows import Rows
 from seesaw.engine.scheduler.seq_state import SeqState
+from seesaw.engine.scheduler.siblings import Siblings
 from seesaw.engine.values.errors import IntegrityError
 from seesaw.engine.wire.commands import Chunk
 from seesaw.engine.wire.logprobs import TokenLogprobs
@@ -24,15 +25,15 @@ NOWHERE = -1
 class Sequence:
     """Its tokens, where it stands among the steps, and what it holds.
 
-    `tokens` are known to the host; `pending` more are sampled by steps in flight. `dispatched` positions have
-    KV (or will, once those steps ran). While the sequence lives, `dispatched < length`: the last token, known
-    or not, is the next step's input. Until it is on a device they are its prompt itself, which all continuations of a
-    request share: many more may wait than there is room for copies.
+    Of its `prompt`, which all continuations of a request share, and its `output` all tokens are `known` to the host;
+    `pending` more are sampled by steps in flight. `dispatched` positions have KV (or will, once those steps ran). While
+    the sequence lives, `dispatched < length`: the last token, known or not, is the next step's input.
 
     While it decodes, what changes with each token is a row of its replica's (`Rotation` writes those of all at once).
     """
 
     __slots__ = (
+        "_announced",
         "_dispatched",
         "_step",
         "_turn",
@@ -48,9 +49,11 @@ class Sequence:
         "looked_up",
         "matcher",
         "max_length",
+        "output",
         "params",
         "prefill_end",
         "processing",
+        "prompt",
         "prompt_len",
         "prompt_logprobs",
         "replica",
@@ -58,13 +61,14 @@ class Sequence:
         "reserved_blocks",
         "row",
         "rows",
+        "siblings",
         "slot",
         "slot_sent",
         "state",
         "stops",
         "swap_in_flight",
         "table_sent",
-        "tokens",
+        "yields",
     )
 
     def __init__(
@@ -82,18 +86,20 @@ class Sequence:
         salt: bytes = b"",
         processing: Processing | None = None,
         matcher: Matcher | None = None,
+        yields: bool = False,
     ) -> None:
         """`arrival` is its place in the global order: the smallest is the oldest. `stops` are the tokens that end it,
         `keys` the content keys of its prompt's full blocks, which begin with `salt`; `processing`, without tokens, is
-        of its logits; `matcher` is where it is in its grammar."""
+        of its logits; `matcher` is where it is in its grammar. `yields`: it gives way to all others."""
         self.request_id, self.index = request_id, index
         self.arrival, self.arrived_s = arrival, arrived_s
-        self.tokens, self.prompt_len = prompt, len(prompt)
+        self.prompt, self.prompt_len = prompt, len(prompt)
+        self.output: list[int] = []
         self.max_length = len(prompt) + max_tokens
         self.params, self.stops, self.row, self.keys = params, stops, row, keys
         # What the key of the block behind those is made of; None: nobody may find what it computes.
         self.last_key: bytes | None = keys[-1] if keys else salt
-        self.processing, self.matcher = processing, matcher
+        self.processing, self.matcher, self.yields = processing, matcher, yields
         self.looked_up = False  # it was counted what it found
         self.expected_hit_tokens = 0  # of its prompt, that it will find by the time it starts
         self.prompt_logprobs: list[TokenLogprobs] = []  # as far as they are known and nobody was told
@@ -106,8 +112,10 @@ class Sequence:
         self.swap_in_flight = False
         self.replica = self.layout = self.slot = NOWHERE  # `layout`: whose rectangles its device blocks hold
         self.device_blocks: list[int] = []
+        self.siblings: Siblings | None = None  # of whom it borrows the first of those
         self.host_blocks: list[int] = []  # copies of its first blocks
         self.reserved_blocks: list[int] = []  # host blocks kept free for its swap-out
+        self._announced = 0  # from which of its blocks on others were told that it is about to have them
         self.table_sent = 0  # entries of its block table that the ranks know
         self.slot_sent = False
 
@@ -129,14 +137,31 @@ class Sequence:
         return self._turn if self.rows is None else int(self.rows.turn[self.slot])
 
     @property
+    def known(self) -> int:
+        """Tokens that the host knows."""
+        return self.prompt_len + len(self.output)
+
+    @property
+    def newest(self) -> int:
+        """The last of those."""
+        return self.output[-1] if self.output else self.prompt[-1]
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Those of them at positions `start ... stop - 1`."""
+        end = self.prompt_len
+        if stop <= end:
+            return self.prompt[start:stop]
+        return self.prompt[start:] + self.output[max(0, start - end) : stop - end]
+
+    @property
     def length(self) -> int:
         """Tokens there are, those in flight included."""
-        return max(len(self.tokens), self.dispatched + 1)
+        return max(self.known, self.dispatched + 1)
 
     @property
     def pending(self) -> int:
         """Tokens in flight."""
-        return self.length - len(self.tokens)
+        return self.length - self.known
 
     @property
     def end_length(self) -> int:
@@ -163,7 +188,17 @@ class Sequence:
     @property
     def unfilled_tokens(self) -> int:
         """Tokens that it probably has to compute before it decodes, while it waits."""
-        return len(self.tokens) - self.expected_hit_tokens
+        return self.known - self.expected_hit_tokens
+
+    @property
+    def own_blocks(self) -> list[int]:
+        """Device blocks that it has for itself: a reference to each of them is its own."""
+        return self.device_blocks if self.siblings is None else self.device_blocks[len(self.siblings.blocks) :]
+
+    @property
+    def announced_keys(self) -> list[bytes]:
+        """Those of blocks of which others were told that it is about to have them."""
+        return self.keys[self._announced :]
 
     @property
     def in_prefill(self) -> bool:
@@ -183,7 +218,7 @@ class Sequence:
         """The next `count` tokens of its prompt go out in a step of that turn."""
         start, stop = self._dispatched, self._dispatched + count
         self._dispatched, self._turn = stop, turn
-        return Chunk(self.slot, start, self.tokens[start:stop], stop == len(self.tokens))
+        return Chunk(self.slot, start, self.tokens(start, stop), stop == self.known)
 
     def sent(self, step: int) -> None:
         """A step that names it went out. It may have joined those that decode with that very step."""
@@ -210,7 +245,7 @@ class Sequence:
         processing = self.processing
         if processing is None or not (processing.looks_back or processing.prompt_logprobs is not None):
             return processing
-        return msgspec.structs.replace(processing, tokens=list(self.tokens))
+        return msgspec.structs.replace(processing, tokens=self.prompt + self.output)
 
     def learn_prompt_logprobs(self, start: int, logprobs: list[TokenLogprobs]) -> None:
         """Those of the prompt's tokens from position `start` on; it may have started over."""
@@ -231,34 +266,42 @@ class Sequence:
 
     def end(self) -> tuple[FinishReason | None, int | None]:
         """Why the newest token is its last, if it is, and the token that stopped it."""
-        if self.tokens[-1] in self.stops:
-            return FinishReason.STOP, self.tokens[-1]
+        if self.newest in self.stops:
+            return FinishReason.STOP, self.newest
         if self.matcher is not None and self.matcher.failure is not None:
             return FinishReason.ERROR, None
         if self.matcher is not None and self.matcher.is_over:
             return FinishReason.STOP, None
-        return (FinishReason.LENGTH if len(self.tokens) >= self.end_length else None), None
+        return (FinishReason.LENGTH if self.known >= self.end_length else None), None
 
     def occupy(self, replica: int, layout: int, slot: int, blocks: list[int]) -> None:
         """It is on a device from now on."""
         self.replica, self.layout, self.slot, self.device_blocks = replica, layout, slot, blocks
         self.table_sent, self.slot_sent = 0, False
+        self._announced = len(self.keys)
         self._step = 0
-        if len(self.tokens) == self.prompt_len:
-            self.tokens = list(self.tokens)
+
+    def borrow(self, siblings: Siblings) -> None:
+        """Its first blocks are theirs."""
+        self.siblings = siblings
+
+    def announced_from(self, block: int) -> None:
+        """Others were told that it is about to have the blocks of its prompt from this one on."""
+        self._announced = block
 
     def begin_prefill(self, dispatched: int) -> None:
         """All tokens it has are to be computed, but for the first `dispatched`, which are there or on their way."""
-        self._dispatched, self.prefill_end = dispatched, len(self.tokens)
+        self._dispatched, self.prefill_end = dispatched, self.known
 
     def grow(self, block: int) -> None:
         self.device_blocks.append(block)
 
-    def vacate(self) -> tuple[list[int], int]:
-        """It is on no device any more. Returns the blocks and the slot that it had."""
-        blocks, slot = self.device_blocks, self.slot
-        self.device_blocks, self.replica, self.layout, self.slot = [], NOWHERE, NOWHERE, NOWHERE
-        return blocks, slot
+    def vacate(self) -> int:
+        """It is on no device any more. Returns the slot that it had."""
+        slot = self.slot
+        self.device_blocks, self.siblings = [], None
+        self.replica = self.layout = self.slot = NOWHERE
+        return slot
 
     def restart(self) -> None:
         """Its KV is gone; it starts over from the tokens that are known."""
@@ -303,7 +346,7 @@ class Sequence:
 def take_tokens(sequences: list[Sequence], tokens: list[int]) -> None:
     """Tokens that were in flight are known, one of each sequence; whether it is over, `Sequence.end` says."""
     for seq, token in zip(sequences, tokens, strict=True):
-        seq.tokens.append(token)
+        seq.output.append(token)
         if seq.matcher is not None:
             try:
                 seq.matcher.accept(token)

@@ -135,7 +135,7 @@ class SchedulerSituation(Situation):
         first = queues.first(SeqState.WAITING)
         if first is None or (self._fruitless is not None and self._fruitless == self._lifecycle.counters.finished):
             return False
-        needed = blocks.blocks_for(len(first.tokens))
+        needed = blocks.blocks_for(first.known)
         leaving = [] if mode == self.mode else list(evacuees(self._lifecycle, mode))
         if not self._has_room(leaving, needed):
             return False

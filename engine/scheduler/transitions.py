@@ -110,7 +110,7 @@ class Transitions:
         wanted = min(
             wanted, blocks_for(-(-lifecycle.queues.waiting_tokens // dp)), lifecycle.blocks.host.available // 2
         )
-        needed = blocks_for(len(first.tokens))
+        needed = blocks_for(first.known)
         for replica in lifecycle.blocks.replicas:
             make_room(lifecycle, replica, max(wanted, needed), keep_host_blocks=needed)
 
@@ -158,7 +158,9 @@ class Transitions:
         queues = self._lifecycle.queues
         if not queues.count(SeqState.WAITING):
             return False  # nobody to ask the policy about, as on most turns
-        if queues.count(SeqState.HOSTED) and not self.keeps_waiting():
+        # Those on the host go first, unless all of them give way to who waits.
+        go_first = not queues.somebody_waits or not all(seq.yields for seq in queues.walk(SeqState.HOSTED))
+        if queues.count(SeqState.HOSTED) and go_first and not self.keeps_waiting():
             return False
         return self._policy.admits(self._situation)
 

@@ -7,6 +7,8 @@ import re
 from typing import NamedTuple
 
 MAX_VALUES = 1 << 16  # texts, objects, lists and words: read in some 20 ms
+# Objects become the largest values. More of them need more bytes of a body: one for each so many.
+MAX_OBJECTS, OBJECT_BYTES = 1 << 12, 100
 MAX_ENTRIES = 1 << 18  # of all lists and objects: numbers are read faster
 _PIECE_BYTES = 64 << 10
 _BEHIND_BACKSLASHES = re.compile(rb"[^\\]")
@@ -17,11 +19,12 @@ class JsonSize(NamedTuple):
 
     values: int  # texts (keys, too), objects, lists, and words such as true
     entries: int  # of all lists and objects: numbers, too
+    objects: int
 
 
 def count_values(data: bytes) -> JsonSize:
     """Piece by piece, so that other threads run meanwhile. Of what is no JSON it counts something."""
-    values = entries = quotes = at = 0
+    values = entries = objects = quotes = at = 0
     in_text = False
     while at < len(data):
         end = min(at + _PIECE_BYTES, len(data))
@@ -31,10 +34,12 @@ def count_values(data: bytes) -> JsonSize:
         parts = data[at:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         outside = b"".join(parts[in_text::2])
         # `true` and `null` have a u, `false` and `NaN` an a.
-        lists = outside.count(b"[") + outside.count(b"{")
+        braces = outside.count(b"{")
+        objects += braces
+        lists = outside.count(b"[") + braces
         values += lists + outside.count(b"u") + outside.count(b"a")
         entries += outside.count(b",") + lists
         quotes += len(parts) - 1
         in_text = quotes % 2 == 1
         at = end
-    return JsonSize(values + quotes // 2, entries)
+    return JsonSize(values + quotes // 2, entries, objects)

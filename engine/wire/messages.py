@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import msgspec
 
-from seesaw.engine.sampling.params import SamplingParams
+from seesaw.engine.sampling.params import MAX_INT, SamplingParams
 from seesaw.engine.wire.logprobs import TokenLogprobs
 
 
@@ -24,13 +24,16 @@ class FinishReason(IntEnum):
         return self.name.lower()
 
 
+LAST = MAX_INT  # the priority of those that take what all others leave
+
+
 class Add(msgspec.Struct, frozen=True, tag="add"):
     """A new request: `sampling.n` continuations of one prompt. `id` is unique among live requests."""
 
     id: str
     prompt: list[int]
     sampling: SamplingParams
-    priority: int = 0  # lower goes first, if the engine schedules by priority
+    priority: int = 0  # lower goes first, if the engine schedules by priority; `LAST` goes last in any case
     cache_salt: str = ""  # requests share cached prefixes with those of the same salt alone
 
 

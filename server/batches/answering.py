@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 
 from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.server.http.errors import describe
-from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.link.errors import RestartingError, ShuttingDownError
 from seesaw.server.openai.serving import Arrival
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Answering:
     async def answer(self, url: str, id: str, raw: bytes, submitted: Callable[[], None]) -> Answer:
         """What a client would be told who sent this body there. `submitted` is called when the engine's queue has it.
 
-        Raises QueueFullError, EngineDeadError or ShuttingDownError, which say nothing of the row.
+        Raises QueueFullError, RestartingError, EngineDeadError or ShuttingDownError, which say nothing of the row.
         """
         endpoint = self._endpoints[url]
 
@@ -72,7 +72,7 @@ class Answering:
 
         try:
             response = await self._respond(id, raw, parse, endpoint.respond, submitted)
-        except (QueueFullError, EngineDeadError, ShuttingDownError):
+        except (QueueFullError, RestartingError, EngineDeadError, ShuttingDownError):
             raise
         except Exception as error:
             if not isinstance(error, SeesawError | RequestValidationError):

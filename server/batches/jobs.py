@@ -16,9 +16,8 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from seesaw.engine.sampling.params import MAX_INT
 from seesaw.engine.values.errors import RequestError
-from seesaw.engine.wire.messages import EngineInfo
+from seesaw.engine.wire.messages import LAST, EngineInfo
 from seesaw.server.batches.answering import Answering, Endpoint
 from seesaw.server.batches.committer import RETRY_S, is_full
 from seesaw.server.batches.feeder import Feeder
@@ -38,9 +37,7 @@ T = TypeVar("T")
 
 ROWS_PER_SEQUENCE = 2  # in the engine, for each sequence that may decode: as many wait as run
 SHARE_OF_QUEUE = 1 / 2  # that rows may fill, so that no client's request is refused for them
-# While clients come, shares of the sequences that may decode: what may run, so that their requests find room, and what
-# may wait where these would stand behind it.
-RUNNING_SHARE, WAITING_SHARE = 15 / 16, 1 / 32
+RUNNING_SHARE = 15 / 16  # of the sequences that may decode, what rows may have while clients come, who find room then
 QUIET_S = 30.0  # after so long without a request of a client, rows may wait again
 
 
@@ -48,7 +45,7 @@ def open_jobs(
     config: ServerConfig, info: EngineInfo, bridge: Bridge, serving: Serving, endpoints: Mapping[str, Endpoint]
 ) -> Jobs:
     """The jobs of a server whose engine is ready. Raises ConfigError if the folder cannot be used."""
-    answering = Answering(serving.respond, endpoints, priority=MAX_INT if info.has_priorities else None)
+    answering = Answering(serving.respond, endpoints, priority=LAST)
     window = make_window(info, bridge, serving)
     jobs = Jobs(config, answering, window)
     bridge.metrics.add(JobsCollector(jobs.feeder, window))
@@ -59,14 +56,14 @@ def make_window(info: EngineInfo, bridge: Bridge, serving: Serving) -> Window:
     """What an engine that is ready can have beside the requests of clients, if some come."""
 
     def may_wait(num_entering: int) -> bool:
+        if not bridge.has_engine:
+            return False
         room, num_waiting = bridge.room, bridge.room.sequences + num_entering
         if num_waiting >= room.max_sequences * SHARE_OF_QUEUE or room.tokens >= room.max_tokens * SHARE_OF_QUEUE:
             return False
         if time.monotonic() - serving.last_arrival_s >= QUIET_S:
             return True
-        if bridge.num_live + num_entering >= info.max_num_seqs * RUNNING_SHARE:
-            return False
-        return info.has_priorities or num_waiting < info.max_num_seqs * WAITING_SHARE
+        return bridge.num_live + num_entering < info.max_num_seqs * RUNNING_SHARE
 
     return Window(ROWS_PER_SEQUENCE * info.max_num_seqs, may_wait)
 

@@ -18,10 +18,10 @@ from seesaw.server.batches.answering import Answering
 from seesaw.server.batches.job import Finished
 from seesaw.server.batches.rows import Request, Row, RowError, RowResponse, RowResult, make_row_id
 from seesaw.server.batches.window import Place, Window
-from seesaw.server.link.errors import ShuttingDownError
+from seesaw.server.link.errors import EngineLostError, RestartingError, ShuttingDownError
 
 READ_ROWS, READ_BYTES = 64, 1 << 20  # at once: no more rows, and no further one beyond so many bytes
-QUEUE_RETRY_S = 0.05, 1.0  # after a row found the engine's queue full, at first and at most
+RETRY_ROW_S = 0.05, 1.0  # after a row found the engine's queue full or no engine, at first and at most
 
 
 class Sender:
@@ -33,8 +33,8 @@ class Sender:
 
     async def send(self, number: int, rows: Iterator[Row], take: Callable[[Finished], None]) -> None:
         """Have all of these rows answered; of several calls' rows those of the lower number go first. `take` is called
-        with each result, which the window counts until it is told to `keep` it. Waits for ever once the engine is dead:
-        whoever watches it cancels this."""
+        with each result, which the window counts until it is told to `keep` it. Waits for ever once the engine is dead
+        for good:        whoever watches it cancels this."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for row in _read(rows):
@@ -50,13 +50,13 @@ class Sender:
         if request.url not in self._answering.urls:
             error = RowError("invalid_url", f"The url must be one of {', '.join(self._answering.urls)}.")
             return RowResult(row_id, request.custom_id, error=error)
-        pause_s, longest_s = QUEUE_RETRY_S
+        pause_s, longest_s = RETRY_ROW_S
         for attempt in itertools.count():
             try:
                 answered = await self._answering.answer(request.url, request_id, raw, place.arrive)
                 break
-            except QueueFullError:
-                if attempt == 0:
+            except (QueueFullError, RestartingError, EngineLostError) as error:
+                if attempt == 0 and isinstance(error, QueueFullError):
                     self._window.shrink()
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, longest_s)

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError, SeesawError
-from seesaw.server.link.errors import GenerationError, ShuttingDownError
+from seesaw.server.link.errors import EngineLostError, GenerationError, RestartingError, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,13 @@ def describe(error: Exception) -> ErrorInfo:
             return ErrorInfo(400, _bounded(str(error)), error.param)
         case QueueFullError() | ShuttingDownError():
             return ErrorInfo(503, str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
+        case RestartingError():
+            return ErrorInfo(503, str(error), headers={"Retry-After": str(error.back_in_s)})
+        case EngineLostError():
+            return ErrorInfo(
+                500,
+                "The engine stopped before the answer was complete, and is being restarted; send the request again.",
+            )
         case EngineDeadError():
             return ErrorInfo(500, "The engine has stopped; nothing more will be generated until a restart.")
         case GenerationError():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from seesaw.engine.values.errors import SeesawError
-from seesaw.engine.wire.messages import Output
+from seesaw.engine.wire.messages import Add, Output
 from seesaw.server.metrics import Metrics
 
 
@@ -25,12 +25,14 @@ class _Pace:
 
 @dataclass(eq=False)
 class LiveRequest:
-    """A request that the engine knows: some `choices` of its stream."""
+    """A request that an engine has, or is to have: some `choices` of its stream."""
 
     id: str
     stream: Stream
+    add: Add | None  # how to ask for it again, until the first output of any of its continuations
     choices: range
     size_tokens: int  # of its prompt, and of what its sampling names
+    num_lost: int = 0  # engines that died with it
     num_cached_tokens: int = 0  # of its prompt, whatever the number of choices
     num_open: int = field(init=False)  # of the choices
     waiting: set[int] = field(init=False)  # indices of the continuations whose first output has not come
@@ -102,10 +104,11 @@ class Stream:
 
     # The bridge's side.
 
-    def add(self, id: str, n: int, size_tokens: int) -> LiveRequest:
-        """A request of n choices, before its first output. All requests of a stream have the same n."""
+    def add(self, add: Add, size_tokens: int) -> LiveRequest:
+        """A request before its first output. All requests of a stream have the same n."""
+        n = add.sampling.n
         first = len(self._requests) * n
-        request = LiveRequest(id, self, range(first, first + n), size_tokens)
+        request = LiveRequest(add.id, self, add, range(first, first + n), size_tokens)
         self._requests.append(request)
         self._open.update(request.choices)
         return request

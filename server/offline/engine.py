@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import load_tokenizer
 from seesaw.engine.values.config import EngineConfig
-from seesaw.engine.values.errors import EngineDeadError
+from seesaw.engine.values.errors import EngineDeadError, SeesawError
 from seesaw.engine.wire.messages import Stats
 from seesaw.server.batches.answering import Answering
 from seesaw.server.batches.job import Finished
@@ -30,10 +31,11 @@ from seesaw.server.batches.jobs import make_window
 from seesaw.server.batches.rows import Row, RowError, RowResult, check_line, make_row_id, read_line
 from seesaw.server.batches.sender import Sender
 from seesaw.server.config import ServerConfig
+from seesaw.server.keeper import EngineKeeper
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.openai.handlers import make_handlers
-from seesaw.server.service import ENGINE_STOP_S, StartEngine, _end_if_hung, _end_if_silent
+from seesaw.server.service import StartEngine
 from seesaw.server.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -44,24 +46,26 @@ Take = Callable[[Finished], None]
 class OfflineEngine:
     """One that is ready."""
 
-    def __init__(self, bridge: Bridge, sender: Sender, keep: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, bridge: Bridge, dying: asyncio.Task[SeesawError], sender: Sender, keep: Callable[[int, int], None]
+    ) -> None:
+        """`dying` ends with what the engine died of for good."""
         self._bridge = bridge
+        self._dying = dying
         self._sender = sender
         self.keep = keep
 
     async def answer(self, number: int, rows: Iterator[Row], take: Take) -> None:
         """As `Sender.send`; `keep` is the window's. Raises EngineDeadError if the engine dies meanwhile."""
         sending = asyncio.create_task(self._sender.send(number, rows, take))
-        dying = asyncio.create_task(self._bridge.death())
         try:
-            await asyncio.wait((sending, dying), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, self._dying), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, dying):
-                task.cancel()
-            await asyncio.gather(sending, dying, return_exceptions=True)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
         if not sending.cancelled():
             return sending.result()
-        raise EngineDeadError(str(dying.result()))
+        raise EngineDeadError(str(self._dying.result()))
 
     def stats(self) -> Stats:
         """The engine's counters as it last told them."""
@@ -90,48 +94,35 @@ async def offline_engine(
         from seesaw.engine.process import EngineProcess
 
         start_engine = EngineProcess.start
-    handle = start_engine(engine)
-    bridge = Bridge(
-        handle.send_address,
-        handle.receive_address,
-        max_queued_requests=engine.max_queued_requests,
-        max_queued_tokens=server.max_queued_tokens,
-        sentinel=handle.process.sentinel,
-        on_progress=report,
+    bridge = Bridge(max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens)
+    keeper = EngineKeeper(
+        bridge,
+        partial(start_engine, engine),
+        restarts=server.restart_engine,
+        start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
+        engine_timeout_s=server.engine_timeout_s,
+        report=report,
     )
-    grace_s = 0.0  # an engine that still starts does not hear that it should stop
     try:
-        bridge.start()
-        async with _beside(
-            _end_if_silent(bridge, handle.process, max(engine.start_timeout_s, server.engine_timeout_s))
-        ):
-            info, tokenizer, defaults = await asyncio.gather(
-                bridge.ready(),
-                in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model)),
-                in_daemon_thread(lambda: load_defaults(server.generation_config, engine)),
-            )
-        grace_s = ENGINE_STOP_S
+        info, tokenizer, defaults = await asyncio.gather(
+            keeper.start(),
+            in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model)),
+            in_daemon_thread(lambda: load_defaults(server.generation_config, engine)),
+        )
         grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
         with contextlib.closing(grammars):
             handlers = make_handlers(bridge, info, tokenizer, server, grammars, defaults)
             with contextlib.closing(handlers.lanes):
                 window = make_window(info, bridge, handlers.serving)
                 sender = Sender(Answering(handlers.serving.respond, handlers.of_rows), window)
-                async with _beside(_end_if_hung(bridge, handle.process, server.engine_timeout_s)):
-                    yield OfflineEngine(bridge, sender, window.keep)
+                dying = asyncio.create_task(keeper.keep())
+                try:
+                    yield OfflineEngine(bridge, dying, sender, window.keep)
+                finally:
+                    dying.cancel()
+                    await asyncio.gather(dying, return_exceptions=True)
     finally:
-        await bridge.close()
-        await asyncio.to_thread(handle.close, grace_s)
-
-
-@asynccontextmanager
-async def _beside(work: Any) -> AsyncIterator[None]:
-    """Until the block ends."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
+        await keeper.close()
 
 
 class RowEngine:

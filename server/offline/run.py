@@ -20,7 +20,7 @@ from tqdm import tqdm
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
-from seesaw.engine.supervision import exit_now
+from seesaw.engine.supervision import adopt_orphans, exit_now
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
@@ -40,7 +40,7 @@ from seesaw.server.threads import OneThread, in_daemon_thread
 # What of a server's settings is about rows; a config file may have the others, too.
 ROW_SETTINGS = (
     *("served_model_name", "chat_template", "trust_request_chat_template", "enable_auto_tool_choice"),
-    *("tool_call_parser", "reasoning_parser", "generation_config", "engine_timeout_s"),
+    *("tool_call_parser", "reasoning_parser", "generation_config", "engine_timeout_s", "restart_engine"),
     *("max_queued_tokens", "max_prompts", "max_body_bytes", "max_batch_rows", "log_level"),
 )
 _NO_METRICS = "nothing is served here, and stderr has the progress, so leave it out"
@@ -147,6 +147,7 @@ class Run:
 
     async def run(self) -> int:
         """Until all rows are answered (0), or a signal comes."""
+        adopt_orphans()
         stop = StopSignal()
         working = asyncio.create_task(self._work())
         await asyncio.wait((working, stop.requested), return_when=asyncio.FIRST_COMPLETED)

@@ -29,7 +29,8 @@ from seesaw.server.config import ServerConfig
 from seesaw.server.http.body import read_body, receive_body
 from seesaw.server.http.errors import error_event
 from seesaw.server.http.streams import EventStream, until_disconnect
-from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.bridge import MOST_LOST, Bridge
+from seesaw.server.link.errors import EngineLostError
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.link.room import size_tokens
 from seesaw.server.link.text_stream import Delta, TextStream
@@ -167,12 +168,21 @@ class Serving:
         respond: Callable[[B, Arrival], Coroutine[Any, Any, Response]],
         submitted: Callable[[], None] = lambda: None,
     ) -> Response:
-        """The response to a body, whoever sent it. `submitted` is called when the engine's queue has it."""
-        time_s = time.monotonic()
-        async with self._gates.enter(len(body)) as leave:
-            parsed = await read_body(body, parse, self._lanes)
-            del body
-            return await respond(parsed, Arrival(id, time_s, leave, submitted))
+        """The response to a body, whoever sent it. `submitted` is called when the engine's queue has it.
+
+        Where the engine dies before there is a response, nobody has been told of what came: it is begun again.
+        """
+        time_s, num_lost = time.monotonic(), 0
+        while True:
+            try:
+                async with self._gates.enter(len(body)) as leave:
+                    parsed = await read_body(body, parse, self._lanes)
+                    return await respond(parsed, Arrival(id, time_s, leave, submitted))
+            except EngineLostError as error:
+                num_lost += error.num_lost
+                if num_lost >= MOST_LOST:
+                    raise
+            await self._bridge.engine_back()
 
     def admit(self, body: GenerationRequest, num_prompts: int) -> SamplingParams:
         """Everything that can be checked before the prompt is tokenized. Returns the sampling."""

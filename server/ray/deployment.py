@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -20,9 +21,10 @@ from seesaw.engine.process import EngineProcess
 from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.values.config import EngineConfig
 from seesaw.server.config import ServerConfig
+from seesaw.server.keeper import EngineKeeper
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.ray.options import engine_resources, read_arguments
-from seesaw.server.service import ENGINE_STOP_S, FLUSH_S, start_app
+from seesaw.server.service import FLUSH_S, start_app
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +56,21 @@ class Seesaw:
         start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
         check_early(engine)
         self._health_timeout_s = server.health_timeout_s
-        self._process = EngineProcess.start(engine)
         self._bridge = Bridge(
-            self._process.send_address,
-            self._process.receive_address,
-            max_queued_requests=engine.max_queued_requests,
-            max_queued_tokens=server.max_queued_tokens,
-            sentinel=self._process.process.sentinel,
+            max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens
+        )
+        self._keeper = EngineKeeper(
+            self._bridge,
+            partial(EngineProcess.start, engine),
+            restarts=0,
+            start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
+            engine_timeout_s=server.engine_timeout_s,
+            report=logger.info,
         )
         try:
-            self._bridge.start()
-            self._app, _, _ = await start_app(engine, server, self._bridge)
+            self._app, _, _ = await start_app(engine, server, self._bridge, self._keeper)
         except BaseException:
-            await self._close(0.0)
+            await self._keeper.close()
             raise
         freeze_heap()
         self._ending = asyncio.create_task(self._end_with_engine())
@@ -80,13 +84,10 @@ class Seesaw:
 
     async def __del__(self) -> None:
         self._ending.cancel()
-        await self._close(ENGINE_STOP_S)
+        await asyncio.gather(self._ending, return_exceptions=True)
+        await self._keeper.close()
 
     async def _end_with_engine(self) -> None:
-        logger.error("%s", await self._bridge.death())
+        logger.error("%s", await self._keeper.keep())
         await asyncio.sleep(FLUSH_S)  # requests in flight end with what it died of
         os._exit(1)
-
-    async def _close(self, grace_s: float) -> None:
-        await self._bridge.close()
-        await asyncio.to_thread(self._process.close, grace_s)

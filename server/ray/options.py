@@ -22,7 +22,7 @@ PROXYS = {
     **dict.fromkeys(("host", "port", "keep_alive_s"), "Ray Serve's http_options"),
     **dict.fromkeys(("root_path",), "the application's route_prefix"),
     **dict.fromkeys(("shutdown_timeout_s",), "the deployment's graceful_shutdown_timeout_s"),
-    **dict.fromkeys(("engine_timeout_s",), "the deployment's health_check_timeout_s"),
+    **dict.fromkeys(("restart_engine",), "the deployment's health checks, which replace a replica"),
     **dict.fromkeys(("access_log",), "Ray Serve's logging_config"),
     **dict.fromkeys(
         (

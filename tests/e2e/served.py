@@ -51,6 +51,26 @@ class Served:
         [fork_server] = [p for p in engine.children() if "forkserver" in cmdline(p)]
         return fork_server.children()
 
+    def find(self, victim: str) -> list[psutil.Process]:
+        """The processes of that name ("server", "engine", "fork server", "worker 0", ..., "all"), once they are there;
+        all of them in the order in which they were started."""
+        if victim == "server":
+            return [psutil.Process(self.process.pid)]
+        if victim == "all":
+            return [psutil.Process(self.process.pid), *self.children()]
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            children = self.children()
+            engines = [p for p in children if parent(p) == self.process.pid and "spawn_main" in cmdline(p)]
+            below = [p for p in children if engines and parent(p) == engines[0].pid and "forkserver" in cmdline(p)]
+            workers = [p for p in children if below and parent(p) == below[0].pid]
+            # Before it has forked anybody, another one takes its place.
+            server = below[:1] if workers else []
+            named = {"engine": engines, "fork server": server, "worker 0": workers[:1], "worker 1": workers[1:2]}
+            if named[victim]:
+                return named[victim]
+        raise AssertionError(f"there is no {victim}: {self.log.read_text()}")
+
     def metrics(self) -> dict[str, float]:
         """A scrape: totals by name (labels summed), without the prefix."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as response:
@@ -102,6 +122,14 @@ def cmdline(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
+
+
+def parent(process: psutil.Process) -> int:
+    """0 if it has ended."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0
 
 
 @contextmanager

@@ -144,3 +144,17 @@ def test_whatever_is_killed_every_row_has_one_result(
             served.process.wait(PATIENCE_S)
             assert still_running(family, PATIENCE_S) == {}
     assert found == undisturbed["/v1/completions"]
+
+
+def test_a_batch_goes_on_with_the_next_engine(
+    checkpoint: Path, tmp_path: Path, undisturbed: dict[str, list[tuple[int, Any]]]
+) -> None:
+    flags = ["--data-dir", str(tmp_path / "data"), "--restart-engine=2"]
+    with serving(checkpoint, tmp_path, *FLAGS, *flags) as served:
+        jobs = client(served)
+        id = begin(jobs, "/v1/completions", bodies(NUM_ROWS, False))
+        for share, victim in ((3, "engine"), (2, "worker 1")):
+            until(jobs, id, NUM_ROWS // share)
+            served.find(victim)[0].kill()
+        assert results(jobs, until(jobs, id, 1 << 30)) == undisturbed["/v1/completions"]
+        served.until("not both were started again", lambda m: m["engine_restarts_total"] == 2)

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.e2e.served import Served, cmdline, starting
+from tests.e2e.served import Served, starting
 from tests.patience import PATIENCE_S
 from tests.shm import named_segments
 from tests.tiny import write_tiny_checkpoint
@@ -99,7 +99,7 @@ def test_a_process_breaks(
             if not goes_on:
                 await_accepted(served)
             served.until(f"no {moment}", HAS_BEGUN[moment])
-        broken = find(served, victim)
+        broken = served.find(victim)
         family = served.children()
         for process in broken:
             process.send_signal(number)
@@ -138,26 +138,6 @@ def await_accepted(served: Served) -> None:
         assert time.monotonic() < deadline, f"only {load} requests have come"
         with urlopen(f"{served.url}/load", timeout=PATIENCE_S) as response:
             load = json.load(response)["server_load"]
-
-
-def find(served: Served, victim: str) -> list[psutil.Process]:
-    """The processes of that name, once they are there; all of them in the order in which they were started."""
-    if victim == "server":
-        return [psutil.Process(served.process.pid)]
-    if victim == "all":
-        return [psutil.Process(served.process.pid), *served.children()]
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        children = served.children()
-        engines = [p for p in children if p.ppid() == served.process.pid and "spawn_main" in cmdline(p)]
-        below = [p for p in children if engines and p.ppid() == engines[0].pid and "forkserver" in cmdline(p)]
-        workers = [p for p in children if below and p.ppid() == below[0].pid]
-        # Before it has forked anybody, another one takes its place.
-        server = below[:1] if workers else []
-        named = {"engine": engines, "fork server": server, "worker 0": workers[:1], "worker 1": workers[1:2]}
-        if named[victim]:
-            return named[victim]
-    raise AssertionError(f"there is no {victim}: {served.log.read_text()}")
 
 
 def complete(url: str, num_prompt_tokens: int, max_tokens: int) -> int:

@@ -18,6 +18,7 @@ from seesaw.engine.core import Core
 from seesaw.engine.executor.simulated import SimulatedExecutor
 from seesaw.engine.process import (
     MESSAGES_PER_TURN,
+    SEQUENCES_PER_TURN,
     _Frontend,
     _Loop,
     from_engine_address,
@@ -27,7 +28,7 @@ from seesaw.engine.process import (
 from seesaw.engine.sampling.params import SamplingParams
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import EngineDeadError
-from seesaw.engine.wire.messages import Add, Dead, FromEngine, Outputs, Ping, Pong, ResetPrefixCache, Stats, Stop
+from seesaw.engine.wire.messages import Abort, Add, Dead, FromEngine, Outputs, Ping, Pong, ResetPrefixCache, Stats, Stop
 from tests.patience import PATIENCE_S
 
 
@@ -92,8 +93,10 @@ def test_a_reset_is_done_before_the_ping_behind_it_is_answered(monkeypatch: pyte
     assert heard == Pong(3, Stats(decodes=1))
 
 
-def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are there: what runs must go on, and the frontend sends more only when these are handled."""
+@pytest.mark.parametrize(("n", "most"), [(1, SEQUENCES_PER_TURN), (SEQUENCES_PER_TURN // 2, 2), (128, 1), (0, 256)])
+def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.MonkeyPatch, n: int, most: int) -> None:
+    """However many are there: what runs must go on, and the frontend sends more only when these are handled. With `n`
+    0 each is to give up what has ended, which is no work."""
     config = EngineConfig(executor="simulated", tokenizer="bytes")
     executor = SimulatedExecutor(config)
     core, turn, taken, of_turns = Core(config, executor), Core.turn, [0], []
@@ -105,11 +108,17 @@ def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.Monk
         of_turns.append(taken[0])
         return turn(core)
 
+    def abort(request_id: str, index: int | None) -> int:
+        taken[0] += 1
+        return 0
+
     monkeypatch.setattr(core, "add", add)
+    monkeypatch.setattr(core, "abort", abort)
     monkeypatch.setattr(core, "turn", count)
     with looping(core, executor) as (loop, outbox, inbox):
         for index in range(2 * MESSAGES_PER_TURN + 1):
-            outbox.send(msgspec.msgpack.encode(Add(str(index), [1], SamplingParams())))
+            message = Add(str(index), [1], SamplingParams(n=n)) if n else Abort(str(index))
+            outbox.send(msgspec.msgpack.encode(message))
         outbox.send(msgspec.msgpack.encode(Stop()))
         loop.run()
         steps = [b - a for a, b in zip([0, *of_turns], of_turns, strict=False)]
@@ -118,5 +127,5 @@ def test_a_turn_takes_a_few_messages_and_tells_how_many(monkeypatch: pytest.Monk
         while len(told) < len(wanted) and inbox.poll(int(1000 * PATIENCE_S)):
             message = msgspec.msgpack.decode(inbox.recv(), type=FromEngine)
             told += [message.handled] if isinstance(message, Outputs) and message.handled else []
-    assert max(steps) <= MESSAGES_PER_TURN
+    assert max(steps) <= most
     assert told == wanted

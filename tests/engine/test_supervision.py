@@ -197,6 +197,34 @@ def test_the_kernel_ends_children_with_their_parent_also_stopped_ones(tmp_path: 
     assert (tmp_path / "wish").exists()
 
 
+# A child that leads a group starts two that do not follow it, one of them stopped, and is killed.
+ORPHANS = """
+import os, signal, subprocess
+from seesaw.engine.supervision import adopt_orphans, end_group, lead_group
+
+adopt_orphans()
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    lead_group()
+    orphans = [subprocess.Popen(["sleep", "1000"]).pid for _ in range(2)]
+    os.kill(orphans[0], signal.SIGSTOP)
+    os.write(write, repr(orphans).encode())
+    signal.pause()
+orphans = eval(os.read(read, 100))
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+end_group(child, 0.0)
+assert not any(os.path.exists(f"/proc/{pid}") for pid in orphans)
+end_group(child, 0.0)
+"""
+
+
+@pytest.mark.processes
+def test_what_a_child_leaves_behind_is_ended_and_reaped() -> None:
+    subprocess.run([sys.executable, "-c", ORPHANS], check=True, timeout=PATIENCE_S)
+
+
 def test_the_last_words_are_not_lost_though_nothing_is_torn_down() -> None:
     script = (
         "import atexit, sys; from engine.supervision import exit_now; atexit.register(print, 'torn down'); "

@@ -15,10 +15,12 @@ from starlette.types import ASGIApp
 
 from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
 from seesaw.engine.text.tokenizer import ByteTokenizer, Tokenizer
+from seesaw.engine.values.errors import EngineDeadError
 from seesaw.engine.wire.messages import EngineInfo, Ready
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.channel import Channel
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.service import make_http_server
 from tests.server.fake_engine import INFO, FakeEngine, short_dir
@@ -34,6 +36,7 @@ class Line:
     """Both ends of the line between server and engine."""
 
     bridge: Bridge
+    channel: Channel
     engine: FakeEngine
 
 
@@ -41,17 +44,27 @@ class Line:
 async def connected(
     max_queued_requests: int = 100, max_queued_tokens: int = 10_000, info: EngineInfo = INFO
 ) -> AsyncIterator[Line]:
+    bridge = Bridge(max_queued_requests=max_queued_requests, max_queued_tokens=max_queued_tokens)
+    async with attached(bridge, info) as line:
+        yield line
+        bridge.fail(EngineDeadError("The engine is being stopped."))
+
+
+@asynccontextmanager
+async def attached(bridge: Bridge, info: EngineInfo = INFO) -> AsyncIterator[Line]:
+    """An engine for a bridge that has none."""
     folder = short_dir()
     addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
-    bridge = Bridge(*addresses, max_queued_requests=max_queued_requests, max_queued_tokens=max_queued_tokens)
-    bridge.start()
+    channel = Channel(*addresses, bridge.take_news)
+    channel.start()
     engine = FakeEngine(*addresses)
     try:
         await engine.send(Ready(info))
-        await bridge.ready()
-        yield Line(bridge, engine)
+        await channel.ready()
+        bridge.attach(channel)
+        yield Line(bridge, channel, engine)
     finally:
-        await bridge.close()
+        await channel.close()
         await engine.close()
         shutil.rmtree(folder)
 

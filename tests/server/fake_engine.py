@@ -156,19 +156,26 @@ class FakeEngine:
 
 
 class FakeProcess:
-    """`engine.process.EngineProcess` for tests: its behaviour follows the model's name.
+    """`engine.process.EngineProcess` for tests: its behaviour follows the model's name, or the next part of it after a
+    comma if it is started again.
 
-    `refuse`: dies of a ConfigError; `crash`: ends without a word before it is ready; `slow`: never ready;
-    otherwise: answers every request with its prompt, but never ends one that begins with `hang`, and ends
-    itself when one begins with `die`.
+    `refuse`: dies of a ConfigError; `crash`: ends without a word before it is ready; `slow`: never ready; `mute`:
+    answers nothing; otherwise: answers every request with its prompt, but never ends one that begins with `hang`. All
+    end themselves when a request begins with `die`.
     """
+
+    num_started = 0
 
     def __init__(self, config: EngineConfig) -> None:
         self.run_dir = tempfile.mkdtemp(prefix="seesaw-fake-")
         self.send_address = f"ipc://{self.run_dir}/down"
         self.receive_address = f"ipc://{self.run_dir}/up"
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=run_process, args=(config.model, self.send_address, self.receive_address))
+        behaviours = config.model.split(",")
+        behaviour = behaviours[min(FakeProcess.num_started, len(behaviours) - 1)]
+        FakeProcess.num_started += 1
+        arguments = config.model, behaviour, self.send_address, self.receive_address
+        self.process = context.Process(target=run_process, args=arguments)
         self.process.start()
 
     def close(self, timeout_s: float) -> None:
@@ -183,27 +190,29 @@ class FakeProcess:
         self.close(0.0)
 
 
-def run_process(model: str, to_engine: str, from_engine: str) -> None:
+def run_process(model: str, behaviour: str, to_engine: str, from_engine: str) -> None:
     follow_parent()
-    asyncio.run(_process(model, to_engine, from_engine))
+    asyncio.run(_process(model, behaviour, to_engine, from_engine))
 
 
-async def _process(model: str, to_engine: str, from_engine: str) -> None:
+async def _process(model: str, behaviour: str, to_engine: str, from_engine: str) -> None:
     def script(add: Add) -> list[Output]:
         prompt = bytes(add.prompt)
         if prompt.startswith(b"die"):
             os._exit(9)
+        if behaviour == "mute":
+            return []
         ended = None if prompt.startswith(b"hang") else FinishReason.STOP
         return [Output(add.id, 0, add.prompt, ended)]
 
-    if model == "crash":
+    if behaviour == "crash":
         os._exit(9)
     engine = FakeEngine(to_engine, from_engine, script)
     await engine.send(Progress("loading nothing"))
-    if model == "refuse":
+    if behaviour == "refuse":
         await engine.send(Dead("the model is not to my taste: choose another", is_config=True))
         return await engine.close(linger_s=PATIENCE_S)
-    if model != "slow":
+    if behaviour != "slow":
         await engine.send(Ready(msgspec.structs.replace(INFO, model=model)))
     await engine.expect(Stop, timeout_s=None)
     await engine.close()

@@ -46,11 +46,18 @@ def test_steps_that_take_as_long_whatever_they_hold_leave_tokens_to_count() -> N
 
 @given(st.integers(0, 100_000), st.floats(0.5, 20_000.0))
 def test_the_longest_chunk_within_a_budget(start: int, budget: float) -> None:
-    tokens = COST.tokens_within(start, budget)
+    tokens = COST.tokens_within(start, budget, 1 << 30)
     assert tokens == 1 or COST.chunk(start, tokens) <= budget * (1 + 1e-9)
     assert COST.chunk(start, tokens + 1) > budget * (1 - 1e-9)
+    assert COST.tokens_within(start, budget, 3) == min(tokens, 3)
 
 
 def test_without_a_pipeline_tokens_are_counted() -> None:
     assert TOKENS_ONLY.chunk(1000, 7) == 7 and TOKENS_ONLY.decode(3, 1000) == 3
-    assert TOKENS_ONLY.tokens_within(1000, 7.0) == 7
+    assert TOKENS_ONLY.tokens_within(1000, 7.0, 100) == 7
+
+
+@pytest.mark.parametrize("cost", [COST, TOKENS_ONLY])
+def test_without_a_budget_all_is_taken(cost: StepCost) -> None:
+    """As beside those that decode where steps take as long whatever they hold."""
+    assert cost.tokens_within(1000, TOKENS_ONLY.mixed, 7) == 7

@@ -30,12 +30,12 @@ def test_what_others_will_have_computed_is_never_overrated(lengths: list[int], s
     live = LivePrefixes()
     prompts = [block_keys([7] * min(shared, n) + [100 + i] * (n - min(shared, n)), 1) for i, n in enumerate(lengths)]
     *others, mine = prompts
-    for keys in others:
-        live.add(keys)
+    for index, keys in enumerate(others):
+        live.add(str(index), keys)
     common = max((sum(a == b for a, b in zip(keys, mine, strict=False)) for keys in others), default=0)
     expected = live.expected_blocks(mine, lambda key: False)
     assert expected <= common and (common < 8 or expected > common - 8)
     assert live.expected_blocks(mine, lambda key: True) > len(mine) - 8
-    for keys in others:
-        live.remove(keys)
+    for index in range(len(others)):
+        live.remove(str(index))
     assert live.expected_blocks(mine, lambda key: False) == 0

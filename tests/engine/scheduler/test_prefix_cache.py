@@ -32,9 +32,11 @@ class Engine:
         self.cached: list[CachedPrompt] = []
         self._wanted: dict[tuple[str, int], list[int]] = {}
 
-    def add(self, name: str, prompt: list[int], max_tokens: int = 4, n: int = 1, salt: str = "") -> None:
+    def add(
+        self, name: str, prompt: list[int], max_tokens: int = 4, n: int = 1, salt: str = "", priority: int = 0
+    ) -> None:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, n=n)
-        self.core.add(Add(name, prompt, params, cache_salt=salt))
+        self.core.add(Add(name, prompt, params, priority, salt))
         self._wanted.update(((name, index), reference(prompt, max_tokens)) for index in range(n))
 
     def run(self, turns: int | None = None) -> None:

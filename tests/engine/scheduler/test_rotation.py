@@ -67,7 +67,7 @@ def test_a_token_taken_is_the_next_input() -> None:
     rotation = rotation_of(a, b)
     sent = rotation.dispatch(rotation.due(1, pp=1), turn=1)
     for seq, token in zip((a, b), (42, 43), strict=True):
-        seq.tokens.append(token)
+        seq.output.append(token)
     live, last = rotation.take(sent.slots, [42, 43])
     assert live.tolist() == [True, True] and last.tolist() == [False, False]
     assert rotation.dispatch(rotation.due(2, pp=1), turn=2).tokens.tolist() == [42, 43]
@@ -103,9 +103,9 @@ def test_the_last_token_by_length_is_known_when_it_goes_out_and_when_it_comes() 
     for sent, expected in ((first, [False, True]), (second, [True, True])):
         live, last = rotation.take(sent.slots, [5, 5])
         assert live.all() and last.tolist() == expected
-    b.tokens.append(5)
+    b.output.append(5)
     assert b.end() == (FinishReason.LENGTH, None)
-    a.tokens.append(7)
+    a.output.append(7)
     assert a.end() == (FinishReason.STOP, 7)
 
 

@@ -19,7 +19,7 @@ from seesaw.engine.scheduler.seq_state import SeqState
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import EngineDeadError, IntegrityError, QueueFullError, RequestError
 from seesaw.engine.wire.commands import Command
-from seesaw.engine.wire.messages import Add, FinishReason, Output
+from seesaw.engine.wire.messages import LAST, Add, FinishReason, Output
 from tests.engine.scheduler.symbolic import SHAPE, SymbolicExecutor, measured, next_token, reference
 
 PLANS = [
@@ -115,7 +115,7 @@ def test_many_requests_give_the_reference(plan: tuple[str, str, str]) -> None:
 @given(data=st.data())
 def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
     """Small pools, so that everything happens: surges, swaps, preemption to the host and by recompute, aborts, prefixes
-    that are found on devices and on the host, and needed by others meanwhile."""
+    that are found on devices and on the host, and needed by others meanwhile, requests that give way to others."""
     plan = data.draw(st.sampled_from(PLANS))
     block_size = data.draw(st.sampled_from([1, 3, 4, 8]))
     max_model_len = data.draw(st.integers(8, 48))
@@ -156,7 +156,8 @@ def test_any_plan_any_pools_any_events(data: st.DataObject) -> None:
         shared = rng.choice([0, length // 2, length])
         prompt = rng.choice(commons)[:shared] + prompt_of(rng, length - shared)
         params = SamplingParams(max_tokens=rng.randint(1, max_model_len), temperature=0.0, n=rng.choice([1, 1, 1, 3]))
-        core.add(Add(f"r{i}", prompt, params, cache_salt=rng.choice(["", "", "", "pepper"])))
+        priority = rng.choice([0, 0, LAST])
+        core.add(Add(f"r{i}", prompt, params, priority, cache_salt=rng.choice(["", "", "", "pepper"])))
         most = min(params.max_tokens, max_model_len - length)
         for index in range(params.n):
             expected[f"r{i}", index] = reference(prompt, most)

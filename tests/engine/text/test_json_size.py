@@ -40,11 +40,20 @@ def entries(node: Any) -> int:
     return sum(map(entries, inner)) + (max(1, len(inner)) if isinstance(node, dict | list) else 0)
 
 
+def objects(node: Any) -> int:
+    inner = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    return isinstance(node, dict) + sum(map(objects, inner))
+
+
 @given(node=ANY, piece_bytes=st.integers(1, 30), ascii=st.booleans())
 def test_what_is_counted_is_there(node: Any, piece_bytes: int, ascii: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_size, "_PIECE_BYTES", piece_bytes)
-        assert count_values(json.dumps(node, ensure_ascii=ascii).encode()) == (values(node), entries(node))
+        assert count_values(json.dumps(node, ensure_ascii=ascii).encode()) == (
+            values(node),
+            entries(node),
+            objects(node),
+        )
 
 
 def test_arguments_of_calls_are_counted_before_they_are_read() -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.server.batches import log, outputs, sender
 from seesaw.server.batches.objects import Batch
 from seesaw.server.batches.store import Store
 from seesaw.server.http.errors import ConflictError, NoRoomError, NotFoundError
-from seesaw.server.link.errors import GenerationError, ShuttingDownError
+from seesaw.server.link.errors import EngineLostError, GenerationError, RestartingError, ShuttingDownError
 from tests.patience import PATIENCE_S
 from tests.server.batches.harness import (
     Echo,
@@ -97,10 +97,13 @@ async def test_a_stream_is_refused(tmp_path: Path) -> None:
         assert row["response"]["body"]["error"]["param"] == "stream"
 
 
-async def test_a_full_queue_is_no_error_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "QUEUE_RETRY_S", (0.0, 0.0))
+@pytest.mark.parametrize("error", [QueueFullError("full"), RestartingError(1), EngineLostError("killed")])
+async def test_what_will_pass_is_no_error_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: SeesawError
+) -> None:
+    monkeypatch.setattr(sender, "RETRY_ROW_S", (0.0, 0.0))
     echo = Echo()
-    echo.before = Once(QueueFullError("full"))
+    echo.before = Once(error)
     async with running(tmp_path, echo) as jobs:
         batch = await ended(jobs, await begin(jobs, lines(prompts(30))))
         assert texts(jobs, batch) == expected(30)

@@ -18,9 +18,8 @@ import pytest
 import uvicorn
 from openai.types import Batch
 
-from seesaw.engine.sampling.params import MAX_INT
 from seesaw.engine.text.tokenizer import ByteTokenizer
-from seesaw.engine.wire.messages import Abort, Add, FinishReason
+from seesaw.engine.wire.messages import LAST, Abort, Add, FinishReason
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.link.grammar_check import GrammarCheck
@@ -80,7 +79,7 @@ class Server:
 @asynccontextmanager
 async def serving(folder: Path, line: Line, **options: Any) -> AsyncIterator[Server]:
     config = chat_config(data_dir=str(folder), **options)
-    app = create_app(line.bridge, line.bridge._info.result(), ByteTokenizer(), config, GrammarCheck("bytes", 256))
+    app = create_app(line.bridge, line.channel.info, ByteTokenizer(), config, GrammarCheck("bytes", 256))
     listener = socket.create_server(("127.0.0.1", 0))
     http = HTTPServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     task = asyncio.create_task(http.serve(sockets=[listener]))
@@ -114,7 +113,6 @@ COMPLETIONS: list[dict[str, Any]] = [
     {"prompt": "a", "model": "other"},
     {"prompt": "a", "suffix": "b"},
     {"no": "prompt"},
-    {"prompt": "a", "priority": 3},
     {"prompt": "a", "structured_outputs": {"regex": "["}},
 ]
 CHATS: list[dict[str, Any]] = [
@@ -283,19 +281,18 @@ async def test_another_server_goes_on(line: Line, tmp_path: Path) -> None:
         assert len(await server.results(batch)) == 20
 
 
-async def test_rows_have_the_last_priority(tmp_path: Path) -> None:
-    info = msgspec.structs.replace(INFO, has_priorities=True)
+@pytest.mark.parametrize("has_priorities", [False, True])
+async def test_rows_have_the_last_priority(tmp_path: Path, has_priorities: bool) -> None:
+    info = msgspec.structs.replace(INFO, has_priorities=has_priorities)
     async with connected(info=info) as line, serving(tmp_path, line) as server:
         line.engine.script = answer("hello")
         await server.run("/v1/completions", [{"prompt": "a"}, {"prompt": "a", "priority": -5}])
-        assert [(await line.engine.expect(Add)).priority for _ in range(2)] == [MAX_INT] * 2
+        assert [(await line.engine.expect(Add)).priority for _ in range(2)] == [LAST] * 2
 
 
-@pytest.mark.parametrize(("has_priorities", "num_live"), [(False, 2), (True, 60)])
-async def test_rows_give_way_while_clients_come(tmp_path: Path, has_priorities: bool, num_live: int) -> None:
-    """One waits for each 32 sequences that may decode, where clients' requests would wait behind it, and one in sixteen
-    of these sequences is left to them."""
-    info = msgspec.structs.replace(INFO, max_num_seqs=64, has_priorities=has_priorities)
+async def test_rows_give_way_while_clients_come(tmp_path: Path) -> None:
+    """One in sixteen sequences that may decode is left to them."""
+    info, num_live = msgspec.structs.replace(INFO, max_num_seqs=64), 60
     async with connected(max_queued_requests=1000, info=info) as line, serving(tmp_path, line) as server:
         online = asyncio.create_task(server.http.post("/v1/completions", json={"prompt": "online"}))
         first = await line.engine.expect(Add)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 
 from seesaw.engine.sampling.params import SamplingParams
-from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from seesaw.engine.values.errors import EngineDeadError, QueueFullError, RequestError
 from seesaw.engine.wire.messages import (
     Abort,
     Add,
     CachedPrompt,
-    Dead,
     FinishReason,
     Output,
     Outputs,
-    Progress,
     Refused,
-    Stats,
 )
-from seesaw.server.link.bridge import Bridge
+from seesaw.server.link.errors import EngineLostError, RestartingError
 from seesaw.server.link.outbox import WINDOW_SEQUENCES
 from tests.patience import PATIENCE_S
-from tests.server.conftest import Line, connected
-from tests.server.fake_engine import FakeEngine, short_dir
+from tests.server.conftest import Line, attached, connected
 
 pytestmark = pytest.mark.anyio
 
@@ -204,101 +194,6 @@ async def test_what_cannot_be_encoded_changes_nothing(line: Line) -> None:
     assert not any(isinstance(message, Add) for message in line.engine.received)
 
 
-async def test_only_an_engine_with_work_can_hang(line: Line) -> None:
-    line.engine.silent = True
-    hanging = asyncio.create_task(line.bridge.hangs(0.0))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not hanging.done()
-    line.bridge.submit("a", [([1], GREEDY)])
-    assert await hanging
-    line.bridge.fail(EngineDeadError("gone"))
-    assert not await line.bridge.hangs(PATIENCE_S)
-
-
-async def test_the_engines_last_words_end_every_stream(line: Line) -> None:
-    streams = [line.bridge.submit(str(i), [([1], GREEDY)]) for i in range(3)]
-    id = (await line.engine.expect(Add)).id
-    await line.engine.say(id, "x")
-    await line.engine.send(Dead("worker 1 ended with exit code -9"))
-    assert str(await line.bridge.death()) == "worker 1 ended with exit code -9"
-    assert [output.tokens for _, output in await anext(streams[0])] == [[ord("x")]]
-    for stream in streams:
-        with pytest.raises(EngineDeadError):
-            await anext(stream)
-        stream.close()
-    with pytest.raises(EngineDeadError):
-        line.bridge.submit("late", [([1], GREEDY)])
-    with pytest.raises(EngineDeadError):
-        await line.bridge.ping(PATIENCE_S)
-
-
-async def test_a_silent_engine_fails_a_ping_but_a_pong_brings_stats(line: Line) -> None:
-    line.engine.stats = Stats(phase="tail")
-    assert (await line.bridge.ping(PATIENCE_S)).phase == "tail"
-    assert line.bridge.stats().phase == "tail"
-    line.engine.silent = True
-    with pytest.raises(TimeoutError):
-        await line.bridge.ping(0.02)
-
-
-async def test_an_unreadable_message_counts_as_death(line: Line) -> None:
-    stream = line.bridge.submit("a", [([1], GREEDY)])
-    await line.engine._sender.send(b"\xc1 not msgpack")
-    with pytest.raises(EngineDeadError):
-        await anext(stream)
-
-
-async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
-    folder = short_dir()
-    read, write = os.pipe()  # a process's sentinel is such a pipe: readable once its writer is gone
-    bridge = Bridge(
-        f"ipc://{folder}/down", f"ipc://{folder}/up", max_queued_requests=1, max_queued_tokens=1, sentinel=read
-    )
-    bridge.start()
-    os.close(write)
-    with pytest.raises(EngineDeadError, match="ended without a word"):
-        await bridge.ready()
-    await bridge.close()
-    os.close(read)
-    shutil.rmtree(folder)
-
-
-async def test_the_last_words_of_a_process_that_ended_are_waited_for_while_others_come_before_them(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    due: list[Callable[[], None]] = []
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, f, *args: due.append(partial(f, *args)))
-    with open(os.devnull) as sentinel:
-        line.bridge._sentinel = sentinel.fileno()
-        line.bridge._on_exit()
-        line.bridge._sentinel = None
-    due.pop()()
-    line.bridge._handle(Outputs([]))
-    for _ in range(2):
-        due.pop()()
-    assert not line.bridge._death.done()
-    line.bridge._handle(Dead("no such folder", is_config=True))
-    assert isinstance(await line.bridge.death(), ConfigError)
-
-
-async def test_start_reports_progress_and_what_the_operator_must_fix() -> None:
-    folder = short_dir()
-    addresses = f"ipc://{folder}/down", f"ipc://{folder}/up"
-    lines: list[str] = []
-    bridge = Bridge(*addresses, max_queued_requests=1, max_queued_tokens=1, on_progress=lines.append)
-    bridge.start()
-    engine = FakeEngine(*addresses)
-    waiting = asyncio.create_task(bridge.ready())
-    await engine.send(Progress("loading"), Dead("no such folder", is_config=True))
-    with pytest.raises(ConfigError, match="no such folder"):
-        await waiting
-    assert lines == ["loading"]
-    await bridge.close()
-    await engine.close()
-    shutil.rmtree(folder)
-
-
 async def test_a_refused_request_ends_its_stream_with_the_reason(line: Line) -> None:
     stream = line.bridge.submit("a", [([1], GREEDY), ([2], GREEDY)])
     other = line.bridge.submit("b", [([3], GREEDY)])
@@ -313,3 +208,102 @@ async def test_a_refused_request_ends_its_stream_with_the_reason(line: Line) -> 
         await anext(other)
     await line.bridge.ping(PATIENCE_S)
     assert line.bridge.room.sequences == 0
+
+
+async def test_what_had_no_output_goes_to_the_next_engine_and_the_rest_ends() -> None:
+    async with connected() as old:
+        bridge = old.bridge
+        waiting, begun = bridge.submit("w", [([1], GREEDY)]), bridge.submit("p", [([2], GREEDY), ([3], GREEDY)])
+        ended = bridge.submit("e", [([4], GREEDY), ([5], GREEDY)], priority=3, cache_salt="s")
+        ids = [(await old.engine.expect(Add)).id for _ in range(5)]
+        await old.engine.send(Outputs([Output(ids[1], 0, [7]), Output(ids[3], 0, [8], FinishReason.STOP)]))
+        await old.engine.send(Outputs(cached=[CachedPrompt(ids[0], 1)]))
+        await bridge.ping(PATIENCE_S)
+        old.channel.die(EngineDeadError("worker 1 was killed"))
+        bridge.detach(await old.channel.death(), back_in_s=7.5)
+        assert (bridge.num_live, bridge.room.sequences, bridge.room.tokens) == (2, 2, 2)
+        assert await anext(begun) == [(0, Output(ids[1], 0, [7]))]  # what came is still delivered
+        with pytest.raises(EngineLostError, match="worker 1 was killed"):
+            await anext(begun)
+        begun.close()
+        for ask in (lambda: bridge.submit("n", [([1], GREEDY)]), lambda: bridge.check_room(1)):
+            with pytest.raises(RestartingError) as restarting:
+                ask()
+            assert restarting.value.back_in_s in (7, 8)
+        with pytest.raises(RestartingError):
+            await bridge.ping(PATIENCE_S)
+        bridge.detach(EngineDeadError("nor does the next one start"), back_in_s=-1.0)
+        with pytest.raises(RestartingError) as restarting:
+            await bridge.reset_prefix_cache(PATIENCE_S)
+        assert restarting.value.back_in_s == 1
+        old.channel._handle(Outputs([Output(ids[0], 0, [9], FinishReason.STOP)]))  # too late
+        async with attached(bridge) as new:
+            again = [await new.engine.expect(Add) for _ in range(2)]
+            assert again == [Add(ids[0], [1], GREEDY), Add(ids[4], [5], GREEDY, 3, "s")]
+            for id in (ids[0], ids[4]):
+                await new.engine.send(Outputs([Output(id, 0, [10], FinishReason.STOP)]))
+            assert [batch async for batch in waiting] == [[(0, Output(ids[0], 0, [10], FinishReason.STOP))]]
+            assert [choice async for batch in ended for choice, _ in batch] == [0, 1]
+            assert waiting.num_cached_tokens == 0
+            await bridge.ping(PATIENCE_S)
+            assert (bridge.num_live, bridge.room.sequences, bridge.room.tokens) == (0, 0, 0)
+            assert not any(isinstance(message, Abort) for message in new.engine.received)
+
+
+async def test_who_leaves_between_two_engines_is_forgotten() -> None:
+    async with connected(max_queued_requests=3) as old:
+        bridge = old.bridge
+        old.engine.is_stuck = True
+        aborted = bridge.submit("aborted", [([1], GREEDY)])
+        stays, leaves = (bridge.submit(id, [([1], GREEDY)]) for id in ("stays", "leaves"))
+        aborted.close()  # and the engine dies before it says that it let go
+        await bridge.ping(PATIENCE_S)
+        assert bridge.room.sequences == 3
+        bridge.detach(EngineDeadError("gone"), back_in_s=1.0)
+        assert bridge.room.sequences == 2
+        leaves.close()
+        assert (bridge.num_live, bridge.room.sequences) == (1, 1)
+        async with attached(bridge) as new:
+            assert (await new.engine.expect(Add)).id == "stays-0"
+            bridge.submit("more", [([1], SamplingParams(n=2))]).close()
+            stays.close()
+            assert await new.engine.expect(Abort) == Abort("more-0")
+            assert await new.engine.expect(Abort) == Abort("stays-0")
+            await bridge.ping(PATIENCE_S)
+            assert (bridge.num_live, bridge.room.sequences) == (0, 0)
+
+
+async def test_a_request_is_lost_with_two_engines_at_most() -> None:
+    """It may be what they die of. What no engine was sent is lost with none."""
+    large = SamplingParams(n=WINDOW_SEQUENCES)
+    async with connected(max_queued_requests=3 * WINDOW_SEQUENCES) as first:
+        bridge = first.bridge
+        first.engine.is_stuck = True
+        deadly = bridge.submit("deadly", [([1], large)])
+        harmless = bridge.submit("harmless", [([2], large)])
+        await first.engine.expect(Add)
+        bridge.detach(EngineDeadError("gone"), back_in_s=1.0)
+        async with attached(bridge) as second:
+            second.engine.is_stuck = True
+            assert (await second.engine.expect(Add)).id == "deadly-0"
+            bridge.detach(EngineDeadError("gone"), back_in_s=1.0)
+            with pytest.raises(EngineLostError):
+                await anext(deadly)
+            deadly.close()
+            async with attached(bridge) as third:
+                assert (await third.engine.expect(Add)).id == "harmless-0"
+                harmless.close()
+
+
+async def test_when_no_engine_comes_any_more_all_that_waits_ends() -> None:
+    async with connected() as old:
+        bridge = old.bridge
+        stream = bridge.submit("a", [([1], GREEDY)])
+        bridge.detach(EngineDeadError("gone"), back_in_s=1.0)
+        bridge.fail(EngineDeadError("gone for good"))
+        bridge.detach(EngineDeadError("gone"), back_in_s=1.0)
+        with pytest.raises(EngineDeadError, match="for good"):
+            await anext(stream)
+        stream.close()
+        with pytest.raises(EngineDeadError, match="for good"):
+            bridge.check_room(1)

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_VALUES
+from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_OBJECTS, MAX_VALUES, OBJECT_BYTES
 from seesaw.engine.text.tokenizer import ByteTokenizer
 from seesaw.engine.values.errors import RequestError
 from seesaw.engine.wire.messages import Add
@@ -46,6 +46,7 @@ async def refused(site: Site, path: str, content: bytes) -> str:
         (b"[" + b"[]," * MAX_VALUES + b"1]", f"more than {MAX_VALUES} values"),
         (b"{" + b'"a":1,' * MAX_VALUES + b'"b":1}', f"more than {MAX_VALUES} values"),
         (b"[" + b"1," * MAX_ENTRIES + b"1]", f"more than {MAX_ENTRIES} entries"),
+        (b"[" + b'{"a":"b", "c":1},' * MAX_OBJECTS + b"{}]", f"more than {MAX_OBJECTS} objects"),
     ],
 )
 @pytest.mark.parametrize("path", REQUESTS)
@@ -53,6 +54,12 @@ async def test_bodies_are_bounded_in_what_they_hold(site: Site, path: str, holds
     for needed in (b'"prompt":"p"', b'"messages":[{"role":"user","content":"x"}],"input":"x","tokens":[1]'):
         if b"prompt" in needed or path != "/v1/completions":
             assert part in await refused(site, path, b'{%b,"x":%b}' % (needed, holds))
+
+
+async def test_a_larger_body_may_hold_more_objects(site: Site) -> None:
+    site.engine.script = answer("x")
+    large = {"prompt": "p", "x": [{"a": "b" * OBJECT_BYTES}] * (MAX_OBJECTS + 1)}
+    assert (await site.client.post("/v1/completions", json=large)).status_code == 200
 
 
 async def test_token_ids_are_bounded_by_the_body_alone(site: Site) -> None:
