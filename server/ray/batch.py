@@ -47,46 +47,66 @@ async def answer_on_cluster(
     except ImportError as error:
         raise ConfigError(f"--ray needs Ray ({error}): pip install 'seesaw-llm[ray]', here and on every host") from None
     engine = for_cluster(engine)
-    server = replace(server, chat_template=read_template(server.chat_template) or "")  # a file is here, not there
+    # A file of a template is here and not there, and keys are nobody's there.
+    server = replace(server, chat_template=read_template(server.chat_template) or "", api_key=())
     loop = asyncio.get_running_loop()
-    tokens = Tokens()
-    progress = Progress(lambda: kept.counts, tokens.stats)
-    has_room = asyncio.Event()
-
-    def on_kept(_: Taken) -> None:
-        has_room.set()
-
-    committer = Committer(kept.store, thread, kept.path, on_kept)
-    committer.start()
-
-    async def take(results: Sequence[Finished]) -> None:
-        kept.take(results)
-        tokens.count(results)
-        committer.note(kept.job)
-        while len(kept.job.finished) >= MAX_UNKEPT_ROWS:
-            has_room.clear()
-            await has_room.wait()
+    keeping = _Keeping(kept, thread)
 
     def work() -> None:
         try:
             for results in answered(cluster, engine, server, kept.source.input, bytes(kept.job.done)):
-                asyncio.run_coroutine_threadsafe(take(results), loop).result()
+                asyncio.run_coroutine_threadsafe(keeping.take(results), loop).result()
         finally:
             disconnect()
 
-    showing = asyncio.create_task(progress.show_on())
     try:
         await in_daemon_thread(lambda: connect(cluster, engine, say))
         _take_signals_back()
         await in_daemon_thread(work)  # it cannot be cut off: who is cancelled here leaves it to the process's end
-        await committer.keep(kept.job)
+        await keeping.finish(say)
     finally:
-        await committer.close()
-        showing.cancel()
-        progress.close()
+        await keeping.close()
     if not kept.is_complete:
         raise EngineDeadError("the cluster has ended the work before all rows had results: run this again")
-    say(progress.line())
+
+
+class _Keeping:
+    """Has results kept as they come, and shows how far the run is, from the first one on."""
+
+    def __init__(self, kept: Partial, thread: OneThread) -> None:
+        self._kept = kept
+        self._tokens = Tokens()
+        self._progress: Progress | None = None
+        self._has_room = asyncio.Event()
+        self._committer = Committer(kept.store, thread, kept.path, self._on_kept)
+        self._committer.start()
+
+    async def take(self, results: Sequence[Finished]) -> None:
+        """Returns when there is room for more."""
+        if self._progress is None:
+            self._progress = Progress(lambda: self._kept.counts, self._tokens.stats)
+            self._showing = asyncio.create_task(self._progress.show_on())
+        self._kept.take(results)
+        self._tokens.count(results)
+        self._committer.note(self._kept.job)
+        while len(self._kept.job.finished) >= MAX_UNKEPT_ROWS:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    async def finish(self, say: Callable[[str], None]) -> None:
+        """All that was taken is on the disk."""
+        await self._committer.keep(self._kept.job)
+        if self._progress is not None:
+            say(self._progress.line())
+
+    async def close(self) -> None:
+        await self._committer.close()
+        if self._progress is not None:
+            self._showing.cancel()
+            self._progress.close()
+
+    def _on_kept(self, _: Taken) -> None:
+        self._has_room.set()
 
 
 def _take_signals_back() -> None:

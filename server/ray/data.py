@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 READ_AHEAD_CHUNKS = 64
 CONNECT_TIMEOUT_S = 10.0
+MAX_DEAD_STARTS = 3  # of engines, one after the other, before they count as what will never start
 COLUMN = "chunk"
 
 
@@ -50,6 +51,7 @@ def answered(
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = MAX_DEAD_STARTS
     context.target_max_block_size = 1  # each chunk is a block, and each block a task
     # Ray takes so many from a task at once, and ours is the only one that reads: two are too few for many engines.
     context._max_num_blocks_in_streaming_gen_buffer = READ_AHEAD_CHUNKS
