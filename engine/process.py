@@ -66,7 +66,7 @@ LOG_INTERVAL_S = 10.0
 LAST_WORDS_MS = 1000
 POLL_MS = 1000  # an upper bound only: sockets wake the loop
 # More wait for the next one: running sequences must not. Of sequences, those that come and those that are given up.
-MESSAGES_PER_TURN, SEQUENCES_PER_TURN = 256, 128
+MESSAGES_PER_TURN, SEQUENCES_PER_TURN = 256, 256
 
 
 class EngineProcess:

@@ -23,8 +23,8 @@ os.environ |= {"OPENAI_API_KEY": "none", "TOKENIZERS_PARALLELISM": "false"}
 
 from client_checks import CHECKS, Check, Target, check
 
-GROUPS = ("openai", "langchain", "litellm", "instructor", "lm_eval")
-PACKAGES = {"langchain": "langchain-openai", "lm_eval": "lm-eval"}
+GROUPS = ("openai", "batches", "langchain", "litellm", "instructor", "lm_eval")
+PACKAGES = {"batches": "openai", "langchain": "langchain-openai", "lm_eval": "lm-eval"}
 IDLE_TIMEOUT_S = 30.0
 ROW = "{:18} | {:76} | {}"
 

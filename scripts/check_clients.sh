@@ -2,7 +2,7 @@
 # Do the clients that people use work with Seesaw? Serves SmolLM2 on the CPU, runs openai, langchain-openai, litellm,
 # instructor and lm-eval against it, and prints a table. lm-eval's scores are compared with transformers' on the same items.
 #   scripts/check_clients.sh                        all of it: some minutes, and at first some more for the clients
-#   scripts/check_clients.sh CLIENT ...             only some: openai, langchain, litellm, instructor, lm_eval
+#   scripts/check_clients.sh CLIENT ...             only some: openai, batches, langchain, litellm, instructor, lm_eval
 # Variables:
 #   SEESAW_PYTHON          an interpreter that has Seesaw (default: the one that scripts/setup makes)
 #   SEESAW_CLIENTS_PYTHON  one that has the clients (default: one in ~/.cache/seesaw, made by scripts/clients.txt)
@@ -64,7 +64,7 @@ trap 'exit 130' INT TERM
 
 # Its log goes to a file: the table is what is to be seen. The template is SmolLM2's own, and reads tools.
 "$python" -m seesaw.server.cli serve "$model" --served-model-name "$name" --port 0 --device cpu --prefill P2 --decode T2 \
-    --max-num-batched-tokens 512 --enable-auto-tool-choice --tool-call-parser hermes \
+    --max-num-batched-tokens 512 --data-dir "$folder/data" --enable-auto-tool-choice --tool-call-parser hermes \
     --chat-template "$root/scripts/smollm2_tools.jinja" >"$folder/out" 2>"$folder/log" &
 server=$!
 until url="$(grep -so 'http://[^ ]*/v1$' "$folder/out" | head -n 1)" && [[ -n "$url" ]]; do

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from seesaw.engine.bench.tables import aligned
+from seesaw.engine.bench.workload import parse_workload
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = "configs/lengths"
@@ -160,7 +161,7 @@ def _narrowed(row: Row, args: argparse.Namespace) -> Row:
 
 def _measure(out: Path, name: str, row: Row, system: str, options: Sequence[str], deadline: float) -> None:
     """Run what OUT lacks of a system, if there is time."""
-    missing = [load for load in row.workloads if Path(load).name not in _read(out, name, system)]
+    missing = [load for load in row.workloads if parse_workload(load).name not in _read(out, name, system)]
     left_s = deadline - time.monotonic()
     if not missing:
         return
@@ -221,7 +222,7 @@ def table(name: str, row: Row, found: Mapping[str, Mapping[str, dict[str, Any]]]
     """Each workload's systems: rates, what one is of the best static one, reaches, and idle time by cause."""
     lines = []
     for workload in row.workloads:
-        load = Path(workload).name
+        load = parse_workload(workload).name
         done = {system: loads[load] for system, loads in found.items() if load in loads}
         if not done:
             continue

@@ -104,6 +104,7 @@ class ServerConfig:
     max_file_bytes: int = _option(2048 * MIB, "largest file that may be uploaded")
     max_batch_rows: int = _option(1_000_000, "most requests in a batch")
 
+    page: bool = _option(True, "serve a page at / that shows what the server does, and /status, which has its numbers")
     disable_fastapi_docs: bool = _option(False, "serve no /docs and no /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what to log on stderr")
     access_log: bool = _option(False, "log every HTTP request")

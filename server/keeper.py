@@ -93,11 +93,16 @@ class EngineKeeper:
         self._report = report
         self._pause_s = pause_s
         self._engine: _Engine | None = None
+        self._starting: asyncio.Task[EngineInfo] | None = None
         self._info: EngineInfo | None = None  # of the first
         self._took_s = 0.0  # to start the latest
 
     async def start(self) -> EngineInfo:
         """The engine serves. Raises what it died of: ConfigError or EngineDeadError."""
+        self._starting = asyncio.create_task(self._start())
+        return await self._starting
+
+    async def _start(self) -> EngineInfo:
         began_s = time.monotonic()
         try:
             handle = self._start_engine()
@@ -161,8 +166,11 @@ class EngineKeeper:
             self._engine.handle.kill()
 
     async def close(self) -> None:
-        """End the engine. Neither `start` nor `keep` may run any more."""
+        """End the engine, also one that starts. `keep` may not run any more."""
         self._bridge.fail(EngineDeadError("The engine is being stopped."))
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self._engine is not None:
             await self._engine.end()
 

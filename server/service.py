@@ -235,6 +235,7 @@ def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> s
     # The shell that reads this may know the variable if this one does; the key itself does not belong in logs.
     key = f"${API_KEY_VARIABLE}" if os.environ.get(API_KEY_VARIABLE) in server.api_key else "YOUR_KEY"
     header = f' -H "Authorization: Bearer {key}"' if server.api_key else ""
+    page = [f"  page       {url}/"] if server.page and not server.uds else []
     also = f" (also as {', '.join(others)})" if others else ""
     return "\n".join(
         [
@@ -243,6 +244,7 @@ def banner(server: ServerConfig, listener: socket.socket, info: EngineInfo) -> s
             f"  device KV  {_pool(info.device_blocks, info.device_block_bytes, info.block_size)} on each device",
             f"  host KV    {_pool(info.host_blocks, info.host_block_bytes, info.block_size)}",
             f"  context    {info.max_model_len} tokens",
+            *page,
             f"  try        {curl}/v1/completions{header} -H 'Content-Type: application/json' -d '{body}'",
         ]
     )

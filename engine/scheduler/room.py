@@ -45,11 +45,15 @@ def give_way(lifecycle: Lifecycle, replica: Replica) -> None:
     these."""
     queues, blocks, config = lifecycle.queues, lifecycle.blocks, lifecycle.config
     seats = lacking = tokens = 0
+    before: Sequence | None = None
     for seq in queues.walk(SeqState.WAITING):
-        if seq.yields or tokens >= config.max_num_batched_tokens:
+        if seq.yields or tokens >= config.max_num_batched_tokens or seats >= config.max_num_seqs:
             break
         seats, tokens = seats + 1, tokens + seq.unfilled_tokens
-        lacking += blocks.blocks_for(seq.known)
+        # What else a prompt will find may be blocks that nobody holds: they are taken, too.
+        is_sibling = before is not None and before.request_id == seq.request_id
+        lacking += blocks.blocks_for(seq.unfilled_tokens if is_sibling else seq.known)
+        before = seq
     seats -= config.max_num_seqs - replica.residents
     over = SeqState.SWAPPING_OUT, SeqState.LEAVING, SeqState.FINISHED
     lacking -= blocks.room(replica, surge=False) + _coming(lifecycle, replica, *over)

@@ -272,6 +272,7 @@ class Scheduler:
             self._transitions.mode.phase,
             now,
             layout=str(self._transitions.mode.layout),
+            transition=self._transitions.under_way,
             idle_seconds=self._lifecycle.idle.seconds(),
             requests_running=count(SeqState.PREFILL, SeqState.RUNNING, SeqState.LEAVING),
             requests_waiting=count(SeqState.WAITING),

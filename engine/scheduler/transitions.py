@@ -58,6 +58,14 @@ class Transitions:
         return self._change is not None
 
     @property
+    def under_way(self) -> str:
+        """The change of layout, written as `P2->T2`; empty if there is none."""
+        change = self._change
+        if change is None or change.target.layout == self.mode.layout:
+            return ""
+        return f"{self.mode.layout}->{change.target.layout}"
+
+    @property
     def pause(self) -> str | None:
         """What keeps all replicas from new steps, as a cause of idle time; None if no change is under way."""
         if self._change is None:
@@ -122,7 +130,7 @@ class Transitions:
         mode = change.target
         drain_s, evacuate_s = change.drained_s - change.started_s, flight.sent_s - change.drained_s
         weights_s = now - flight.sent_s
-        name = f"{before.layout}->{mode.layout}"
+        name = self.under_way
         lifecycle.counters.changed(name, drain=drain_s, evacuate=evacuate_s, weights=weights_s)
         lifecycle.times.observe_transition(weights_s)
         if lifecycle.trace is not None:

@@ -38,6 +38,11 @@ class ChatTemplate:
         self._template = template
         self._loading = threading.Lock()  # two threads that import transformers at once may find half of it
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it can render a conversation that brings no template of its own."""
+        return bool(self._template or getattr(self._renderer, "chat_template", None))
+
     def render(
         self,
         conversation: Conversation,

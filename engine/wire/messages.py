@@ -94,6 +94,7 @@ class Stats(msgspec.Struct, frozen=True):
 
     phase: str = "prefill"
     layout: str = ""
+    transition: str = ""  # under way, as "P2->T2"
     requests_running: int = 0  # sequences decoding or being prefilled
     requests_waiting: int = 0  # sequences whose prefill has not started
     requests_hosted: int = 0  # sequences whose KV is in (or on its way from or to) the host pool

@@ -26,8 +26,6 @@ from seesaw.server.threads import OneThread
 
 logger = logging.getLogger(__name__)
 
-MAX_FEEDING = 8  # batches, each of which has read some rows ahead
-
 
 class Feeder:
     """Has one task for each batch that has not ended, from `start` to `close`."""
@@ -55,7 +53,6 @@ class Feeder:
         self._committer = Committer(store, thread, folder.path, self._on_kept, retry_s)
         self._writer = OneThread("batch-files")
         self._stop = threading.Event()
-        self._turns = asyncio.Semaphore(MAX_FEEDING)
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_completed = self.num_failed = 0  # rows, since the start
@@ -184,8 +181,7 @@ class Feeder:
             self._committer.note(job)
 
         rows = job.unfinished(JSONLines(self._folder.input(job.batch.id)))
-        async with self._turns:
-            await self._sender.send(job.number, rows, take)
+        await self._sender.send(job.number, rows, take)
 
     def _on_kept(self, taken: Taken) -> None:
         num_errors = sum(each.is_error for each in taken.finished)

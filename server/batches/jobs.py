@@ -6,6 +6,7 @@ Used by the handlers (`server.batches.routes`); opened by `server.http.app`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 import uuid
@@ -33,10 +34,13 @@ from seesaw.server.link.bridge import Bridge
 from seesaw.server.openai.serving import Serving
 from seesaw.server.threads import OneThread
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 ROWS_PER_SEQUENCE = 2  # in the engine, for each sequence that may decode: as many wait as run
 SHARE_OF_QUEUE = 1 / 2  # that rows may fill, so that no client's request is refused for them
+EXPIRY_S = 60.0  # after which time it is looked again which files have expired
 RUNNING_SHARE = 15 / 16  # of the sequences that may decode, what rows may have while clients come, who find room then
 QUIET_S = 30.0  # after so long without a request of a client, rows may wait again
 
@@ -95,8 +99,11 @@ class Jobs:
 
     async def start(self) -> None:
         await self.feeder.start()
+        self._expiring = asyncio.create_task(self._expire(), name="file-expiry")
 
     async def close(self) -> None:
+        self._expiring.cancel()
+        await asyncio.gather(self._expiring, return_exceptions=True)
         await self.feeder.close()
         await self._thread.run(self._store.close)
         self._thread.close()
@@ -124,10 +131,25 @@ class Jobs:
 
     async def delete_file(self, id: str) -> None:
         """Batches that have it go on: they have their input."""
-        if not await self._do(partial(self._store.delete_file, id)):
+        if not await self._delete(id):
             raise NotFoundError(f"There is no file {id[:100]!r}.", "file_id")
+
+    async def _delete(self, id: str) -> bool:
+        """Whether the file was there."""
+        was_there = await self._do(partial(self._store.delete_file, id))
         with suppress(FileNotFoundError):
             await asyncio.to_thread(self.folder.file(id).unlink)
+        return was_there
+
+    async def _expire(self) -> None:
+        """Delete files that have expired, from time to time: nobody is told of them any more."""
+        while True:
+            try:
+                for id in await self._do(self._store.expired_files):
+                    await self._delete(id)
+            except Exception:
+                logger.warning("expired files could not be deleted, which is tried again", exc_info=True)
+            await asyncio.sleep(EXPIRY_S)
 
     # Batches.
 
@@ -147,6 +169,7 @@ class Jobs:
             created_at=now,
             expires_at=now + body.window_s,
             metadata=body.metadata,
+            output_expires_after=body.output_expires_after,
         )
         numbered = await self._do(partial(self._add, batch))
         self.feeder.add(numbered)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from seesaw.engine.values.errors import RequestError
 
@@ -16,17 +17,31 @@ ENDED = ("failed", "completed", "expired", "cancelled")
 ENDPOINTS = ("/v1/completions", "/v1/chat/completions")
 
 MAX_METADATA = 16
+LEAST_LIFE_S, LONGEST_LIFE_S = 3600, 30 * 86400  # of files that do not stay until they are deleted
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class ExpiresAfter(TypedDict):
+    """When a file is deleted, from when it is made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=LEAST_LIFE_S, le=LONGEST_LIFE_S)]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["file"] = "file"
     bytes: int
-    created_at: int  # Unix seconds
+    created_at: int  # Unix seconds, and so is the next one
+    expires_at: int | None = None
     filename: str
     purpose: Purpose
     status: Literal["processed"] = "processed"
+
+
+def expires_at(created_at: int, after: ExpiresAfter | None) -> int | None:
+    """When a file is deleted; None: when somebody does so."""
+    return None if after is None else created_at + after["seconds"]
 
 
 class FileList(msgspec.Struct, frozen=True):
@@ -84,6 +99,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts = RequestCounts()
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -105,6 +121,7 @@ class BatchRequest(BaseModel):
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = Field(default=None, max_length=MAX_METADATA)
+    output_expires_after: ExpiresAfter | None = None
 
     def check(self) -> None:
         """Raise RequestError for what no file could make right."""

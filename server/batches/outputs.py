@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from seesaw.server.batches.folder import DataFolder, sync_file
 from seesaw.server.batches.inputs import JSONLines
-from seesaw.server.batches.objects import File
+from seesaw.server.batches.objects import Batch, File, expires_at
 from seesaw.server.batches.rows import RowError, RowResult, Stopped, make_row_id, read_rows
 from seesaw.server.batches.store import Numbered, Store
 
@@ -33,8 +33,8 @@ def write_outputs(store: Store, folder: DataFolder, job: Numbered, missing: RowE
     rows = read_rows(JSONLines(folder.input(batch.id)), bytes(batch.request_counts.total))
     with (
         folder.log(batch.id).open("rb") as log,
-        _Writer(folder, batch.id, "output") as output,
-        _Writer(folder, batch.id, "error") as errors,
+        _Writer(folder, batch, "output") as output,
+        _Writer(folder, batch, "error") as errors,
         closing(store.results(job.number)) as results,
     ):
         result = next(results, None)
@@ -54,10 +54,11 @@ def write_outputs(store: Store, folder: DataFolder, job: Numbered, missing: RowE
 class _Writer:
     """Writes a file of a batch; it is on the disk when the context ends."""
 
-    def __init__(self, folder: DataFolder, batch: str, kind: str) -> None:
+    def __init__(self, folder: DataFolder, batch: Batch, kind: str) -> None:
         self._folder = folder
-        self._id = f"file-{batch.removeprefix('batch_')}-{kind}"
-        self._filename = f"{batch}_{kind}.jsonl"
+        self._id = f"file-{batch.id.removeprefix('batch_')}-{kind}"
+        self._filename = f"{batch.id}_{kind}.jsonl"
+        self._expires_after = batch.output_expires_after
         self._size_bytes = 0
 
     def __enter__(self) -> _Writer:
@@ -77,10 +78,12 @@ class _Writer:
             self._folder.upload(self._id).unlink()
             return None
         self._folder.publish(self._id)
+        now = int(time.time())
         return File(
             id=self._id,
             bytes=self._size_bytes,
-            created_at=int(time.time()),
+            created_at=now,
+            expires_at=expires_at(now, self._expires_after),
             filename=self._filename,
             purpose="batch_output",
         )

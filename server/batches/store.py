@@ -8,6 +8,7 @@ beside: it reads through a connection of its own.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ import msgspec
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.objects import Batch, File
 
-VERSION = 1
+VERSION = 2
 SCHEMA = f"""
 CREATE TABLE files (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, purpose TEXT NOT NULL,
-    object BLOB NOT NULL);
+    object BLOB NOT NULL, expires_at INTEGER);
+CREATE INDEX expiring_files ON files (expires_at) WHERE expires_at IS NOT NULL;
 CREATE TABLE batches (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, is_open INTEGER NOT NULL,
     object BLOB NOT NULL);
 CREATE INDEX open_batches ON batches (number) WHERE is_open;
@@ -30,6 +32,12 @@ CREATE TABLE results (batch INTEGER NOT NULL, row INTEGER NOT NULL, is_error INT
     bytes INTEGER NOT NULL, PRIMARY KEY (batch, row)) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
+FROM_VERSION_1 = f"""
+ALTER TABLE files ADD COLUMN expires_at INTEGER;
+CREATE INDEX expiring_files ON files (expires_at) WHERE expires_at IS NOT NULL;
+PRAGMA user_version = {VERSION};
+"""
+IS_THERE = "(expires_at IS NULL OR expires_at > :now)"  # an expired file may be there still, for nobody
 DROP_AT_ONCE = 10_000  # results in a transaction: others wait for it
 
 _encode = msgspec.json.Encoder().encode
@@ -63,9 +71,9 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # a batch that a client was told of outlives a power cut
             [version] = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            if version < VERSION:
                 with self._transaction():
-                    for statement in SCHEMA.split(";"):
+                    for statement in (FROM_VERSION_1 if version else SCHEMA).split(";"):
                         self._db.execute(statement)
         except sqlite3.Error as error:
             raise ConfigError(f"cannot use the database {path}: {error}") from None
@@ -82,7 +90,9 @@ class Store:
             self._add_file(file)
 
     def file(self, id: str) -> File | None:
-        found = self._db.execute("SELECT object FROM files WHERE id = ?", (id,)).fetchone()
+        found = self._db.execute(
+            f"SELECT object FROM files WHERE id = :id AND {IS_THERE}", {"id": id, "now": time.time()}
+        ).fetchone()
         return None if found is None else _decode_file(found[0])
 
     def files(self, purpose: str | None, after: str | None, limit: int, *, descending: bool) -> list[File]:
@@ -90,9 +100,10 @@ class Store:
         none."""
         compare, order = ("<", "DESC") if descending else (">", "ASC")
         found = self._db.execute(
-            "SELECT object FROM files WHERE (:purpose IS NULL OR purpose = :purpose) AND (:after IS NULL OR number "
-            f"{compare} (SELECT number FROM files WHERE id = :after)) ORDER BY number {order} LIMIT :limit",
-            {"purpose": purpose, "after": after, "limit": limit},
+            f"SELECT object FROM files WHERE {IS_THERE} AND (:purpose IS NULL OR purpose = :purpose) AND "
+            f"(:after IS NULL OR number {compare} (SELECT number FROM files WHERE id = :after)) "
+            f"ORDER BY number {order} LIMIT :limit",
+            {"purpose": purpose, "after": after, "limit": limit, "now": time.time()},
         )
         return [_decode_file(row[0]) for row in found]
 
@@ -103,6 +114,11 @@ class Store:
         """Whether it was there."""
         with self._transaction():
             return self._db.execute("DELETE FROM files WHERE id = ?", (id,)).rowcount == 1
+
+    def expired_files(self) -> list[str]:
+        """The ids of those that wait to be deleted."""
+        found = self._db.execute("SELECT id FROM files WHERE expires_at <= ?", (time.time(),))
+        return [row[0] for row in found]
 
     # Batches.
 
@@ -193,7 +209,8 @@ class Store:
 
     def _add_file(self, file: File) -> None:
         self._db.execute(
-            "INSERT INTO files (id, purpose, object) VALUES (?, ?, ?)", (file.id, file.purpose, _encode(file))
+            "INSERT INTO files (id, purpose, object, expires_at) VALUES (?, ?, ?, ?)",
+            (file.id, file.purpose, _encode(file), file.expires_at),
         )
 
     def _update(self, changed: Sequence[Numbered]) -> None:

@@ -12,13 +12,15 @@ from typing import BinaryIO
 from aiohttp import BodyPartReader, MultipartReader
 from aiohttp.http_exceptions import HttpProcessingError
 from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
 
 from seesaw.engine.values.errors import RequestError
 from seesaw.server.batches.folder import DataFolder, sync_file
-from seesaw.server.batches.objects import File
+from seesaw.server.batches.objects import LEAST_LIFE_S, LONGEST_LIFE_S, ExpiresAfter, File, expires_at
 
 CHUNK_BYTES = 1 << 18
 MAX_FIELD_BYTES = 4096  # of a form's field that is no file
+_EXPIRES_AFTER = TypeAdapter(ExpiresAfter)
 
 
 async def receive_upload(request: Request, folder: DataFolder) -> File:
@@ -36,12 +38,21 @@ async def receive_upload(request: Request, folder: DataFolder) -> File:
             raise RequestError("purpose must be batch: this server keeps no other files.", "purpose")
         if "file" not in fields:
             raise RequestError("The form has no file: send one in the field named file.", "file")
+        expires_after = _read_expiry(fields)
         await asyncio.to_thread(folder.publish, id)
     except BaseException:
         with suppress(OSError):
             folder.upload(id).unlink()
         raise
-    return File(id=id, bytes=size_bytes, created_at=int(time.time()), filename=fields["file"], purpose="batch")
+    now = int(time.time())
+    return File(
+        id=id,
+        bytes=size_bytes,
+        created_at=now,
+        expires_at=expires_at(now, expires_after),
+        filename=fields["file"],
+        purpose="batch",
+    )
 
 
 async def _read_form(request: Request, file: BinaryIO) -> dict[str, str]:
@@ -65,6 +76,17 @@ async def _read_form(request: Request, file: BinaryIO) -> dict[str, str]:
     except (ValueError, AssertionError, KeyError, HttpProcessingError):
         raise RequestError("The body must be a form with a file, sent as multipart/form-data.") from None
     return fields
+
+
+def _read_expiry(fields: dict[str, str]) -> ExpiresAfter | None:
+    given = {name: fields[key] for name in ("anchor", "seconds") if (key := f"expires_after[{name}]") in fields}
+    try:
+        return _EXPIRES_AFTER.validate_python(given) if given else None
+    except ValidationError:
+        raise RequestError(
+            f"expires_after must have the anchor created_at and seconds between {LEAST_LIFE_S} and {LONGEST_LIFE_S}.",
+            "expires_after",
+        ) from None
 
 
 class _Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
@@ -26,9 +27,12 @@ from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.metrics import Metrics
 from seesaw.server.openai.handlers import make_handlers
+from seesaw.server.openai.models import model_names
 from seesaw.server.openai.responses import Responses
 from seesaw.server.openai.tokenization import Tokenization
 from seesaw.server.openai.tokenizer_info import tokenizer_info
+from seesaw.server.page.routes import STATUS_PATH, add_page_routes
+from seesaw.server.page.status import StatusMaker
 from seesaw.version import seesaw_version
 
 if TYPE_CHECKING:
@@ -57,11 +61,20 @@ def create_app(
 
         jobs = open_jobs(config, info, bridge, serving, handlers.of_rows)
 
+    status: StatusMaker | None = None
+    if config.page:
+        open_jobs_of = None if jobs is None else lambda: jobs.feeder.jobs
+        names, has_template = model_names(config, info), chat.has_template
+        status = StatusMaker(bridge, info, names, has_chat_template=has_template, jobs=open_jobs_of)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if jobs is not None:
             await jobs.start()
+        watching = None if status is None else asyncio.create_task(status.watch())
         yield
+        if watching is not None:
+            watching.cancel()
         if jobs is not None:
             await jobs.close()
         lanes.close()
@@ -84,6 +97,7 @@ def create_app(
             without=(
                 *(() if config.enable_tokenizer_info_endpoint else ("/tokenizer_info",)),
                 *(() if config.data_dir else JOB_PATHS),
+                *(() if config.page else (STATUS_PATH,)),
             ),
         )
     )
@@ -106,6 +120,9 @@ def create_app(
     if config.enable_tokenizer_info_endpoint:
         info_of_tokenizer = tokenizer_info(tokenizer, read_template(config.chat_template))
         app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
+
+    if status is not None:
+        add_page_routes(app, status)
 
     @app.api_route("/ping", methods=[*READ, "POST"])
     @app.api_route("/health", methods=READ)

@@ -22,7 +22,7 @@ from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
 SMALL_BODY_BYTES = 64 << 10
 REQUEST_ID = "X-Request-Id"
 FORM_BYTES = 1 << 16  # of an upload, beside the file
-GUARDED = re.compile(r"/(v1|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
+GUARDED = re.compile(r"/(v1|status|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
 
 
 class RootPath:

@@ -15,7 +15,16 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from seesaw.server.batches.objects import Batch, BatchList, BatchRequest, File, FileDeleted, FileList
+from seesaw.server.batches.objects import (
+    LEAST_LIFE_S,
+    LONGEST_LIFE_S,
+    Batch,
+    BatchList,
+    BatchRequest,
+    File,
+    FileDeleted,
+    FileList,
+)
 from seesaw.server.http.errors import ErrorBody
 from seesaw.server.http.middleware import GUARDED
 from seesaw.server.openai.models import ModelCard, ModelList
@@ -26,6 +35,7 @@ from seesaw.server.openai.protocol.generation import GenerationRequest
 from seesaw.server.openai.protocol.responses import ResponsesRequest
 from seesaw.server.openai.protocol.responses_answer import AnyStreamEvent, Response
 from seesaw.server.openai.protocol.tokenization import Detokenize, DetokenizedText, TokenizeChat, TokenizeText, Tokens
+from seesaw.server.page.status import Status
 
 REF = "#/components/schemas/{}"
 REASONS = {
@@ -59,7 +69,12 @@ class Operation:
 
 UPLOAD = {
     "type": "object",
-    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["batch"]}},
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": LEAST_LIFE_S, "maximum": LONGEST_LIFE_S},
+    },
     "required": ["file", "purpose"],
 }
 HEALTH = Operation("Whether the engine answers", answer=dict[str, str], errors=(503,))
@@ -109,6 +124,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("/ping", "get"): HEALTH,
     ("/ping", "post"): HEALTH,
     ("/load", "get"): Operation("How many requests there are", answer=dict[str, int]),
+    ("/status", "get"): Operation(
+        "What the server does now, and did in the last minutes", answer=Status, errors=(400,), query=("after",)
+    ),
     ("/version", "get"): Operation("The server's version", answer=dict[str, str]),
     ("/metrics", "get"): Operation("Metrics in Prometheus' format"),
 }

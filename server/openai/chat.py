@@ -57,6 +57,11 @@ class Chat:
         self._forced = forced
         self._trusts_templates = trusts_templates
 
+    @property
+    def has_template(self) -> bool:
+        """Whether it takes conversations that bring no template."""
+        return self._template.is_there
+
     async def create(self, request: Request) -> Response:
         return await self._serving.answer(request, self.parse, self.respond)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ def test_an_engine_dies_again_and_again(victims: tuple[str, str, str], checkpoin
         stream = start_streaming(served)
         served.find("worker 0")[0].suspend()  # so that nothing comes of what follows
         waiting = pool.submit(answer, served)
+        deadline = time.monotonic() + PATIENCE_S
         while load(served) < 2:
-            pass
+            assert time.monotonic() < deadline
         engines = [Engine(served)]
         served.find(busy)[0].kill()
         rest = b""

@@ -11,10 +11,12 @@ from seesaw.engine.bench.workload import parse_workload
 from seesaw.engine.parallel.groups import Layout
 
 OPTIONS = "--executor simulated"
+LENGTHS = Path(__file__).parents[2] / "configs" / "lengths" / "sharegpt.csv"
 
 
 def test_every_system_of_a_row_is_measured_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(tmp_path), "c2", "--workloads", "4x32:8", "--systems", "P2->T2:paper,T2+resident"]
+    loads = f"4x32:8,2x{LENGTHS}"
+    arguments = [str(tmp_path), "c2", "--workloads", loads, "--systems", "P2->T2:paper,T2+resident"]
     assert main([*arguments, "--options", OPTIONS]) == 0
     out = capfd.readouterr().out
     assert "== c2 P2->T2:paper " in out and "== c2 T2+resident " in out and "of the best static" in out
@@ -23,6 +25,7 @@ def test_every_system_of_a_row_is_measured_once(tmp_path: Path, capfd: pytest.Ca
     assert main([*arguments, "--options", OPTIONS]) == 0  # all is there
     again = capfd.readouterr().out
     assert "==" not in again and again == out[out.index("c2  4x32:8") :]
+    assert "c2  2xsharegpt.csv" in again
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

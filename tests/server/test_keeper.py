@@ -174,6 +174,18 @@ async def test_it_ends_at_once_while_an_engine_starts_again() -> None:
     assert host.handles[1].grace_s == 0.0
 
 
+async def test_it_ends_while_the_first_engine_starts_and_nobody_waits_for_it() -> None:
+    async def fail() -> None:
+        await host.until(lambda: host.handles)
+        raise ConfigError("no tokenizer")
+
+    host = Host([])
+    async with kept(host, 1) as (keeper, bridge):
+        with pytest.raises(ConfigError):
+            await asyncio.gather(keeper.start(), fail())
+    assert host.handles[0].grace_s == 0.0 and not bridge.has_engine
+
+
 async def test_sockets_that_cannot_be_had_are_a_start_that_failed() -> None:
     host = Host([Ready(INFO)], [Ready(INFO)])
     async with kept(host, 1) as (keeper, _):

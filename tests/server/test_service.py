@@ -43,6 +43,8 @@ def test_the_banner_has_all_names_and_no_key_but_a_variable_that_is_set(monkeypa
         shown = banner(ServerConfig(api_key=("secret",)), listener, INFO)
         assert f"Bearer ${API_KEY_VARIABLE}" in shown and "secret" not in shown
         assert "Bearer YOUR_KEY" in banner(ServerConfig(api_key=("another",)), listener, INFO)
+        assert "  page       http://127.0.0.1:" in shown
+        assert "page" not in banner(ServerConfig(page=False), listener, INFO)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

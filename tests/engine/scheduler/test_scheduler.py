@@ -375,3 +375,19 @@ def test_priorities_are_refused_where_nobody_looks_at_them() -> None:
     core = Core(config, SymbolicExecutor(config))
     with pytest.raises(RequestError, match="--scheduling-policy priority"):
         core.add(Add("a", [1], SamplingParams(), priority=1))
+
+
+def test_a_transition_is_told_while_it_is_under_way() -> None:
+    """Its name is there from the drain on, and every change that was seen completed."""
+    config = make_config("P2", "T2", "")
+    core = Core(config, SymbolicExecutor(config))
+    for i in range(20):
+        core.add(Add(f"r{i}", [1] * 20, SamplingParams(max_tokens=8, temperature=0.0)))
+    seen = [core.stats()]
+    while not core.is_idle:
+        core.turn()
+        seen.append(core.stats())
+    for stats in seen:
+        assert not stats.transition or stats.transition.startswith(f"{stats.layout}->")
+    told = {stats.transition for stats in seen} - {""}
+    assert told == {"T2->P2", "P2->T2"} == seen[-1].transitions.keys() and not seen[-1].transition

@@ -84,3 +84,18 @@ def test_anybody_may_be_last_and_only_that_by_default() -> None:
     core.add(Add("last", [1], SamplingParams(), LAST))
     with pytest.raises(RequestError, match="priority"):
         core.add(Add("first", [1], SamplingParams(), -1))
+
+
+def test_no_more_give_way_than_must() -> None:
+    """Continuations of one prompt share its blocks, and those that wait are more than start at once."""
+    engine = Engine("T1", num_device_blocks=200, num_host_blocks=0, max_num_seqs=24, max_num_batched_tokens=256)
+    rng = random.Random(0)
+    for index in range(30):
+        engine.add(f"row {index}", prompt_of(rng, 24), max_tokens=16, priority=LAST)
+    engine.run(turns=12)
+    before = engine.core.stats()
+    engine.add("many", prompt_of(rng, 97), n=6)
+    engine.run(turns=6)
+    after = engine.core.stats()
+    assert 0 < after.preemptions - before.preemptions <= 10 < before.requests_running
+    engine.run()

@@ -46,7 +46,8 @@ class Echo:
     async def respond(self, body: Body, arrival: Arrival) -> Response:
         self.heard.append(body.prompt)
         await self.before(body.prompt)
-        return Response(json.dumps({"text": body.prompt}))
+        usage = {"completion_tokens": len(body.prompt)}
+        return Response(json.dumps({"text": body.prompt, "choices": [{}], "usage": usage}))
 
 
 async def respond(
@@ -112,11 +113,11 @@ def lines(prompts: Iterable[object], url: str = URL) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-async def put(jobs: Jobs, data: bytes, id: str = "file-in") -> File:
+async def put(jobs: Jobs, data: bytes, id: str = "file-in", expires_at: int | None = None) -> File:
     """A file, as if it had been uploaded."""
     jobs.folder.upload(id).write_bytes(data)
     jobs.folder.publish(id)
-    file = File(id=id, bytes=len(data), created_at=0, filename="in.jsonl", purpose="batch")
+    file = File(id=id, bytes=len(data), created_at=0, expires_at=expires_at, filename="in.jsonl", purpose="batch")
     await jobs._do(lambda: jobs._store.add_file(file))
     return file
 

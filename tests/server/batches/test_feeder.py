@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ import pytest
 
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.server.batches import log, outputs, sender
-from seesaw.server.batches.objects import Batch
+from seesaw.server.batches.objects import Batch, BatchRequest
 from seesaw.server.batches.store import Store
 from seesaw.server.http.errors import ConflictError, NoRoomError, NotFoundError
 from seesaw.server.link.errors import EngineLostError, GenerationError, RestartingError, ShuttingDownError
 from tests.patience import PATIENCE_S
 from tests.server.batches.harness import (
+    URL,
     Echo,
     Held,
     Once,
@@ -357,6 +359,39 @@ async def test_a_batch_expires(tmp_path: Path) -> None:
         assert len(errors) == 20 and {row["error"]["code"] for row in errors} == {"batch_expired"}
 
 
+async def test_its_files_expire_as_it_said(tmp_path: Path) -> None:
+    async with running(tmp_path, Echo()) as jobs:
+        file = await put(jobs, lines(["a", 5]))
+        body = {"input_file_id": file.id, "endpoint": URL, "completion_window": "24h"}
+        body["output_expires_after"] = {"anchor": "created_at", "seconds": 7200}
+        batch = await ended(jobs, (await jobs.add_batch(BatchRequest.model_validate(body))).id)
+        for id in (batch.output_file_id, batch.error_file_id):
+            file = await jobs.file(id or "")
+            assert file.expires_at == file.created_at + 7200
+
+
+async def test_files_that_have_expired_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once for clients, and then on the disk. A batch whose input expires goes on."""
+    echo, held = Echo(), Held()
+    echo.before = held
+    now = time.time()
+    async with running(tmp_path, echo) as jobs:
+        file = await put(jobs, lines(prompts(20)), expires_at=int(now) + 100)
+        id = await begin(jobs, file)
+        assert await jobs.file(file.id) == file
+        monkeypatch.setattr(time, "time", lambda: now + 101)
+        with pytest.raises(NotFoundError):
+            await jobs.file(file.id)
+        assert await jobs.files(None, None, 10, descending=True) == []
+        with pytest.raises(NotFoundError):
+            await begin(jobs, file)
+        assert jobs.folder.file(file.id).exists()
+    held.opened.set()
+    async with running(tmp_path, echo) as jobs:
+        await until(jobs, id, lambda _: not jobs.folder.file(file.id).exists())
+        assert texts(jobs, await ended(jobs, id)) == expected(20)
+
+
 async def test_a_batch_that_expired_while_nobody_served(tmp_path: Path) -> None:
     echo = Echo()
     echo.before = Held()
@@ -391,6 +426,17 @@ async def test_batches_are_served_in_the_order_in_which_they_came(tmp_path: Path
         assert (await ended(jobs, first)).status == "completed"
         order = [prompt for prompt in echo.heard if prompt != "hold"]
         assert order.index("second") >= 9  # it had no room before
+
+
+async def test_many_small_batches_run_beside_one_another(tmp_path: Path) -> None:
+    """However many there are, since those that have sent all their rows keep no others from sending."""
+    echo, held = Echo(), Held()
+    echo.before = held
+    async with running(tmp_path, echo, window_rows=40) as jobs:
+        ids = [await begin(jobs, lines(prompts(2)), id=f"file-{number}") for number in range(12)]
+        await until(jobs, ids[-1], lambda _: len(echo.heard) == 24)
+        held.opened.set()
+        assert {(await ended(jobs, id)).status for id in ids} == {"completed"}
 
 
 async def test_an_input_may_be_deleted_while_it_is_used(tmp_path: Path) -> None:

@@ -170,6 +170,27 @@ async def test_files(server: Server) -> None:
             await call(first.id)
 
 
+async def test_when_files_expire(server: Server) -> None:
+    after: Any = {"anchor": "created_at", "seconds": 3600}
+    file = await server.client.files.create(file=b"{}", purpose="batch", expires_after=after)
+    assert file.expires_at == file.created_at + 3600
+    batches = server.client.batches
+    batch = await batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", output_expires_after=after
+    )
+    assert batch.model_extra == {"output_expires_after": after}
+    for wrong in ({"seconds": 3599}, {"seconds": 2592001}, {"anchor": "completed_at"}):
+        with pytest.raises(openai.BadRequestError, match="output_expires_after"):
+            await batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/completions",
+                completion_window="24h",
+                output_expires_after=after | wrong,
+            )
+        with pytest.raises(openai.BadRequestError, match="3600 and 2592000"):
+            await server.client.files.create(file=b"{}", purpose="batch", expires_after=after | wrong)
+
+
 async def test_batches(server: Server) -> None:
     first = await server.run("/v1/completions", [{"prompt": "a"}])
     rows = [{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.json import encode
 
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.folder import DataFolder, check_data_dir
 from seesaw.server.batches.job import Job
 from seesaw.server.batches.log import ResultLog
 from seesaw.server.batches.objects import Batch, File, RequestCounts
-from seesaw.server.batches.store import DROP_AT_ONCE, Numbered, Result, Store
+from seesaw.server.batches.store import DROP_AT_ONCE, SCHEMA, Numbered, Result, Store
 from seesaw.server.config import ServerConfig
 
 LINES = [b"%d" % number + b"x" * (37 * number % 90) + b"\n" for number in range(24)]
@@ -204,4 +208,45 @@ def test_what_was_being_made_is_removed(tmp_path: Path) -> None:
     folder.clean({"file-told"}, {"batch_open"})
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {"lock", "files/file-told", "batches/batch_open/input.jsonl"}
+    folder.close()
+
+
+def test_a_folder_of_the_first_version(tmp_path: Path) -> None:
+    """Its files do not expire."""
+    path = tmp_path / "jobs.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        for statement in SCHEMA.replace(", expires_at INTEGER", "").split(";"):
+            if "expires_at" not in statement and "user_version" not in statement:
+                db.execute(statement)
+        db.execute("INSERT INTO files (id, purpose, object) VALUES ('a', 'batch', ?)", (encode(file("a")),))
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    for _ in range(2):
+        store = Store(path)
+        assert [each.id for each in store.files(None, None, 10, descending=False)] == ["a"]
+        assert store.expired_files() == []
+        store.close()
+
+
+@pytest.mark.parametrize("num_batches", [10, 1000])
+def test_the_start_does_not_look_at_what_has_ended(tmp_path: Path, num_batches: int) -> None:
+    """As SQLite counts its instructions: those of the names of files, which are compared with the folder's."""
+    folder = DataFolder(tmp_path)
+    store = Store(folder.database)
+    store._db.execute("PRAGMA synchronous = OFF")  # no power is cut here
+    for number in range(num_batches):
+        ended = msgspec.structs.replace(batch(f"batch_{number}"), status="completed")
+        store.end(store.add_batch(ended), [file(f"file-{number}-{kind}") for kind in ("output", "error")])
+    store.close()
+    store, num_instructions = Store(folder.database), 0
+
+    def count() -> None:
+        nonlocal num_instructions
+        num_instructions += 10
+
+    store._db.set_progress_handler(count, 10)
+    assert store.open_batches() == [] and store.batches_with_results() == [] and store.expired_files() == []
+    assert num_instructions < 200
+    assert len(store.file_ids()) == 2 * num_batches and num_instructions < 200 + 2 * 20 * num_batches
+    store.close()
     folder.close()

@@ -65,9 +65,34 @@ async def test_pieces_of_any_size(folder: DataFolder, size: int) -> None:
     assert (file.filename, file.purpose, file.bytes) == ("in.jsonl", "batch", len(DATA))
 
 
+async def test_when_it_expires(folder: DataFolder) -> None:
+    fields = part("expires_after[anchor]", b"created_at"), part("expires_after[seconds]", b"3600")
+    file = await send(folder, form(*fields, part("purpose", b"batch"), part("file", DATA, "x")))
+    assert file.expires_at == file.created_at + 3600
+    assert (await send(folder, WHOLE)).expires_at is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"anchor": b"created_at"},
+        {"seconds": b"3600"},
+        {"anchor": b"created_at", "seconds": b"3599"},
+        {"anchor": b"created_at", "seconds": b"2592001"},
+        {"anchor": b"created_at", "seconds": b"soon"},
+        {"anchor": b"last_active_at", "seconds": b"3600"},
+    ],
+)
+async def test_times_that_it_cannot_expire_at(folder: DataFolder, fields: dict[str, bytes]) -> None:
+    parts = [part(f"expires_after[{name}]", value) for name, value in fields.items()]
+    with pytest.raises(RequestError, match="anchor created_at and seconds between 3600 and 2592000") as refused:
+        await send(folder, form(part("purpose", b"batch"), part("file", DATA, "x"), *parts))
+    assert refused.value.param == "expires_after"
+
+
 async def test_more_than_is_read_at_once(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "CHUNK_BYTES", 50)
-    fields = part("file", DATA, "x"), part("expires_after[seconds]", b"9"), part("purpose", b"batch")
+    fields = part("file", DATA, "x"), part("other", b"9"), part("purpose", b"batch")
     assert folder.file((await send(folder, form(*fields), 33)).id).read_bytes() == DATA
 
 
