@@ -138,14 +138,21 @@ class Engine:
     """Holds an engine, and answers chunks of rows, several at once. Lives in an actor."""
 
     def __init__(self, engine: EngineConfig, server: ServerConfig, version: str) -> None:
-        """`version`: of the driver's Seesaw, whose rows this is to read. Raises ConfigError or EngineDeadError."""
-        if version != seesaw_version():
-            here = f"host {socket.gethostname()} has Seesaw {seesaw_version()}"
-            raise ConfigError(f"{here}, and this run's is {version}: install the same")
-        self._engine = RowEngine(engine, server)
+        """`version`: of the driver's Seesaw, whose rows this is to read. Raises EngineDeadError."""
+        self._host = socket.gethostname()
         self._has_answered = False
+        # Told by the first call: what a constructor raises Ray tries again, and prints with all of its stack.
+        self._wrong: ConfigError | None = None
+        try:
+            if version != seesaw_version():
+                raise ConfigError(f"Seesaw is {seesaw_version()} there, and this run's {version}: install the same")
+            self._engine = RowEngine(engine, server)
+        except ConfigError as error:
+            self._wrong = error
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        if self._wrong is not None:
+            raise ConfigError(f"host {self._host}: {self._wrong}")
         [chunk] = batch[COLUMN]
         try:
             results = self._engine.answer_rows(unpack_rows(chunk.as_py()))
@@ -155,7 +162,7 @@ class Engine:
                 # the run, and a polite exit the retries.
                 logger.error("%s", error)
                 os._exit(1)
-            raise EngineDeadError(f"host {socket.gethostname()}, before it had answered a row: {error}") from None
+            raise EngineDeadError(f"host {self._host}, before it had answered a row: {error}") from None
         self._has_answered = True
         return _table(pack(results))
 
