@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
+from seesaw.engine.wire.messages import Stats
 from tests.browser import Tab, browser
 from tests.e2e.served import Served, serving
 from tests.patience import PATIENCE_S
@@ -121,6 +123,23 @@ async def test_transitions_and_batches_are_seen_and_nothing_is_taken_for_html(ta
             await tab.show(dark=dark)
             assert await tab.ask("document.documentElement.scrollWidth <= innerWidth")
             await keep_picture(tab, f"page-{width}-{'dark' if dark else 'light'}")
+
+
+async def test_what_is_nothing_is_said_in_words(tab: Tab) -> None:
+    async def shown(module: str, call: str, selector: str) -> str:
+        """At once, before the server's next answer is shown."""
+        read = f"document.querySelector('{selector}').textContent"
+        return str(await tab.ask(f"import('./page/{module}.js').then((m) => {{ m.{call}; return {read} }})"))
+
+    durations = "import('./page/format.js').then((m) => [0, 0.4, 61, 90000].map(m.duration))"
+    assert await tab.ask(durations) == ["0 s", "0 s", "1 min 1 s", "1 d 1 h"]
+    counts = "request_counts: {total: 0, completed: 0, failed: 0}"
+    batch = f"{{id: 'b', status: 'failed', created_at: 5, failed_at: 5, {counts}}}"
+    job = await shown("jobs", f"showJobs({{jobs: [], num_jobs: 0}}, [{batch}])", ".job")
+    assert "failedafter 0 s" in job and "no row was sent" in job
+    none = f"stats: {json.dumps(msgspec.to_builtins(Stats()))}"  # of no engine
+    assert await shown("panels", f"showTiles({{{none}}}, {{}})", "#tiles .note") == "no engine"
+    assert await shown("panels", f"showMemory({{engine: {{}}, {none}}})", "#pools") == "No engine holds any."
 
 
 async def test_a_key_is_asked_for_until_it_is_right_and_may_be_forgotten(server: Served) -> None:

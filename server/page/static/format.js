@@ -52,7 +52,8 @@ export function seconds(value) {
 export function duration(value) {
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   let left = Math.round(value);
-  const first = Math.max(units.findIndex(([, size]) => left >= size), 0);
+  if (!left) return "0 s";
+  const first = units.findIndex(([, size]) => left >= size);
   const parts = [];
   for (const [name, size] of units.slice(first, first + 2)) {
     const count = Math.floor(left / size);

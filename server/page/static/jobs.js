@@ -29,13 +29,13 @@ function article(batch, open = null) {
     "article",
     { class: "job", "aria-label": `Batch ${batch.id}` },
     name,
-    progress(total, completed, failed),
+    progress(total, completed, failed, open),
     left(batch, open, total - completed - failed),
     error ? el("p", { class: "trouble" }, error.line ? `Line ${error.line}: ${error.message}` : error.message) : null,
   );
 }
 
-function progress(total, completed, failed) {
+function progress(total, completed, failed, open) {
   const done = completed + failed;
   const bar = el("div", {
     class: "bar",
@@ -52,7 +52,7 @@ function progress(total, completed, failed) {
   }
   const counts = total
     ? `${number(done)} of ${plural(total, "row")}${failed ? `, ${number(failed)} with an error` : ""}`
-    : "rows are not counted yet";
+    : open ? "rows are not counted yet" : "no row was sent";
   return el("div", {}, bar, el("p", { class: "counts" }, counts));
 }
 

@@ -23,11 +23,16 @@ export function showFacts({ version, models, engine }) {
 
 const arrow = (change) => change.replace("->", "→");
 
-export function showTiles(status, sample) {
-  const { stats, engine } = status;
-  const rate = (value) => (value === undefined ? "–" : number(value));
+/** Whether an engine has said how it is: none has while one is started in a dead one's place. */
+const isThere = (stats) => stats.layout !== "";
+
+export function showTiles({ stats }, sample) {
+  const rate = (value) => (value === undefined || !isThere(stats) ? "–" : number(value));
+  const phase = isThere(stats)
+    ? [stats.phase, stats.transition ? `changes ${arrow(stats.transition)}` : `in ${stats.layout}`]
+    : ["–", "no engine"];
   const tiles = [
-    ["Phase", stats.phase, stats.transition ? `changes ${arrow(stats.transition)}` : stats.layout && `in ${stats.layout}`],
+    ["Phase", ...phase],
     ["Running", number(stats.requests_running), "decode or prefill"],
     ["Waiting", number(stats.requests_waiting), "for their prefill"],
     ["Hosted", number(stats.requests_hosted), "in host memory"],
@@ -101,7 +106,9 @@ export function showMemory({ engine, stats }) {
     ["Host", s.host_blocks_used, s.host_blocks_cached, s.host_blocks_total, engine.host_block_bytes],
   ];
   const there = pools.filter(([name, , , total]) => total || name === "Devices");
-  byId("pools").replaceChildren(...there.map((each) => pool(...each, size)));
+  byId("pools").replaceChildren(
+    ...(isThere(s) ? there.map((each) => pool(...each, size)) : [el("p", { class: "faint" }, "No engine holds any.")]),
+  );
   const { device = 0, host = 0 } = s.prefix_cache_hits;
   const asked = s.prefix_cache_queries;
   byId("prefixes").replaceChildren(
