@@ -20,7 +20,7 @@ from tqdm import tqdm
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
-from seesaw.engine.supervision import adopt_orphans
+from seesaw.engine.supervision import adopt_orphans, exit_now
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
@@ -31,6 +31,8 @@ from seesaw.server.offline.parquet import check_parquet
 from seesaw.server.offline.partial import Partial, database
 from seesaw.server.offline.progress import Progress
 from seesaw.server.offline.source import Source, check_source, has_results
+from seesaw.server.ray.batch import answer_on_cluster
+from seesaw.server.ray.options import Cluster
 from seesaw.server.service import StartEngine, StopSignal
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
 from seesaw.server.threads import OneThread, in_daemon_thread
@@ -55,16 +57,23 @@ def main(argv: Sequence[str], prog: str) -> int:
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
     folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+    cluster = Cluster.parse(given.pop("ray"), given.pop("ray_engines", "")) if "ray" in given else None
+    if "ray_engines" in given:
+        raise ConfigError("--ray-engines needs --ray")
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     check_files(source, output)
-    check_settings(engine, server)
+    if cluster is None:  # else they are for other hosts than this
+        check_settings(engine, server)
     print_in_background()
     # Lines of the engine's would tear the bar.
     start_engine = partial(
         EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
     )
-    return asyncio.run(Run(engine, server, source, output, folder, start_engine).run())
+    code = asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
+    if cluster is not None and code:
+        exit_now(code)  # threads of Ray's are in the midst of it
+    return code
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -85,6 +94,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where results are kept until all are there, on a local disk (default: the output's folder)",
     )
+    add = parser.add_argument_group("several hosts, through Ray").add_argument
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="answer on a Ray cluster, by an engine on each group of GPUs that is free (default address: $RAY_ADDRESS, "
+        "else the cluster that this host is of)",
+    )
+    add("--ray-engines", metavar="N", help="so many engines, or the least and most as in 2-8 (default: what has room)")
     parser.add_argument("--config", metavar="FILE", help="JSON file with the same settings, as of `seesaw serve`")
     add_flags(parser, "engine", EngineConfig)
     add_flags(parser, "rows", ServerConfig, only=ROW_SETTINGS)
@@ -116,11 +135,13 @@ class Run:
         output: Path,
         folder: Path,
         start_engine: StartEngine,
+        cluster: Cluster | None = None,
     ) -> None:
-        """`folder` keeps results until all are there."""
+        """`folder` keeps results until all are there. `cluster`: where engines are, instead of one here."""
         self._engine, self._server = engine, server
         self._source, self._output, self._folder = source, output, folder
         self._start_engine = start_engine
+        self._cluster = cluster
         self._thread = OneThread("results")
         self._partial: Partial | None = None
 
@@ -178,6 +199,10 @@ class Run:
             stop.set()
 
     async def _answer(self, kept: Partial) -> None:
+        if self._cluster is not None:
+            await answer_on_cluster(self._cluster, self._engine, self._server, kept, self._thread, _say)
+            return
+
         async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
             progress = Progress(lambda: kept.counts, engine.stats)
             showing = asyncio.create_task(progress.show_on())
