@@ -94,6 +94,15 @@ def _die(outbox: Outbox, error: BaseException) -> None:
     os._exit(1)
 
 
+def share_cores(device: torch.device, world_size: int) -> None:
+    """Compute with this worker's share of the cores, or with OMP_NUM_THREADS where that is set: who sets it knows what
+    else they have to do, and threads that wait for one that has no core cost many times a step."""
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # what is left to the host is small, and waking threads for it costs milliseconds
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+
+
 class Worker:
     """One rank's state and its loop."""
 
@@ -118,9 +127,7 @@ class Worker:
             torch.cuda.set_device(self._device)
             # Not the default stream: work on that one would wait for copies and receives beside it.
             torch.cuda.set_stream(torch.cuda.Stream(self._device))
-            torch.set_num_threads(1)  # what is left to the host is small, and waking threads for it costs milliseconds
-        else:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._plan.world_size))
+        share_cores(self._device, self._plan.world_size)
         with zmq.Context() as context, closing(Inbox(context, spec.commands_address)) as inbox:
             # Refuses a GPU that cannot run this, before anything slow.
             self._ops = make_ops(self._device, spec.shape, spec.config.block_size, spec.config.attention_backend)

@@ -24,8 +24,12 @@ from tests.tiny import write_tiny_checkpoint
 pytestmark = pytest.mark.processes
 
 FLAGS = ["--prefill=T1", "--device=cpu", "--tokenizer=bytes", "--num-device-blocks=200"]
-FLAGS += ["--max-num-seqs=8", "--chat-template={% for m in messages %}{{ m.content }}{% endfor %}"]
-NUM_ROWS = 120
+FLAGS += [
+    "--max-num-seqs=8",
+    "--max-num-batched-tokens=128",
+    "--chat-template={% for m in messages %}{{ m.content }}{% endfor %}",
+]
+NUM_ROWS = 60
 
 
 def write_rows(path: Path) -> Path:
@@ -70,7 +74,7 @@ def kill_when_done(process: subprocess.Popen[str], output: Path, num_rows: int) 
             if num_done >= num_rows:
                 break
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.kill()
     process.wait(PATIENCE_S)
     assert still_running(family, PATIENCE_S) == {}

@@ -39,6 +39,42 @@ def test_what_comes_at_once_is_no_rate() -> None:
     assert after((0.0, 100), (20.0, 100)).requests_per_s == 0
 
 
+BURSTS = [
+    pytest.param([(0.0, 4), (0.3, 304)], id="right behind a few"),
+    pytest.param([(0.0, 4), (5.0, 304)], id="some time behind a few"),
+    pytest.param([(0.0, 1), (0.4, 101), (0.5, 201), (0.6, 301)], id="handed over in tenths of a second"),
+    pytest.param([(0.0, 1), (1.9, 151), (2.1, 301)], id="in two moments"),
+    pytest.param([(0.0, 300), (24.0, 360)], id="one behind another"),
+    pytest.param([(0.0, 4), (0.3, 304), (24.0, 364)], id="two behind a few"),
+]
+
+
+@pytest.mark.parametrize("looks", BURSTS)
+def test_a_burst_is_no_stream_whatever_came_before(looks: list[tuple[float, int]]) -> None:
+    """It never counts for more than a few in a moment or two, where all of it was some hundred a second."""
+    last_s, came = looks[-1]
+    assert after(*looks).requests_per_s <= 3.0
+    for later_s in (0.5, 1.0, 2.0, 5.0, 20.0):
+        assert after(*looks, until_s=last_s + later_s).requests_per_s <= 3.0
+    assert not after(*looks).explain(came)
+
+
+def test_a_stream_is_known_within_seconds_whatever_its_rate() -> None:
+    for per_s in (0.4, 1.0, 5.0, 40.0):
+        stream = [(count / per_s, count + 1) for count in range(int(10 * per_s) + 1)]
+        assert after(*stream).requests_per_s == pytest.approx(per_s)
+    # Requests that come by accident, as these do, twice as many in some seconds as in others.
+    uneven = [(second + part / 10, 0) for second in range(12) for part in range(4 + 4 * (second % 2))]
+    looks = [(at_s, count + 1) for count, (at_s, _) in enumerate(uneven)]
+    assert after(*looks).requests_per_s == pytest.approx(6.0, rel=0.1)
+
+
+def test_a_burst_in_a_stream_changes_little() -> None:
+    stream = [(count / 4, count + 1) for count in range(80)]
+    crowd = [(at_s, count + (300 if at_s >= 15.0 else 0)) for at_s, count in stream]
+    assert 3.5 < after(*crowd).requests_per_s < 5.5
+
+
 def test_a_long_silence_ends_it() -> None:
     steady = [(float(second), second) for second in range(1, 21)]
     assert after(*steady).requests_per_s == pytest.approx(1.0)

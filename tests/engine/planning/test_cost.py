@@ -186,14 +186,14 @@ def test_what_comes_at_once_is_no_stream() -> None:
 
 
 def test_what_comes_meanwhile_is_a_reason_to_stay_there_but_none_for_a_small_surge() -> None:
-    def pays_at_once(measured: EngineTimes, device_tokens: int) -> int:
+    def pays_at_once(measured: EngineTimes, device_tokens: int, tokens: int = 2000) -> int:
         """As many as must wait if no more come."""
         crowd = Fake(running=20, context=20 * 300, device_tokens=device_tokens)
-        tries = (replace(crowd, waiting=count, waiting_tokens=2000 * count) for count in range(1, 100))
+        tries = (replace(crowd, waiting=count, waiting_tokens=tokens * count) for count in range(1, 100))
         return next(each.waiting for each in tries if decide(each, measured) == SURGE)
 
     keeps_up = times(5e-5, 2.5e-4)
-    assert len(stream(keeps_up, per_s=8)) - 1 < pays_at_once(keeps_up, 100_000)
+    assert len(stream(keeps_up, per_s=8, tokens=500)) - 1 < pays_at_once(keeps_up, 100_000, tokens=500)
     overloaded = times(5e-5, 2.5e-4, p2_decode_s=0.06, t2_decode_s=0.02)
     assert len(stream(overloaded, per_s=12, device_tokens=20 * 300)) - 1 == pays_at_once(overloaded, 20 * 300)
 
