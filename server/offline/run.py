@@ -10,8 +10,8 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,10 +54,12 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser = make_parser(prog)
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
-    folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+    with _told():
+        output = find_output(output)
+        folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+        check_files(source, output, folder)
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
-    check_files(source, output)
     check_settings(engine, server)
     print_in_background()
     # Lines of the engine's would tear the bar.
@@ -91,18 +93,38 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def check_files(source: Path, output: Path) -> None:
-    """Raise ConfigError for what cannot be read or written, as far as it is seen from outside."""
+def find_output(output: Path) -> Path:
+    """Where the results go: a file is put there when all are known, so a link must stay, and a device, too. Raises
+    ConfigError for what is no file."""
+    if (output.exists() and not output.is_file()) or output.name == "-":
+        raise ConfigError(f"{output} is no file: name a file with --output-file")
+    return output.resolve() if output.is_symlink() else output
+
+
+def check_files(source: Path, output: Path, folder: Path) -> None:
+    """Raise ConfigError or OSError for what cannot be read or written, as far as it is seen from outside."""
     if not source.is_file():
+        if source.exists() or source.name == "-":
+            raise ConfigError(f"{source} is no file, and would be read twice: write its rows to a file, and name that")
         raise ConfigError(f"there is no file {source}: name one with --input-file")
-    if source.resolve() == output.resolve():
+    if output.exists() and source.samefile(output):
         raise ConfigError(f"{output} is the input: name another --output-file")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"the folder {output.parent} cannot be written: name another --output-file")
+    database(folder).exists()  # raises what a name that is too long does
     check_parquet(source)
     check_parquet(output)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Of a file that one may not look for, it is said which."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be used: {error.strerror}; name another file") from None
 
 
 class Run:

@@ -57,15 +57,21 @@ def open_input(path: Path) -> Input:
 
 
 class _Named(msgspec.Struct):
-    """What is read of rows and results."""
+    """What is read of rows."""
 
     custom_id: str
+
+
+class _Result(_Named):
+    """What is read of results."""
+
+    response: msgspec.Raw
 
 
 def has_results(output: Path, source: Source) -> bool:
     """Whether it is a whole output of this input."""
     try:
-        names = (_decode(line).custom_id for _, line in open_input(output).lines())
+        names = (_decode_result(line).custom_id for _, line in open_input(output).lines())
         asked = (_decode(line).custom_id for _, line in source.input.lines())
         return all(name == each for name, each in zip_longest(names, asked))
     except UNREADABLE:  # it is none at all
@@ -73,6 +79,7 @@ def has_results(output: Path, source: Source) -> bool:
 
 
 _decode = msgspec.json.Decoder(_Named).decode
+_decode_result = msgspec.json.Decoder(_Result).decode
 
 
 class _Digested:
