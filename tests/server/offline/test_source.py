@@ -63,6 +63,23 @@ def test_parquet(tmp_path: Path, as_text: bool) -> None:
         check(path)
 
 
+def test_parquet_of_others(tmp_path: Path) -> None:
+    """Texts without their type, as Spark writes them; other columns, whatever they hold; what Python has no value of."""
+    arrow, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    columns = {name: [row[name].encode() for row in ROWS] for name in ("custom_id", "method", "url")}
+    columns |= {"body": [json.dumps(row["body"]).encode() for row in ROWS]}
+    others = {"at": arrow.array(range(len(ROWS)), arrow.timestamp("ns")), "far": [1 << 62] * len(ROWS)}
+    others["far"] = arrow.array(others["far"], arrow.timestamp("us"))
+    files.write_table(arrow.table({**columns, **others}), path)
+    found = check(path)
+    assert bodies(found) == [row["body"] for row in ROWS]
+    assert [json.loads(line)["custom_id"] for _, line in found.input.lines()] == [row["custom_id"] for row in ROWS]
+    files.write_table(arrow.table({**columns, "body": others["far"]}), path)
+    with pytest.raises(ConfigError, match=r"cannot read .*in\.parquet: "):
+        check(path)
+
+
 def test_results_as_parquet(tmp_path: Path) -> None:
     files = pytest.importorskip("pyarrow.parquet")
     answered = {"id": "1", "custom_id": "a", "error": None}
