@@ -64,7 +64,7 @@ def test_parquet(tmp_path: Path, as_text: bool) -> None:
 
 
 def test_parquet_of_others(tmp_path: Path) -> None:
-    """Texts without their type, as Spark writes them; other columns, whatever they hold; what Python has no value of."""
+    """Texts without their type, as Spark writes them; other columns, whatever they hold; no value of Python."""
     arrow, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "in.parquet"
     columns = {name: [row[name].encode() for row in ROWS] for name in ("custom_id", "method", "url")}
