@@ -7,7 +7,7 @@ out); others are not read. Results have `id`, `custom_id`, `response` and `error
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.inputs import UNBOUNDED
 
 READ_ROWS, WRITE_ROWS = 256, 1024  # at once
-COLUMNS = ("custom_id", "method", "url", "body")
+COLUMNS = ("custom_id", "method", "url", "body")  # of rows
 
 
 def is_parquet(path: Path) -> bool:
@@ -33,16 +33,17 @@ def check_parquet(path: Path) -> None:
 class ParquetRows:
     """An input (`server.batches.inputs`): each row is a line."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError without pyarrow."""
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        """Raises ConfigError without pyarrow. Other columns may hold what no text can stand for."""
         self._path = path
+        self._columns = columns
         self._parquet = _pyarrow(path, "pyarrow.parquet")
 
     def lines(self, max_row_bytes: int = UNBOUNDED) -> Iterator[tuple[int, bytes]]:
         """Raises OSError, or ValueError if it is no Parquet file."""
         number = 0
         with self._parquet.ParquetFile(self._path) as file:
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            columns = [name for name in self._columns if name in file.schema_arrow.names]
             for batch in file.iter_batches(READ_ROWS, columns=columns):
                 for row in _values(batch):
                     number += 1

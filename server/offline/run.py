@@ -201,7 +201,7 @@ class Run:
 
     async def _answer(self, kept: Partial) -> None:
         async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
-            progress = Progress(lambda: kept.counts, engine.stats)
+            progress = Progress(lambda: kept.counts, engine.stats, lambda: kept.trouble)
             showing = asyncio.create_task(progress.show_on())
             try:
                 await self._feed(kept, engine)

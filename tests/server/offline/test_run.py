@@ -8,13 +8,17 @@ import gzip
 import json
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from seesaw.server import cli
+from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished
+from seesaw.server.batches.log import ResultLog
 from seesaw.server.offline import run
 from seesaw.server.offline.partial import Partial
 from seesaw.server.offline.source import check_source
@@ -101,6 +105,23 @@ def test_an_output_that_cannot_be_written_is_written_another_time(
     )
     assert batch_run(monkeypatch, source, output) == 0
     assert read(output) == [("row-0", "a")]
+
+
+def test_a_full_disk_is_a_sentence_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(log: ResultLog, lines: Sequence[bytes]) -> list[int]:
+        monkeypatch.setattr(ResultLog, "append", append)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    append = ResultLog.append
+    monkeypatch.setattr(ResultLog, "append", full)
+    monkeypatch.setattr(run, "Committer", partial(Committer, retry_s=0.001))
+    source, output = write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl"
+    assert batch_run(monkeypatch, source, output) == 0
+    assert read(output) == [("row-0", "a")]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "There is no room left in" in record.message and record.exc_info is None
 
 
 def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
