@@ -52,6 +52,7 @@ LONG = re.compile(r"scripts/soak$|run_benchmark\.sh$|--num-prompts 500\b")
 SKIPS: list[tuple[re.Pattern[str], Callable[[], bool], str]] = [
     (re.compile(r"scripts/(setup|check|test)\b"), always, "CI runs it"),
     (re.compile(r"docker "), no_docker, "there is no docker"),
+    (re.compile(r"^(ray|serve) |--ray\b|,ray\]|//10\."), always, "it is for a cluster of Ray's"),
     (re.compile(r"70B|bench limits|--limits"), no_gpu, "it needs GPUs"),
     (re.compile(r"configs/llama(?!.*--executor simulated)", re.DOTALL), no_gpu, "its config is for a host with GPUs"),
 ]

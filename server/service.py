@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from seesaw.engine.awake import waits
@@ -100,27 +101,29 @@ async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.so
     )
     stop.on_second = keeper.kill
     try:
-        starting = asyncio.ensure_future(_start(engine, server, bridge, keeper))
+        starting = asyncio.ensure_future(start_app(engine, server, bridge, keeper))
         first = await _first(starting, stop.requested)
         if first is stop.requested:
             starting.cancel()
             return 0
-        http, info, grammars = starting.result()
+        app, info, grammars = starting.result()
         freeze_heap()
         report("ready")
-        return await _run(http, info, grammars, server, listener, bridge, keeper, stop)
+        return await _run(make_http_server(app, server), info, grammars, server, listener, bridge, keeper, stop)
     finally:
         await keeper.close()
 
 
-async def _start(
+async def start_app(
     engine: EngineConfig, server: ServerConfig, bridge: Bridge, keeper: EngineKeeper
-) -> tuple[HTTPServer, EngineInfo, GrammarCheck]:
-    """The HTTP server, once the engine is ready. The tokenizer loads beside the engine."""
+) -> tuple[FastAPI, EngineInfo, GrammarCheck]:
+    """The application, once the engine is ready. The tokenizer loads beside the engine.
+
+    Raises ConfigError, or EngineDeadError if the engine dies meanwhile.
+    """
     info, (tokenizer, defaults) = await asyncio.gather(keeper.start(), in_daemon_thread(lambda: _load(engine, server)))
     grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
-    app = create_app(bridge, info, tokenizer, server, grammars, defaults)
-    return make_http_server(app, server), info, grammars
+    return create_app(bridge, info, tokenizer, server, grammars, defaults), info, grammars
 
 
 def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:

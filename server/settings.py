@@ -34,9 +34,13 @@ def read_configs(given: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
 
     Raises ConfigError, naming the flag or key, for whatever cannot be used.
     """
-    values = given_values(given)
+    return make_configs(given_values(given))
+
+
+def make_configs(values: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
+    """The configurations from values over the environment's and the defaults. Raises ConfigError."""
     if os.environ.get(API_KEY_VARIABLE):
-        values.setdefault("api_key", (os.environ[API_KEY_VARIABLE],))
+        values = {"api_key": (os.environ[API_KEY_VARIABLE],)} | values
     if not values.get("model") and values.get("executor") != "simulated":
         raise ConfigError("no model is named: give a checkpoint folder or hub name, as in `seesaw serve MODEL`")
     engine, server = (
@@ -141,13 +145,17 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config file {path} must hold one JSON object")
     for key in FOR_READERS:
         values.pop(key, None)
+    read = mapped_values(values, f"the config file {path}")
+    return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
+
+
+def mapped_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of the fields' types, from keys and values as JSON has them. Raises ConfigError, naming `where`."""
     for key in values:
         if key not in HINTS:
             value = values[key] if isinstance(values[key], str) else _shown(values[key])
-            instead = hint(key, value, HINTS, as_key)
-            raise ConfigError(f"unknown key {key!r} in the config file {path}{instead}")
-    read = {key: _from_json(key, value, f"{key} in {path}") for key, value in values.items()}
-    return read | {key: str(path.parent / read[key]) for key in BESIDE_THE_FILE if read.get(key)}
+            raise ConfigError(f"unknown key {key!r} in {where}{hint(key, value, HINTS, as_key)}")
+    return {key: _from_json(key, value, f"{key} in {where}") for key, value in values.items()}
 
 
 def _from_flag(name: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from seesaw.engine.values.config import EngineConfig
 from seesaw.server import bench, cli
 from seesaw.server.config import ServerConfig
 from seesaw.server.offline import run
+from seesaw.server.ray.options import engine_resources, read_arguments
 from seesaw.server.settings import read_configs
 
 REPOSITORY = Path(__file__).parent.parent
+NOT_SETTINGS = ("input_file", "output_file", "ray", "ray_engines")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -49,6 +52,24 @@ def test_deployed_commands():
         flags = vars(cli.make_parser().parse_args(command))
         assert flags.pop("command") == "serve"
         read_configs(flags)
+
+
+def test_deployed_on_ray():
+    """Arguments of applications, by name and value, and the job's command."""
+    deploy = REPOSITORY / "deploy"
+    service, job = yaml.safe_load_all((deploy / "kuberay.yaml").read_text())
+    [worker] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = worker["template"]["spec"]["containers"]
+    for text in ((deploy / "ray-serve.yaml").read_text(), service["spec"]["serveConfigV2"]):
+        [application] = yaml.safe_load(text)["applications"]
+        module, _, function = application["import_path"].removeprefix("seesaw.").partition(":")
+        assert f"def {function}(" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text()
+        engine, _ = read_arguments(application["args"])
+        assert engine_resources(engine) == {"num_gpus": container["resources"]["limits"]["nvidia.com/gpu"]}
+        assert [each["name"] for each in application["deployments"]] == ["Seesaw"]
+    program, *command = shlex.split(job["spec"]["entrypoint"])
+    assert (program, command[:2]) == ("seesaw", ["batch", "run"])
+    run.make_parser("batch run").parse_args(command[2:])
 
 
 def test_flags():
@@ -92,7 +113,7 @@ def test_commands(command: Command, monkeypatch):
         limits._parser("bench limits").parse_args(argv)
     elif (argv := command.arguments_of("seesaw batch run")) is not None:
         given = vars(run.make_parser("batch run").parse_args(argv))
-        read_configs({name: value for name, value in given.items() if name not in ("input_file", "output_file")})
+        read_configs({name: value for name, value in given.items() if name not in NOT_SETTINGS})
     elif (argv := command.arguments_of("scripts/soak")) is not None:
         cli.make_parser().parse_args(["serve", *parse_args(argv).server_args])
     else:

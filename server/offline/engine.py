@@ -160,13 +160,17 @@ class RowEngine:
             else:
                 refused = RowResult(make_row_id(), custom_id or "", error=RowError(error.code, error.message))
                 found[number] = refused.line
+        found |= {finished.row: finished.line for finished in self.answer_rows(fit)}
+        return [msgspec.json.decode(found[number]) for number in range(len(lines))]
+
+    def answer_rows(self, rows: Sequence[Row]) -> list[Finished]:
+        """The results of rows of an input that was checked, as they came. Raises as `answer`."""
         if not self._thread.is_alive():
             raise EngineDeadError("this engine is closed: make a new one")
         try:
-            asyncio.run_coroutine_threadsafe(self._answer(fit, found), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._answer(rows), self._loop).result()
         except CancelledError:
             raise EngineDeadError("this engine was closed") from None
-        return [msgspec.json.decode(found[number]) for number in range(len(lines))]
 
     def stats(self) -> Stats:
         """The engine's counters as it last told them."""
@@ -195,14 +199,16 @@ class RowEngine:
                 raise
             self._ready.set_exception(error)
 
-    async def _answer(self, rows: Sequence[Row], found: dict[int, bytes]) -> None:
+    async def _answer(self, rows: Sequence[Row]) -> list[Finished]:
         engine = self._ready.result()
+        results: list[Finished] = []
 
         def take(finished: Finished) -> None:
-            found[finished.row] = finished.line
+            results.append(finished)
             engine.keep(1, finished.request_bytes + len(finished.line))
 
         await engine.answer(next(self._numbers), iter(rows), take)
+        return results
 
 
 def _line(row: bytes | str | Mapping[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ class Partial:
         """Go on with what is in the folder, or begin. Raises ConfigError if it cannot be used, or is of another input
         or model."""
         self.path = path
-        self._source = source
+        self.source = source
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's
             self._lock = FolderLock(path)
@@ -73,16 +73,20 @@ class Partial:
     def unfinished(self) -> Iterator[Row]:
         """The rows that had no result when this was opened, in order. Raises ConfigError if the input has changed."""
         try:
-            yield from self.job.unfinished(self._source.input)
+            yield from self.job.unfinished(self.source.input)
         except (*UNREADABLE, IndexError):
-            raise ConfigError(f"{self._source.path} has changed since it was checked: run this again") from None
+            raise ConfigError(f"{self.source.path} has changed since it was checked: run this again") from None
 
-    def keep(self, results: Sequence[Finished]) -> None:
-        """They are on the disk when this returns. Of rows that have one already, they are passed over."""
+    def take(self, results: Sequence[Finished]) -> None:
+        """They are to be kept. Of rows that have one already, they are passed over."""
         for each in results:
             if not self.job.done[each.row]:
                 self.job.done[each.row] = 1
                 self.job.finished.append(each)
+
+    def keep(self, results: Sequence[Finished]) -> None:
+        """As `take`, and they are on the disk when this returns."""
+        self.take(results)
         taken = self.job.take()
         commit(self.store, {self.job: taken})
         self.job.change(request_counts=taken.batch.request_counts)
@@ -112,7 +116,7 @@ class Partial:
         self._open.close()
 
     def _check_same(self, kept: Batch, model: str) -> None:
-        differs = "" if kept.input_file_id == self._source.digest else "input"
+        differs = "" if kept.input_file_id == self.source.digest else "input"
         differs = differs or ("" if kept.metadata == {"model": model} else "model")
         if differs:
             raise ConfigError(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,17 +19,19 @@ from tqdm import tqdm
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.process import EngineProcess
-from seesaw.engine.supervision import adopt_orphans
+from seesaw.engine.supervision import adopt_orphans, exit_now
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
 from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
-from seesaw.server.offline.parquet import check_parquet
+from seesaw.server.offline.files import check_files, find_output
 from seesaw.server.offline.partial import Partial, database
 from seesaw.server.offline.progress import Progress
 from seesaw.server.offline.source import Source, check_source, has_results
+from seesaw.server.ray.batch import answer_on_cluster
+from seesaw.server.ray.options import Cluster
 from seesaw.server.service import StartEngine, StopSignal
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
 from seesaw.server.threads import OneThread, in_daemon_thread
@@ -54,19 +55,25 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser = make_parser(prog)
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
-    with _told():
-        output = find_output(output)
-        folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
-        check_files(source, output, folder)
+    output = find_output(output)
+    folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
+    cluster = Cluster.parse(given.pop("ray"), given.pop("ray_engines", "")) if "ray" in given else None
+    if "ray_engines" in given:
+        raise ConfigError("--ray-engines needs --ray")
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
-    check_settings(engine, server)
+    check_files(source, output, folder)
+    if cluster is None:  # else they are for other hosts than this
+        check_settings(engine, server)
     print_in_background()
     # Lines of the engine's would tear the bar.
     start_engine = partial(
         EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
     )
-    return asyncio.run(Run(engine, server, source, output, folder, start_engine).run())
+    code = asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
+    if cluster is not None and code:
+        exit_now(code)  # threads of Ray's are in the midst of it
+    return code
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -87,44 +94,20 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where results are kept until all are there, on a local disk (default: the output's folder)",
     )
+    add = parser.add_argument_group("several hosts, through Ray").add_argument
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="answer on a Ray cluster, by an engine on each group of GPUs that is free (default address: $RAY_ADDRESS, "
+        "else the cluster that this host is of)",
+    )
+    add("--ray-engines", metavar="N", help="so many engines, or the least and most as in 2-8 (default: what has room)")
     parser.add_argument("--config", metavar="FILE", help="JSON file with the same settings, as of `seesaw serve`")
     add_flags(parser, "engine", EngineConfig)
     add_flags(parser, "rows", ServerConfig, only=ROW_SETTINGS)
     return parser
-
-
-def find_output(output: Path) -> Path:
-    """Where the results go: a file is put there when all are known, so a link must stay, and a device, too. Raises
-    ConfigError for what is no file."""
-    if (output.exists() and not output.is_file()) or output.name == "-":
-        raise ConfigError(f"{output} is no file: name a file with --output-file")
-    return output.resolve() if output.is_symlink() else output
-
-
-def check_files(source: Path, output: Path, folder: Path) -> None:
-    """Raise ConfigError or OSError for what cannot be read or written, as far as it is seen from outside."""
-    if not source.is_file():
-        if source.exists() or source.name == "-":
-            raise ConfigError(f"{source} is no file, and would be read twice: write its rows to a file, and name that")
-        raise ConfigError(f"there is no file {source}: name one with --input-file")
-    if output.exists() and source.samefile(output):
-        raise ConfigError(f"{output} is the input: name another --output-file")
-    if not output.parent.is_dir():
-        raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"the folder {output.parent} cannot be written: name another --output-file")
-    database(folder).exists()  # raises what a name that is too long does
-    check_parquet(source)
-    check_parquet(output)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Of a file that one may not look for, it is said which."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be used: {error.strerror}; name another file") from None
 
 
 class Run:
@@ -138,11 +121,13 @@ class Run:
         output: Path,
         folder: Path,
         start_engine: StartEngine,
+        cluster: Cluster | None = None,
     ) -> None:
-        """`folder` keeps results until all are there."""
+        """`folder` keeps results until all are there. `cluster`: where engines are, instead of one here."""
         self._engine, self._server = engine, server
         self._source, self._output, self._folder = source, output, folder
         self._start_engine = start_engine
+        self._cluster = cluster
         self._thread = OneThread("results")
         self._partial: Partial | None = None
 
@@ -200,6 +185,10 @@ class Run:
             stop.set()
 
     async def _answer(self, kept: Partial) -> None:
+        if self._cluster is not None:
+            await answer_on_cluster(self._cluster, self._engine, self._server, kept, self._thread, _say)
+            return
+
         async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
             progress = Progress(lambda: kept.counts, engine.stats, lambda: kept.trouble)
             showing = asyncio.create_task(progress.show_on())

@@ -148,6 +148,10 @@ class FakeEngine:
                 self._unread.append(message)
                 self._arrived.notify_all()
 
+    def flush(self) -> None:
+        """What was said is on its way when this returns; nothing more can be said."""
+        self._context.destroy(linger=int(PATIENCE_S * 1000))
+
     async def close(self, linger_s: float = 0.0) -> None:
         """`linger_s`: for somebody to take what was sent; nobody may be there any more."""
         self._task.cancel()
@@ -199,6 +203,7 @@ async def _process(model: str, behaviour: str, to_engine: str, from_engine: str)
     def script(add: Add) -> list[Output]:
         prompt = bytes(add.prompt)
         if prompt.startswith(b"die"):
+            engine.flush()  # what it said of others is no part of what is lost
             os._exit(9)
         if behaviour == "mute":
             return []

@@ -1,0 +1,1 @@
+"""Several hosts, through Ray: it schedules, sends, retries and scales. Needs the extra `ray`."""
