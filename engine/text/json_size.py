@@ -7,8 +7,9 @@ import re
 from typing import NamedTuple
 
 MAX_VALUES = 1 << 16  # texts, objects, lists and words: read in some 20 ms
-# Objects become the largest values. More of them need more bytes of a body: one for each so many.
-MAX_OBJECTS, OBJECT_BYTES = 1 << 12, 100
+# Objects become the largest values. More of them need more bytes of a body: one for each so many. OpenAI takes 2,048
+# messages, of which each may have a call and parts, and forms of 5,000 properties.
+MAX_OBJECTS, OBJECT_BYTES = 1 << 14, 100
 MAX_ENTRIES = 1 << 18  # of all lists and objects: numbers are read faster
 _PIECE_BYTES = 64 << 10
 _BEHIND_BACKSLASHES = re.compile(rb"[^\\]")

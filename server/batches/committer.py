@@ -84,13 +84,14 @@ class Committer:
                 return done
 
     def _say(self, jobs: Iterable[Job], error: Exception) -> None:
-        if is_full(error):
+        full = is_full(error)
+        if full:
             code, message = "no_space_left", f"There is no room left in {self._path}: the batch goes on when there is."
         else:
             code, message = "storage_error", f"{self._path} cannot be used ({error}): the batch goes on when it can."
         for job in jobs:
             if job.trouble is None:
-                logger.error("%s: %s", job.batch.id, message, exc_info=error)
+                logger.error("%s: %s", job.batch.id, message, exc_info=None if full else error)
             job.trouble = BatchError(code, message)
 
     async def _run(self) -> None:
@@ -102,8 +103,8 @@ class Committer:
             self._changed = {}
             try:
                 await self.insist(work, partial(self._thread.run, partial(commit, self._store, work)))
-            except Exception:  # these rows will be sent again
-                logger.warning("the last results could not be kept", exc_info=True)
+            except Exception as error:  # these rows will be sent again
+                logger.warning("the last results could not be kept: %s", error, exc_info=not is_full(error))
                 return
             for job, taken in work.items():
                 job.change(request_counts=taken.batch.request_counts)

@@ -36,7 +36,7 @@ class JSONLines:
                 rest = line
                 while len(rest) > max_row_bytes and not rest.endswith(b"\n"):
                     rest = file.readline(max_row_bytes + 1)
-                if not line.isspace():
+                if line.strip():
                     yield number, line
                 if number % BREATH_ROWS == 0:
                     time.sleep(0)

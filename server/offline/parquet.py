@@ -1,13 +1,13 @@
 """Rows and results as Parquet, by pyarrow, which is an extra.
 
 An input has the columns `custom_id`, `method`, `url` and `body`, a text of JSON or a struct (what is null in it is left
-out). Results have `id`, `custom_id`, `response` and `error`; a response's body is a text of JSON.
+out); others are not read. Results have `id`, `custom_id`, `response` and `error`; a response's body is a text of JSON.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.inputs import UNBOUNDED
 
 READ_ROWS, WRITE_ROWS = 256, 1024  # at once
+COLUMNS = ("custom_id", "method", "url", "body")  # of rows
 
 
 def is_parquet(path: Path) -> bool:
@@ -32,17 +33,19 @@ def check_parquet(path: Path) -> None:
 class ParquetRows:
     """An input (`server.batches.inputs`): each row is a line."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError without pyarrow."""
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        """Raises ConfigError without pyarrow. Other columns may hold what no text can stand for."""
         self._path = path
+        self._columns = columns
         self._parquet = _pyarrow(path, "pyarrow.parquet")
 
     def lines(self, max_row_bytes: int = UNBOUNDED) -> Iterator[tuple[int, bytes]]:
         """Raises OSError, or ValueError if it is no Parquet file."""
         number = 0
         with self._parquet.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(READ_ROWS):
-                for row in batch.to_pylist():
+            columns = [name for name in self._columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(READ_ROWS, columns=columns):
+                for row in _values(batch):
                     number += 1
                     yield number, _line(row)
 
@@ -88,11 +91,24 @@ class ParquetWriter:
         self._rows = []
 
 
+def _values(batch: Any) -> list[dict[str, Any]]:
+    """Raises ValueError for what Python has no values of, such as a date in a million years."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+    return rows
+
+
 def _line(row: dict[str, Any]) -> bytes:
-    body = row.get("body")
-    if isinstance(body, str | bytes):
-        body = msgspec.Raw(body.encode() if isinstance(body, str) else body)
-    return msgspec.json.encode({**row, "body": _without_nulls(body)})
+    """Raises ValueError for what JSON has no values of."""
+    row = {name: value.decode() if isinstance(value, bytes) else value for name, value in row.items()}  # Spark's texts
+    if isinstance(row.get("body"), str):
+        row["body"] = msgspec.Raw(row["body"].encode())
+    try:
+        return msgspec.json.encode({**row, "body": _without_nulls(row.get("body"))})
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -62,6 +62,11 @@ class Partial:
         return self.job.batch.request_counts
 
     @property
+    def trouble(self) -> str | None:
+        """Why results do not reach the disk, if they do not."""
+        return None if self.job.trouble is None else self.job.trouble.message
+
+    @property
     def is_complete(self) -> bool:
         return self.job.is_complete
 

@@ -19,8 +19,11 @@ BAR_INTERVAL_S, LINE_INTERVAL_S = 0.5, 10.0
 class Progress:
     """On stderr. Rates are those since it was made."""
 
-    def __init__(self, counts: Callable[[], RequestCounts], stats: Callable[[], Stats]) -> None:
-        self._counts, self._stats = counts, stats
+    def __init__(
+        self, counts: Callable[[], RequestCounts], stats: Callable[[], Stats], trouble: Callable[[], str | None]
+    ) -> None:
+        """`trouble`: why the run stands still, if it does."""
+        self._counts, self._stats, self._trouble = counts, stats, trouble
         self._start_s = time.monotonic()
         self._first, self._first_stats = counts(), stats()
         self._bar = terminal_bar(self._first.total, "row", _num_done(self._first))
@@ -42,6 +45,9 @@ class Progress:
         counts = self._counts()
         num_new, elapsed_s = _num_done(counts) - _num_done(self._first), time.monotonic() - self._start_s
         num_left = counts.total - _num_done(counts)
+        trouble = self._trouble()
+        if trouble is not None:
+            return f"{_num_done(counts)} of {counts.total} rows ({counts.failed} failed); {trouble}"
         left = f", {tqdm.format_interval(elapsed_s / num_new * num_left)} left" if num_new and num_left else ""
         return (
             f"{_num_done(counts)} of {counts.total} rows ({counts.failed} failed), {num_new / elapsed_s:.1f} rows/s, "
@@ -55,7 +61,7 @@ class Progress:
         counts = self._counts()
         self._bar.n = _num_done(counts)
         failed = f", {counts.failed} failed" if counts.failed else ""
-        self._bar.set_postfix_str(self._tokens(time.monotonic() - self._start_s) + failed)
+        self._bar.set_postfix_str(self._trouble() or self._tokens(time.monotonic() - self._start_s) + failed)
 
     def _tokens(self, elapsed_s: float) -> str:
         now, first = self._stats(), self._first_stats

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
 from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
-from seesaw.server.offline.parquet import check_parquet
+from seesaw.server.offline.files import check_files, find_output
 from seesaw.server.offline.partial import Partial, database
 from seesaw.server.offline.progress import Progress
 from seesaw.server.offline.source import Source, check_source, has_results
@@ -56,15 +55,14 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser = make_parser(prog)
     given = vars(parser.parse_args(argv))
     source, output = Path(given.pop("input_file")).expanduser(), Path(given.pop("output_file")).expanduser()
-    if output.is_symlink():
-        output = output.resolve()  # what it names is written, as by any program, and the link stays
+    output = find_output(output)
     folder = Path(given.pop("output_tmp_dir", output.parent)).expanduser() / f"{output.name}.partial"
     cluster = Cluster.parse(given.pop("ray"), given.pop("ray_engines", "")) if "ray" in given else None
     if "ray_engines" in given:
         raise ConfigError("--ray-engines needs --ray")
     engine, server = read_configs(given)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
-    check_files(source, output)
+    check_files(source, output, folder)
     if cluster is None:  # else they are for other hosts than this
         check_settings(engine, server)
     print_in_background()
@@ -110,22 +108,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add_flags(parser, "engine", EngineConfig)
     add_flags(parser, "rows", ServerConfig, only=ROW_SETTINGS)
     return parser
-
-
-def check_files(source: Path, output: Path) -> None:
-    """Raise ConfigError for what cannot be read or written, as far as it is seen from outside."""
-    if not source.is_file():
-        raise ConfigError(f"there is no file {source}: name one with --input-file")
-    if source.resolve() == output.resolve():
-        raise ConfigError(f"{output} is the input: name another --output-file")
-    if output.exists() and not output.is_file():  # which a file that is whole would replace
-        raise ConfigError(f"{output} is no regular file: name another --output-file")
-    if not output.parent.is_dir():
-        raise ConfigError(f"there is no folder {output.parent}: make it, or name another --output-file")
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"the folder {output.parent} cannot be written: name another --output-file")
-    check_parquet(source)
-    check_parquet(output)
 
 
 class Run:
@@ -208,7 +190,7 @@ class Run:
             return
 
         async with offline_engine(self._engine, self._server, _say, self._start_engine) as engine:
-            progress = Progress(lambda: kept.counts, engine.stats)
+            progress = Progress(lambda: kept.counts, engine.stats, lambda: kept.trouble)
             showing = asyncio.create_task(progress.show_on())
             try:
                 await self._feed(kept, engine)

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,7 @@ import msgspec
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.inputs import UNBOUNDED, Input, JSONLines
 from seesaw.server.batches.rows import check_input
-from seesaw.server.offline.parquet import ParquetRows, is_parquet
+from seesaw.server.offline.parquet import COLUMNS, ParquetRows, is_parquet
 
 UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # what reading a file may raise, whatever it is packed in
 
@@ -48,24 +48,30 @@ def check_source(path: Path, max_rows: int, max_row_bytes: int, stop: threading.
     return Source(path, source.source, checked.num_rows, source.digest)
 
 
-def open_input(path: Path) -> Input:
-    """By its suffix: lines of JSON, the same packed with gzip, or Parquet. Raises ConfigError if that cannot be read
-    here."""
+def open_input(path: Path, columns: Sequence[str] = COLUMNS) -> Input:
+    """By its suffix: lines of JSON, the same packed with gzip, or Parquet, of which only these columns are read. Raises
+    ConfigError if that cannot be read here."""
     if is_parquet(path):
-        return ParquetRows(path)
+        return ParquetRows(path, columns)
     return JSONLines(path, gzip.GzipFile) if path.suffix == ".gz" else JSONLines(path)
 
 
 class _Named(msgspec.Struct):
-    """What is read of rows and results."""
+    """What is read of rows."""
 
     custom_id: str
+
+
+class _Result(_Named):
+    """What is read of results."""
+
+    response: msgspec.Raw
 
 
 def has_results(output: Path, source: Source) -> bool:
     """Whether it is a whole output of this input."""
     try:
-        names = (_decode(line).custom_id for _, line in open_input(output).lines())
+        names = (_decode_result(line).custom_id for _, line in open_input(output, _Result.__struct_fields__).lines())
         asked = (_decode(line).custom_id for _, line in source.input.lines())
         return all(name == each for name, each in zip_longest(names, asked))
     except UNREADABLE:  # it is none at all
@@ -73,6 +79,7 @@ def has_results(output: Path, source: Source) -> bool:
 
 
 _decode = msgspec.json.Decoder(_Named).decode
+_decode_result = msgspec.json.Decoder(_Result).decode
 
 
 class _Digested:

@@ -84,7 +84,8 @@ class _Keeping:
     async def take(self, results: Sequence[Finished]) -> None:
         """Returns when there is room for more."""
         if self._progress is None:
-            self._progress = Progress(lambda: self._kept.counts, self._tokens.stats)
+            kept = self._kept
+            self._progress = Progress(lambda: kept.counts, self._tokens.stats, lambda: kept.trouble)
             self._showing = asyncio.create_task(self._progress.show_on())
         self._kept.take(results)
         self._tokens.count(results)

@@ -114,12 +114,13 @@ async def make_site(anyio_backend: str) -> AsyncIterator[MakeSite]:
             max_queued_requests: int = 100,
             tokenizer: Tokenizer | None = None,
             defaults: SamplingDefaults = NO_DEFAULTS,
+            info: EngineInfo = INFO,
         ) -> Site:
-            line = await stack.enter_async_context(connected(max_queued_requests))
+            line = await stack.enter_async_context(connected(max_queued_requests, info=info))
             config = config or ServerConfig(served_model_name=("fake",))
-            grammars = GrammarCheck("bytes", INFO.vocab_size)
+            grammars = GrammarCheck("bytes", info.vocab_size)
             stack.callback(grammars.close)
-            app = create_app(line.bridge, INFO, tokenizer or ByteTokenizer(), config, grammars, defaults)
+            app = create_app(line.bridge, info, tokenizer or ByteTokenizer(), config, grammars, defaults)
             transport = httpx.ASGITransport(app)
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
             return Site(line.bridge, line.engine, client)

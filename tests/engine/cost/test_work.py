@@ -116,5 +116,5 @@ def test_a_file_that_is_no_profile_is_one_sentence(tmp_path: Path) -> None:
     capability = '{"matmul_flops_per_s": 1, "memory_bytes_per_s": 1, "compute_capability": "sm_86"}'
     for text in ("[" * 100_000, huge, "", "[]", "{}", capability):
         path.write_text(text)
-        with pytest.raises(ConfigError, match="does not come from"):
+        with pytest.raises(ConfigError, match="seesaw bench limits"):
             read_profile(path)

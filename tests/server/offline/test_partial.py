@@ -19,7 +19,7 @@ from seesaw.server.offline.source import Source, check_source, has_results
 from tests.server.offline.harness import requests, write
 
 NUM_ROWS = 10
-LINES = [b'{"custom_id":"row-%d","n":%d}\n' % (row, row) for row in range(NUM_ROWS)]
+LINES = [b'{"custom_id":"row-%d","response":%d}\n' % (row, row) for row in range(NUM_ROWS)]
 
 
 def source(folder: Path, num_rows: int = NUM_ROWS) -> Source:

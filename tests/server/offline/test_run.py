@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import json
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from seesaw.server import cli
+from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished
+from seesaw.server.batches.log import ResultLog
 from seesaw.server.offline import run
 from seesaw.server.offline.partial import Partial
 from seesaw.server.offline.source import check_source
@@ -102,11 +107,21 @@ def test_an_output_that_cannot_be_written_is_written_another_time(
     assert read(output) == [("row-0", "a")]
 
 
-def test_a_link_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "out.jsonl").symlink_to(tmp_path / "disk" / "results")
-    assert batch_run(monkeypatch, write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl") == 0
-    assert read(tmp_path / "disk" / "results") == [("row-0", "a")] and (tmp_path / "out.jsonl").is_symlink()
+def test_a_full_disk_is_a_sentence_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(log: ResultLog, lines: Sequence[bytes]) -> list[int]:
+        monkeypatch.setattr(ResultLog, "append", append)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    append = ResultLog.append
+    monkeypatch.setattr(ResultLog, "append", full)
+    monkeypatch.setattr(run, "Committer", partial(Committer, retry_s=0.001))
+    source, output = write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl"
+    assert batch_run(monkeypatch, source, output) == 0
+    assert read(output) == [("row-0", "a")]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "There is no room left in" in record.message and record.exc_info is None
 
 
 def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +141,17 @@ def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.Mon
         (["-i", "none.jsonl", "-o", "out.jsonl"], "there is no file none.jsonl"),
         (["-i", "in.jsonl", "-o", "in.jsonl"], "in.jsonl is the input"),
         (["-i", "in.jsonl", "-o", "none/out.jsonl"], "there is no folder none"),
+        (["-i", "in.jsonl", "-o", "link.jsonl"], "link.jsonl is the input"),
+        (["-i", "-", "-o", "out.jsonl"], "- is no file, and would be read twice"),
+        (["-i", "fifo", "-o", "out.jsonl"], "fifo is no file, and would be read twice"),
+        (["-i", "in.jsonl", "-o", "-"], "- is no file: name a file with --output-file"),
+        (["-i", "in.jsonl", "-o", "fifo"], "fifo is no file: name a file with --output-file"),
+        (["-i", "in.jsonl", "-o", "."], "is no file: name a file with --output-file"),
+        (["-i", "in.jsonl", "-o", "dangling"], "there is no folder"),
+        (["-i", "in.jsonl", "-o", "x" * 250], "cannot be used: File name too long"),
+        (["-i", "x" * 300, "-o", "out.jsonl"], "cannot be used: File name too long"),
+        (["-i", "copy.jsonl", "-o", "in.jsonl"], "in.jsonl is there already"),
+        (["-i", "mark.jsonl", "-o", "out.jsonl"], "mark.jsonl: The input file has no requests"),
         (
             ["-i", "in.jsonl", "-o", "out.jsonl"],
             "in.jsonl, line 2: This line is not parseable as valid JSON. (and 1 more)",
@@ -135,8 +161,6 @@ def test_a_packed_file_is_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.Mon
             "in.jsonl: The input file has more than 1 requests",
         ),
         (["-i", "empty.jsonl", "-o", "out.jsonl"], "empty.jsonl: The input file has no requests"),
-        (["-i", "in.jsonl", "-o", "/dev/null"], "/dev/null is no regular file: name another --output-file"),
-        (["-i", "in.jsonl", "-o", "."], ". is no regular file: name another --output-file"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "--enable-metrics"], "no flag --enable-metrics: nothing is served here"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "--port", "80"], "no flag --port: nothing is served here"),
         (["-i", "in.jsonl", "-o", "out.jsonl", "-tp", "4"], "as in `--prefill T4`"),
@@ -149,10 +173,24 @@ def test_what_cannot_be_is_a_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "print_in_background", lambda: None)
     write(tmp_path / "in.jsonl", requests(["a"]))
+    write(tmp_path / "copy.jsonl", requests(["a"]))
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "mark.jsonl").write_bytes(codecs.BOM_UTF8)
+    os.mkfifo("fifo")
+    os.link("in.jsonl", "link.jsonl")
+    os.symlink("none/out.jsonl", "dangling")
+    before = sorted(os.listdir())
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write("{\n{}\n")
     assert cli.main(["batch", "run", "echo", *FLAGS, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("seesaw: error: ") and part in line
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["empty.jsonl", "in.jsonl"]
+    assert sorted(os.listdir()) == before
+
+
+def test_a_link_leads_to_the_output_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output, other = write(tmp_path / "in.jsonl", requests(["a"])), tmp_path / "out.jsonl", tmp_path / "other"
+    other.mkdir()
+    output.symlink_to("other/results.jsonl")
+    assert batch_run(monkeypatch, source, output) == 0
+    assert output.is_symlink() and read(other / "results.jsonl") == [("row-0", "a")]

@@ -13,7 +13,7 @@ import pytest
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.batches.rows import read_rows
 from seesaw.server.offline import parquet
-from seesaw.server.offline.source import Source, check_source
+from seesaw.server.offline.source import Source, check_source, has_results
 from tests.server.offline.harness import request, requests, write
 
 ROWS = [*requests(["a", "b"]), {**request("c", ""), "body": {"messages": [{"role": "user", "content": "x"}], "n": 2}}]
@@ -63,6 +63,23 @@ def test_parquet(tmp_path: Path, as_text: bool) -> None:
         check(path)
 
 
+def test_parquet_of_others(tmp_path: Path) -> None:
+    """Texts without their type, as Spark writes them; other columns, whatever they hold; no value of Python."""
+    arrow, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    columns = {name: [row[name].encode() for row in ROWS] for name in ("custom_id", "method", "url")}
+    columns |= {"body": [json.dumps(row["body"]).encode() for row in ROWS]}
+    others = {"at": arrow.array(range(len(ROWS)), arrow.timestamp("ns")), "far": [1 << 62] * len(ROWS)}
+    others["far"] = arrow.array(others["far"], arrow.timestamp("us"))
+    files.write_table(arrow.table({**columns, **others}), path)
+    found = check(path)
+    assert bodies(found) == [row["body"] for row in ROWS]
+    assert [json.loads(line)["custom_id"] for _, line in found.input.lines()] == [row["custom_id"] for row in ROWS]
+    files.write_table(arrow.table({**columns, "body": others["far"]}), path)
+    with pytest.raises(ConfigError, match=r"cannot read .*in\.parquet: "):
+        check(path)
+
+
 def test_results_as_parquet(tmp_path: Path) -> None:
     files = pytest.importorskip("pyarrow.parquet")
     answered = {"id": "1", "custom_id": "a", "error": None}
@@ -75,6 +92,20 @@ def test_results_as_parquet(tmp_path: Path) -> None:
     assert len(found) == 2 * parquet.WRITE_ROWS
     assert json.loads(found[0]["response"].pop("body")) == {"x": [1, None]}
     assert found[:2] == [{**answered, "response": {"status_code": 200, "request_id": "r"}}, refused]
+
+
+def test_an_input_is_no_output(tmp_path: Path) -> None:
+    """Though it has the same ids."""
+    files = pytest.importorskip("pyarrow.parquet")
+    arrow, path, output = pytest.importorskip("pyarrow"), tmp_path / "in.parquet", tmp_path / "out.parquet"
+    files.write_table(arrow.Table.from_pylist(ROWS), path)
+    assert not has_results(path, check(path))
+    with parquet.ParquetWriter(output) as writer:
+        for row in ROWS:
+            writer.write(
+                json.dumps({"id": "1", "custom_id": row["custom_id"], "response": None, "error": None}).encode()
+            )
+    assert has_results(output, check(path))
 
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

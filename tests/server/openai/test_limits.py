@@ -10,6 +10,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
+import msgspec
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -25,7 +26,7 @@ from seesaw.server.render.tokens import LONG_CHARS
 from seesaw.server.threads import NUM_LONG
 from tests.patience import PATIENCE_S
 from tests.server.conftest import MakeSite, Site
-from tests.server.fake_engine import answer
+from tests.server.fake_engine import INFO, answer
 from tests.server.openai.bodies import REQUESTS
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +47,7 @@ async def refused(site: Site, path: str, content: bytes) -> str:
         (b"[" + b"[]," * MAX_VALUES + b"1]", f"more than {MAX_VALUES} values"),
         (b"{" + b'"a":1,' * MAX_VALUES + b'"b":1}', f"more than {MAX_VALUES} values"),
         (b"[" + b"1," * MAX_ENTRIES + b"1]", f"more than {MAX_ENTRIES} entries"),
-        (b"[" + b'{"a":"b", "c":1},' * MAX_OBJECTS + b"{}]", f"more than {MAX_OBJECTS} objects"),
+        (b"[" + b'{"a":1, "c":1},' * MAX_OBJECTS + b"{}]", f"more than {MAX_OBJECTS} objects"),
     ],
 )
 @pytest.mark.parametrize("path", REQUESTS)
@@ -60,6 +61,53 @@ async def test_a_larger_body_may_hold_more_objects(site: Site) -> None:
     site.engine.script = answer("x")
     large = {"prompt": "p", "x": [{"a": "b" * OBJECT_BYTES}] * (MAX_OBJECTS + 1)}
     assert (await site.client.post("/v1/completions", json=large)).status_code == 200
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def _form(num_properties: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{index}": {"type": "string"} for index in range(num_properties)}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}] * 2048},
+        {"messages": [{"role": "user", "content": "a"}] * 5000},
+        {
+            "messages": [
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "1"}]},
+            ]
+            * 1024
+        },
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": _form(5000)}}],
+            "tool_choice": "none",
+        },
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [
+                {"type": "function", "function": {"name": f"f{index}", "parameters": _form(100)}}
+                for index in range(128)
+            ],
+            "tool_choice": "none",
+        },
+        {"prompt": [[1, 2, 3]] * 2048},
+        {"prompt": "a", "logit_bias": {str(token): 1 for token in range(250)}, "stop": ["a", "b", "c", "d"]},
+    ],
+    ids=["parts", "messages", "calls", "form", "tools", "prompts", "bias"],
+)
+async def test_what_openai_takes_is_taken(make_site: MakeSite, body: dict[str, Any]) -> None:
+    """The bounds are beyond what its clients may send."""
+    info = msgspec.structs.replace(INFO, max_model_len=1 << 20)
+    site = await make_site(ServerConfig(chat_template="{{ messages | length }}"), 2048, info=info)
+    site.engine.script = answer("x")
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    response = await site.client.post(path, json=body | {"max_tokens": 1})
+    assert response.status_code == 200, response.text[:1000]
 
 
 async def test_token_ids_are_bounded_by_the_body_alone(site: Site) -> None:
