@@ -105,17 +105,15 @@ class EngineProcess:
     def close(self, timeout_s: float = 10.0) -> int | None:
         """Wait for the process to end (send Stop first), then make it, and wait for all that was below it. Returns its
         exit code. Idempotent."""
-        self._end(timeout_s, ASKED_S)
+        end_children([self.process], timeout_s, ASKED_S)
         assert self.process.pid is not None
         end_group(self.process.pid, ORPHANS_S)
+        remove_run_dir(self._run_dir)
         return self.process.exitcode
 
     def kill(self) -> None:
         """End the process at once; the kernel ends all others with it. Idempotent."""
-        self._end(0.0, 0.0)
-
-    def _end(self, grace_s: float, asked_s: float) -> None:
-        end_children([self.process], grace_s, asked_s)
+        end_children([self.process], 0.0, 0.0)
         remove_run_dir(self._run_dir)
 
 

@@ -81,6 +81,8 @@ def run_worker(spec: WorkerSpec) -> None:
     try:
         Worker(spec, outbox).run()
     except BaseException as error:
+        if not spec.run_dir.is_dir():  # the engine has ended and taken it along; this process is about to hear of it
+            os._exit(1)
         _die(outbox, error)
     outbox.close()
 
