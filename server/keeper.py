@@ -1,6 +1,6 @@
 """Keeps an engine behind the bridge: starts its process, guards it, starts another when it dies, and ends it.
 
-`server.service` has one, from the first engine's start to the server's end.
+Made by `server.backend` for every door; a door has one, from the first engine's start to its end.
 """
 
 from __future__ import annotations

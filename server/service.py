@@ -19,7 +19,6 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -30,25 +29,21 @@ from seesaw.engine.awake import waits
 from seesaw.engine.heap import freeze_heap
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
-from seesaw.engine.sampling.defaults import SamplingDefaults, check_defaults, load_defaults
-from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.supervision import adopt_orphans
-from seesaw.engine.text.template_source import read_template
-from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.wire.messages import EngineInfo
+from seesaw.server.backend import StartEngine, check_settings, make_backend, start_backend
 from seesaw.server.batches.folder import check_data_dir
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.app import create_app
 from seesaw.server.http.connection import connection_class
 from seesaw.server.http.sockets import BACKLOG, base_url, bound, check_tls, listen
-from seesaw.server.keeper import EngineHandle, EngineKeeper
+from seesaw.server.keeper import EngineKeeper
 from seesaw.server.link.bridge import Bridge
 from seesaw.server.link.errors import ShuttingDownError
 from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.openai.models import model_names
 from seesaw.server.settings import API_KEY_VARIABLE
-from seesaw.server.threads import in_daemon_thread
 
 WITH_FIRST_S = 0.5  # between a signal and its like that belong together
 FLUSH_S = 3.0  # for clients to take their last words
@@ -58,8 +53,6 @@ MAX_OPEN_FILES = 65536  # each connection is one
 ACCEPTED_AT_ONCE = 1
 CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
-StartEngine = Callable[[EngineConfig], EngineHandle]
-
 
 def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine | None = None) -> int:
     """Serve until a signal comes (returns 0) or an engine dies for good, before it or while requests have time to end
@@ -67,17 +60,10 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
-    if start_engine is None:
-        from seesaw.engine.process import EngineProcess
-
-        start_engine = EngineProcess.start
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     _raise_open_files()
-    check_early(engine)
-    # What cannot be used is said before anything slow starts.
-    read_template(server.chat_template)
-    check_defaults(server.generation_config, engine)
+    check_settings(engine, server)
     check_tls(server)
     check_data_dir(server)
     with bound(server) as listener:
@@ -85,20 +71,14 @@ def serve(engine: EngineConfig, server: ServerConfig, start_engine: StartEngine 
         return asyncio.run(_serve(engine, server, listener, start_engine))
 
 
-async def _serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, start_engine: StartEngine) -> int:
+async def _serve(
+    engine: EngineConfig, server: ServerConfig, listener: socket.socket, start_engine: StartEngine | None
+) -> int:
     adopt_orphans()
     stop = StopSignal()
     report = _timed_report()
     report("starting the engine")
-    bridge = Bridge(max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens)
-    keeper = EngineKeeper(
-        bridge,
-        partial(start_engine, engine),
-        restarts=server.restart_engine,
-        start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
-        engine_timeout_s=server.engine_timeout_s,
-        report=report,
-    )
+    bridge, keeper = make_backend(engine, server, report, start_engine)
     stop.on_second = keeper.kill
     try:
         starting = asyncio.ensure_future(start_app(engine, server, bridge, keeper))
@@ -121,8 +101,7 @@ async def start_app(
 
     Raises ConfigError, or EngineDeadError if the engine dies meanwhile.
     """
-    info, (tokenizer, defaults) = await asyncio.gather(keeper.start(), in_daemon_thread(lambda: _load(engine, server)))
-    grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
+    info, tokenizer, grammars, defaults = await start_backend(engine, server, keeper)
     return create_app(bridge, info, tokenizer, server, grammars, defaults), info, grammars
 
 
@@ -142,12 +121,6 @@ def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
         ssl_cert_reqs=CERTIFICATES[server.ssl_cert_reqs],
     )
     return HTTPServer(config)
-
-
-def _load(engine: EngineConfig, server: ServerConfig) -> tuple[Tokenizer, SamplingDefaults]:
-    """What the server itself needs of the checkpoint. Raises ConfigError."""
-    tokenizer = load_tokenizer(engine.tokenizer or engine.model)
-    return tokenizer, load_defaults(server.generation_config, engine)
 
 
 async def _run(

@@ -13,30 +13,22 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from seesaw.engine.sampling.defaults import check_defaults, load_defaults
-from seesaw.engine.sizing.fit import check_early
-from seesaw.engine.text.template_source import read_template
-from seesaw.engine.text.tokenizer import load_tokenizer
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import EngineDeadError, SeesawError
 from seesaw.engine.wire.messages import Stats
+from seesaw.server.backend import StartEngine, check_settings, make_backend, start_backend
 from seesaw.server.batches.answering import Answering
 from seesaw.server.batches.job import Finished
 from seesaw.server.batches.jobs import make_window
 from seesaw.server.batches.rows import Row, RowError, RowResult, check_line, make_row_id, read_line
 from seesaw.server.batches.sender import Sender
 from seesaw.server.config import ServerConfig
-from seesaw.server.keeper import EngineKeeper
 from seesaw.server.link.bridge import Bridge
-from seesaw.server.link.grammar_check import GrammarCheck
 from seesaw.server.openai.handlers import make_handlers
-from seesaw.server.service import StartEngine
-from seesaw.server.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +64,6 @@ class OfflineEngine:
         return self._bridge.stats()
 
 
-def check_settings(engine: EngineConfig, server: ServerConfig) -> None:
-    """Raise ConfigError for what can be seen to be wrong before anything slow starts."""
-    check_early(engine)
-    read_template(server.chat_template)
-    check_defaults(server.generation_config, engine)
-
-
 @asynccontextmanager
 async def offline_engine(
     engine: EngineConfig,
@@ -90,26 +75,9 @@ async def offline_engine(
 
     Raises ConfigError, or EngineDeadError if the engine dies before it is ready.
     """
-    if start_engine is None:
-        from seesaw.engine.process import EngineProcess
-
-        start_engine = EngineProcess.start
-    bridge = Bridge(max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens)
-    keeper = EngineKeeper(
-        bridge,
-        partial(start_engine, engine),
-        restarts=server.restart_engine,
-        start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
-        engine_timeout_s=server.engine_timeout_s,
-        report=report,
-    )
+    bridge, keeper = make_backend(engine, server, report, start_engine)
     try:
-        info, tokenizer, defaults = await asyncio.gather(
-            keeper.start(),
-            in_daemon_thread(lambda: load_tokenizer(engine.tokenizer or engine.model)),
-            in_daemon_thread(lambda: load_defaults(server.generation_config, engine)),
-        )
-        grammars = GrammarCheck(engine.tokenizer or engine.model, info.vocab_size, info.eos_token_ids)
+        info, tokenizer, grammars, defaults = await start_backend(engine, server, keeper)
         with contextlib.closing(grammars):
             handlers = make_handlers(bridge, info, tokenizer, server, grammars, defaults)
             with contextlib.closing(handlers.lanes):

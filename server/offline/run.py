@@ -22,17 +22,18 @@ from seesaw.engine.process import EngineProcess
 from seesaw.engine.supervision import adopt_orphans, exit_now
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
+from seesaw.server.backend import StartEngine, check_settings
 from seesaw.server.batches.committer import Committer
 from seesaw.server.batches.job import Finished, Taken
 from seesaw.server.config import ServerConfig
-from seesaw.server.offline.engine import OfflineEngine, check_settings, offline_engine
+from seesaw.server.offline.engine import OfflineEngine, offline_engine
 from seesaw.server.offline.files import check_files, find_output
 from seesaw.server.offline.partial import Partial, database
 from seesaw.server.offline.progress import Progress
 from seesaw.server.offline.source import Source, check_source, has_results
 from seesaw.server.ray.batch import answer_on_cluster
 from seesaw.server.ray.options import Cluster
-from seesaw.server.service import StartEngine, StopSignal
+from seesaw.server.service import StopSignal
 from seesaw.server.settings import Parser, add_flags, help_text, read_configs
 from seesaw.server.threads import OneThread, in_daemon_thread
 

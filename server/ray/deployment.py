@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from functools import partial
 from typing import Any
 
 from ray import serve
@@ -17,12 +16,10 @@ from starlette.types import ASGIApp
 
 from seesaw.engine.heap import freeze_heap
 from seesaw.engine.logs import start_log
-from seesaw.engine.process import EngineProcess
 from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.values.config import EngineConfig
+from seesaw.server.backend import make_backend
 from seesaw.server.config import ServerConfig
-from seesaw.server.keeper import EngineKeeper
-from seesaw.server.link.bridge import Bridge
 from seesaw.server.ray.options import engine_resources, read_arguments
 from seesaw.server.service import FLUSH_S, start_app
 
@@ -56,17 +53,7 @@ class Seesaw:
         start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
         check_early(engine)
         self._health_timeout_s = server.health_timeout_s
-        self._bridge = Bridge(
-            max_queued_requests=engine.max_queued_requests, max_queued_tokens=server.max_queued_tokens
-        )
-        self._keeper = EngineKeeper(
-            self._bridge,
-            partial(EngineProcess.start, engine),
-            restarts=0,
-            start_timeout_s=max(engine.start_timeout_s, server.engine_timeout_s),
-            engine_timeout_s=server.engine_timeout_s,
-            report=logger.info,
-        )
+        self._bridge, self._keeper = make_backend(engine, server, logger.info)
         try:
             self._app, _, _ = await start_app(engine, server, self._bridge, self._keeper)
         except BaseException:
