@@ -24,7 +24,7 @@ import zmq
 from seesaw.engine.core import COMPILING_POLL_MS, Core, describe
 from seesaw.engine.executor import make_executor
 from seesaw.engine.executor.base import Executor
-from seesaw.engine.heap import freeze_heap
+from seesaw.engine.heap import tame_collector
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.run_folder import make_run_dir, remove_run_dir
@@ -209,7 +209,7 @@ def _serve(config: EngineConfig, frontend: _Frontend, stack: ExitStack) -> None:
         executor = make_executor(config, lambda line: frontend.send(Progress(line)), instant=True)
         stack.callback(executor.close)
         core = stack.enter_context(closing(Core(config, executor)))
-        freeze_heap()
+        tame_collector()
     frontend.send(Ready(describe(config, executor)))
     _Loop(core, executor, frontend).run()
 

@@ -4,7 +4,7 @@
 
 The crowd is of streams, of which half are cut at a random moment, readers that take a few bytes a second, heads that
 never end, and clients that send one request after another, each for 128 continuations of 3,500 tokens, and hang up at
-once. All prompts are token ids.
+once. All prompts are token ids. The crowd is a process of its own, so that what it reads does not delay what is timed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from multiprocessing.synchronize import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +40,10 @@ class Crowd:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
         return f"{head}Connection: close\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
 
+    def _stream(self) -> bytes:
+        prompt = [self._rng.randrange(200) for _ in range(PROMPT_TOKENS)]
+        return self._request(prompt=prompt, max_tokens=MAX_TOKENS, stream=True)
+
     async def _open(self, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(self._host, self._port)
         writer.write(sent)
@@ -50,28 +56,39 @@ class Crowd:
         except (OSError, EOFError) as error:
             self.outcomes[type(error).__name__] += 1
 
-    async def stream(self, gaps_s: list[float] | None = None, cut: bool = False, pause_s: float = 0.0) -> None:
-        """Stream one answer after another. `gaps_s` gets the times between events; one that is `cut` hangs up at a
-        random moment, and one with a `pause_s` takes a few bytes after each."""
+    async def timed(self, gaps_s: list[float]) -> None:
+        """Stream one answer after another; `gaps_s` gets the times between events."""
         while True:
-            prompt = [self._rng.randrange(200) for _ in range(PROMPT_TOKENS)]
-            reader, writer = await self._open(self._request(prompt=prompt, max_tokens=MAX_TOKENS, stream=True))
-            events = self._rng.randrange(MAX_TOKENS) if cut else sys.maxsize
-            status = (await reader.readline())[9:12].decode()
+            reader, writer = await self._open(self._stream())
             last_s = 0.0
-            while events and (line := await (reader.read(16) if pause_s else reader.readline())):
-                if pause_s:
-                    await asyncio.sleep(pause_s)
-                elif line.startswith(b"data: {"):
-                    events -= 1
+            while line := await reader.readline():
+                if line.startswith(b"data: {"):
                     now_s = time.monotonic()
-                    if last_s and gaps_s is not None:
+                    if last_s:
                         gaps_s.append(now_s - last_s)
                     last_s = now_s
             writer.transport.abort()
-            self.outcomes[status if events else "cut"] += 1
+
+    async def stream(self, cut: bool) -> None:
+        """Stream one answer after another; one that is `cut` hangs up at a random moment."""
+        while True:
+            reader, writer = await self._open(self._stream())
+            status = (await reader.readline())[9:12].decode()
+            events = self._rng.randrange(MAX_TOKENS) if cut else sys.maxsize
+            while events > 0 and (data := await reader.read(65_536)):
+                events -= data.count(b"data: {")
+            writer.transport.abort()
+            self.outcomes[status if events > 0 else "cut"] += 1
             if status != "200":
                 await asyncio.sleep(0.1)
+
+    async def read_slowly(self) -> None:
+        while True:
+            reader, writer = await self._open(self._stream())
+            while await reader.read(16):
+                await asyncio.sleep(1.0)
+            writer.transport.abort()
+            self.outcomes["read slowly"] += 1
 
     async def half_open(self) -> None:
         while True:
@@ -88,34 +105,52 @@ class Crowd:
             self.outcomes["left"] += 1
 
 
-async def measure(crowd: Crowd, clients: Sequence[Coroutine[Any, Any, None]], others: int, seconds: float) -> str:
-    """The latencies of so many others beside these clients, which come after them."""
-    gaps_s: list[float] = []
-    tasks = [asyncio.create_task(crowd.again(crowd.stream(gaps_s))) for _ in range(others)]
-    await asyncio.sleep(seconds / 10)
-    tasks += [asyncio.create_task(crowd.again(client)) for client in clients]
-    await asyncio.sleep(seconds / 10)
-    gaps_s.clear()
-    await asyncio.sleep(seconds)
+async def come(args: argparse.Namespace, stop: Event) -> None:
+    """The crowd, until it is told to go."""
+    crowd = Crowd(args.url, seed=1)
+    clients = [crowd.stream(cut=index % 2 == 0) for index in range(args.streams)]
+    clients += [crowd.read_slowly() for _ in range(args.slow)]
+    clients += [crowd.half_open() for _ in range(args.half_open)] + [crowd.leave() for _ in range(args.leavers)]
+    tasks = [asyncio.create_task(crowd.again(client)) for client in clients]
+    await asyncio.to_thread(stop.wait)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    print("       ", ", ".join(f"{name}: {count}" for name, count in sorted(crowd.outcomes.items())), flush=True)
+
+
+def run_crowd(args: argparse.Namespace, stop: Event) -> None:
+    asyncio.run(come(args, stop))
+
+
+async def measure(gaps_s: list[float], seconds: float) -> str:
+    """The latencies of those who stream into `gaps_s`, once they, or a crowd, have had a tenth of the time to come."""
+    await asyncio.sleep(seconds / 10)
+    gaps_s.clear()
+    await asyncio.sleep(seconds)
     if not gaps_s:
         return "no tokens came"
-    gaps_s.sort()
-    p50, p99 = (1000 * gaps_s[int(share * (len(gaps_s) - 1))] for share in (0.5, 0.99))
-    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {1000 * gaps_s[-1]:.1f} ms of {len(gaps_s)} tokens"
+    ordered = sorted(gaps_s)
+    p50, p99 = (1000 * ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {1000 * ordered[-1]:.1f} ms of {len(ordered)} tokens"
 
 
 async def run(args: argparse.Namespace) -> None:
-    crowd = Crowd(args.url)
-    print("alone: ", await measure(crowd, [], args.others, args.seconds), flush=True)
-    crowd.outcomes.clear()
-    clients = [crowd.stream(cut=index % 2 == 0) for index in range(args.streams)]
-    clients += [crowd.stream(pause_s=1.0) for _ in range(args.slow)]
-    clients += [crowd.half_open() for _ in range(args.half_open)] + [crowd.leave() for _ in range(args.leavers)]
-    print("beside:", await measure(crowd, clients, args.others, args.seconds))
-    print("       ", ", ".join(f"{name}: {count}" for name, count in sorted(crowd.outcomes.items())))
+    processes = multiprocessing.get_context("spawn")
+    others, gaps_s = Crowd(args.url), list[float]()
+    tasks = [asyncio.create_task(others.again(others.timed(gaps_s))) for _ in range(args.others)]
+    print("alone: ", await measure(gaps_s, args.seconds), flush=True)
+    stop = processes.Event()
+    crowd = processes.Process(target=run_crowd, args=(args, stop), daemon=True)
+    crowd.start()
+    print("beside:", await measure(gaps_s, args.seconds), flush=True)
+    stop.set()
+    crowd.join()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for name, count in others.outcomes.items():
+        print(f"        {count} of those measured: {name}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from seesaw.engine.wire.messages import EngineInfo, FinishReason, Speeds, Stats
+from seesaw.server.histogram import Histogram
 
 PREFIX = "seesaw:"
 
@@ -94,7 +95,9 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}{name}_seconds", help, buckets=buckets, registry=self._registry)
+        histogram = Histogram(f"{PREFIX}{name}_seconds", help, buckets)
+        self._registry.register(histogram)
+        return histogram
 
 
 class EngineCollector(Collector):

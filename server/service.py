@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from seesaw.engine.awake import waits
-from seesaw.engine.heap import freeze_heap
+from seesaw.engine.heap import tame_collector
 from seesaw.engine.logs import start_log
 from seesaw.engine.printing import print_in_background
 from seesaw.engine.supervision import adopt_orphans
@@ -87,7 +87,7 @@ async def _serve(
             starting.cancel()
             return 0
         app, info, grammars = starting.result()
-        freeze_heap()
+        tame_collector()
         report("ready")
         return await _run(make_http_server(app, server), info, grammars, server, listener, bridge, keeper, stop)
     finally:

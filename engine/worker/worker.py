@@ -21,7 +21,7 @@ from seesaw.engine.cost.rank_times import RankTimes
 from seesaw.engine.device.moments import seconds_of
 from seesaw.engine.device.out_of_memory import memory_errors
 from seesaw.engine.device.reports import EventReports
-from seesaw.engine.heap import freeze_heap
+from seesaw.engine.heap import tame_collector
 from seesaw.engine.kv.copies import BlockCopier, Copies, ThreadCopies, make_copier
 from seesaw.engine.kv.device_pool import DevicePool
 from seesaw.engine.kv.geometry import KVGeometry
@@ -167,7 +167,7 @@ class Worker:
                 less = f"lower {device_option(self._spec.config)} or --max-num-seqs, or use {MORE_ROOM}"
                 with memory_errors("KV and CUDA graphs", self._device, less):
                     times = self._allocate(command.num_device_blocks)
-                freeze_heap()
+                tame_collector()
                 self._outbox.send(RankReady(rank, "serving", times=times))
 
     def _report(self, id: int, completion: Completion) -> None:

@@ -55,7 +55,8 @@ class Stream:
         self.arrival_s = arrival_s
         self._abort = abort
         self._metrics = metrics
-        self._requests: list[LiveRequest] = []
+        self._requests: list[LiveRequest] = []  # until it is closed
+        self._num_cached_tokens = 0  # of the closed ones
         self._open: set[int] = set()  # choices whose last output has not come
         self._pending: dict[int, Output] = {}
         self._paces: dict[int, _Pace] = {}  # of choices that had an output
@@ -93,13 +94,16 @@ class Stream:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens of all prompts that the engine found, and need not compute."""
-        return sum(request.num_cached_tokens for request in self._requests)
+        return self._num_cached_tokens + sum(request.num_cached_tokens for request in self._requests)
 
     def close(self) -> None:
         """Abort what has not finished. Idempotent."""
         self._open.clear()
         self._pending.clear()
-        for request in self._requests:
+        self._num_cached_tokens = self.num_cached_tokens
+        # They know their stream: a circle, which would wait for the collector.
+        requests, self._requests = self._requests, []
+        for request in requests:
             self._abort(request, None)
 
     # The bridge's side.

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
-from seesaw.engine.heap import freeze_heap
+from seesaw.engine.heap import tame_collector
 from seesaw.engine.logs import start_log
 from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.values.config import EngineConfig
@@ -59,7 +59,7 @@ class Seesaw:
         except BaseException:
             await self._keeper.close()
             raise
-        freeze_heap()
+        tame_collector()
         self._ending = asyncio.create_task(self._end_with_engine())
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

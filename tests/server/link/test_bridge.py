@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -87,6 +89,23 @@ async def test_closing_early_aborts_and_a_finished_request_is_not_aborted(line: 
     await line.bridge.ping(PATIENCE_S)
     assert [m for m in line.engine.received if isinstance(m, Abort)] == [Abort(ids[2])]
     assert line.bridge.room.sequences == 0
+
+
+async def test_a_closed_stream_leaves_nothing_to_the_collector(line: Line) -> None:
+    stream = line.bridge.submit("a", [([1], GREEDY)])
+    id = (await line.engine.expect(Add)).id
+    await line.engine.send(Outputs([Output(id, 0, [9], FinishReason.STOP)], cached=[CachedPrompt(id, 1)]))
+    assert [batch async for batch in stream]
+    stream.close()
+    assert stream.num_cached_tokens == 1
+    await line.bridge.ping(PATIENCE_S)  # by its answer, nothing holds the last message any more
+    held = weakref.ref(stream)
+    gc.disable()
+    try:
+        del stream
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_dropped_choice_is_aborted_by_itself_and_the_request_with_the_last(line: Line) -> None:
