@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import psutil
+from memory_growth import MemoryGrowth
 from soak_server import served_url
 
 from seesaw.engine.llm import LLM
@@ -32,10 +33,7 @@ from seesaw.engine.sampling.params import SamplingParams
 
 POLL_S = 0.2
 TIMEOUT_S = 600.0
-WARM_SHARE = 0.2  # of the rows, after which memory is to be flat
 ENDED = ("completed", "failed", "expired", "cancelled")
-
-Sample = tuple[int, list[int]]  # rows that have ended, and each process's memory in bytes
 
 
 class Took(NamedTuple):
@@ -67,18 +65,18 @@ def _generate(num_rows: int, step_s: float) -> Took:
     return took
 
 
-def through_server(num_rows: int, step_s: float) -> tuple[Took, list[Sample]]:
+def through_server(num_rows: int, step_s: float) -> tuple[Took, MemoryGrowth]:
     """From when the batch was made until it had its files, and what was seen meanwhile."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), step_s) as (url, processes):
         with httpx.Client(base_url=url, timeout=TIMEOUT_S) as http:
             id = _begin(http, num_rows)
-            start_s, busy_s, samples = time.perf_counter(), busy_of(processes), list[Sample]()
+            start_s, busy_s, memory = time.perf_counter(), busy_of(processes), MemoryGrowth(processes)
             while (batch := http.get(f"/v1/batches/{id}").json())["status"] not in ENDED:
-                samples.append((batch["request_counts"]["completed"], [p.memory_info().rss for p in processes]))
+                memory.look(batch["request_counts"]["completed"])
                 time.sleep(POLL_S)
             took = Took(time.perf_counter() - start_s, max(busy_of(processes) - busy_s))
     assert batch["request_counts"]["completed"] == num_rows, batch
-    return took, samples
+    return took, memory
 
 
 def busy_of(processes: Sequence[psutil.Process]) -> npt.NDArray[np.float64]:
@@ -125,19 +123,6 @@ def _ready_at(out: IO[str]) -> str:
     raise RuntimeError("the server ended before it was ready")
 
 
-def growth(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Of each process: its memory in MB, and by how many bytes it grew for each row, both from a line through all that
-    was seen once it was warm."""
-    warm = [sample for sample in samples if sample[0] >= WARM_SHARE * samples[-1][0]]
-    num_done = np.array([sample[0] for sample in warm], float)
-    distances = num_done - num_done.mean()
-    grown = []
-    for memory in np.array([sample[1] for sample in warm], float).T:
-        slope = float(distances @ memory / max(1.0, distances @ distances))
-        grown.append((float(memory.mean() + slope * distances[-1]) / 1e6, slope))
-    return grown
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--num-rows", type=int, default=200_000, help="of the job (default: 200000)")
@@ -146,11 +131,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     for _ in range(args.rounds):
         llm = through_llm(args.num_rows, args.step_s)
-        batch, samples = through_server(args.num_rows, args.step_s)
+        batch, memory = through_server(args.num_rows, args.step_s)
         share = llm.seconds / batch.seconds
         print(f"LLM {llm.seconds:.1f} s, batch {batch.seconds:.1f} s: {share:.1%} of its throughput")
         print(f"  the busiest process: {llm.busy_s:.1f} and {batch.busy_s:.1f} s of a processor", flush=True)
-        for number, (megabytes, slope) in enumerate(growth(samples)):
+        for number, (megabytes, slope) in enumerate(memory.slopes()):
             print(f"  process {number}: {megabytes:.0f} MB, {slope:+.1f} bytes a row", flush=True)
     return 0
 

@@ -1,8 +1,9 @@
 """Send ShareGPT conversations to a server and check that every one is answered in full and nothing is left behind.
 
-Without --base-url it starts the default server by itself, and checks that it also ends well. What must hold:
-each stream ends with the number of tokens asked for; the server's counters agree with the clients' sums; when all
-is answered, or cut off by its client, both block pools are empty. Exits with 1 and says why if anything does not.
+Without --base-url it starts a server by itself, checks that it also ends well, and says how its processes' memory grew.
+What must hold: each stream ends with the number of tokens asked for, or what its schema allows; the server's counters
+agree with the clients' sums; when all is answered, or cut off by its client, both block pools are empty. Exits with 1
+and says why if anything does not.
 Run by `scripts/soak`; arguments after `--` go to the server that it starts.
 """
 
@@ -10,22 +11,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 from fetch_default_model import default_model
-from soak_client import Client, Job, Metrics, Outcome
+from memory_growth import MemoryGrowth
+from soak_client import Client, Metrics
+from soak_jobs import FORMS, Job, Outcome, discrepancies, make_jobs
 from soak_server import start_server
 
-from seesaw.clients.datasets import Sample, load_sharegpt
+from seesaw.clients.datasets import load_sharegpt
 from seesaw.clients.sharegpt import sharegpt
 from seesaw.clients.wheels import FetchError
+from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 EMPTY_WHEN_IDLE = (
     "seesaw:num_requests_running",
@@ -35,22 +40,23 @@ EMPTY_WHEN_IDLE = (
     "seesaw:host_kv_blocks_used",
 )
 IDLE_TIMEOUT_S = 60.0
+LOOK_EVERY = 50  # requests
 SHOWN_DISCREPANCIES = 20
 
 
-def make_jobs(samples: list[Sample], num_cut: int, context: int, seed: int) -> list[Job]:
-    """One job a sample. `num_cut` of them ask for all that the context has room for, to be cut early."""
-    rng = random.Random(seed)
-    cut = set(rng.sample(range(len(samples)), num_cut))
-    return [
-        Job(sample, context - sample.prompt_tokens, rng.randint(1, 8))
-        if i in cut
-        else Job(sample, sample.output_tokens)
-        for i, sample in enumerate(samples)
-    ]
+@dataclass(frozen=True)
+class Single:
+    """A tokenizer, one text at a time."""
+
+    tokenizer: Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode([text])[0]
 
 
-async def run_jobs(client: Client, model: str, jobs: list[Job], concurrency: int) -> list[Outcome]:
+async def run_jobs(
+    client: Client, model: str, jobs: list[Job], concurrency: int, memory: MemoryGrowth
+) -> list[Outcome]:
     """Run all jobs, `concurrency` at a time, and return their outcomes in order."""
     gate = asyncio.Semaphore(concurrency)
     num_done = 0
@@ -60,29 +66,12 @@ async def run_jobs(client: Client, model: str, jobs: list[Job], concurrency: int
         async with gate:
             outcome = await client.complete(model, job)
         num_done += 1
-        if num_done % 50 == 0:
+        if num_done % LOOK_EVERY == 0 or num_done == len(jobs):
             print(f"soak: {num_done} of {len(jobs)} requests", file=sys.stderr)
+            memory.look(num_done)
         return outcome
 
     return await asyncio.gather(*(run(job) for job in jobs))
-
-
-def request_discrepancies(jobs: list[Job], outcomes: list[Outcome]) -> list[str]:
-    """What is wrong with the answers, one sentence each."""
-    found = []
-    for i, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
-        if outcome.error:
-            found.append(f"request {i} failed: {outcome.error}")
-            continue
-        if outcome.prompt_tokens != job.sample.prompt_tokens:
-            found.append(f"request {i} had {job.sample.prompt_tokens} prompt tokens, counted {outcome.prompt_tokens}")
-        if job.cut_after is not None:
-            continue
-        if outcome.completion_tokens != job.max_tokens:
-            found.append(f"request {i} got {outcome.completion_tokens} of {job.max_tokens} tokens")
-        if outcome.finish_reason != "length":
-            found.append(f"request {i} ended with finish_reason {outcome.finish_reason!r}, not 'length'")
-    return found
 
 
 def metric_discrepancies(jobs: list[Job], outcomes: list[Outcome], before: Metrics, after: Metrics) -> list[str]:
@@ -105,7 +94,7 @@ def metric_discrepancies(jobs: list[Job], outcomes: list[Outcome], before: Metri
     return found
 
 
-def summary(jobs: list[Job], outcomes: list[Outcome], before: Metrics, after: Metrics, seconds: float) -> str:
+def summary(jobs: list[Job], memory: MemoryGrowth, before: Metrics, after: Metrics, seconds: float) -> str:
     """The few numbers of a run that a person wants."""
     num_cut = sum(job.cut_after is not None for job in jobs)
     prompt = after.since(before, "seesaw:prompt_tokens_total")
@@ -118,10 +107,14 @@ def summary(jobs: list[Job], outcomes: list[Outcome], before: Metrics, after: Me
         "transitions  " + (", ".join(f"{change} {count:.0f}" for change, count in changes.items()) or "none"),
         "swapped      " + (", ".join(f"{way} {size / 2**20:.1f} MiB" for way, size in swapped.items()) or "nothing"),
     ]
+    for process, (megabytes, slope) in zip(memory.processes, memory.slopes(), strict=True):
+        lines.append(f"memory       {megabytes:.0f} MB, {slope:+.0f} bytes a request: process {process.pid}")
     return "\n".join(lines)
 
 
-async def soak(base_url: str, tokenizer: Any, args: argparse.Namespace) -> list[str]:
+async def soak(
+    base_url: str, tokenizer: Any, args: argparse.Namespace, processes: Sequence[psutil.Process] = ()
+) -> list[str]:
     """One run against a server; prints the summary and returns the discrepancies."""
     timeout = aiohttp.ClientTimeout(total=None, sock_read=args.timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
@@ -137,49 +130,58 @@ async def soak(base_url: str, tokenizer: Any, args: argparse.Namespace) -> list[
             max_prompt_tokens=args.max_prompt_tokens,
             max_output_tokens=args.max_output_tokens,
         )
-        jobs = make_jobs(samples, args.cut, context, args.seed)
+        jobs = make_jobs(samples, args.forms, args.cut, context, args.seed)
+        memory = MemoryGrowth(processes)
         before = await client.metrics()
         start = time.monotonic()
-        outcomes = await run_jobs(client, model, jobs, args.concurrency)
+        outcomes = await run_jobs(client, model, jobs, args.concurrency, memory)
         seconds = time.monotonic() - start
-        found = request_discrepancies(jobs, outcomes)
+        found = [
+            f"request {i} ({job.form}) {sentence}"
+            for i, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
+            for sentence in discrepancies(job, outcome)
+        ]
         try:
             after = await client.idle_metrics(EMPTY_WHEN_IDLE, timeout_s=IDLE_TIMEOUT_S)
         except aiohttp.ClientError as error:
             return [*found, f"the server does not answer any more: {error}"]
-    print(summary(jobs, outcomes, before, after, seconds))
+    print(summary(jobs, memory, before, after, seconds))
     return found + metric_discrepancies(jobs, outcomes, before, after)
 
 
 @asynccontextmanager
-async def target(args: argparse.Namespace, found: list[str]) -> AsyncIterator[str]:
-    """The base URL of the server to load. What goes wrong when an own server ends is added to `found`."""
+async def target(args: argparse.Namespace, found: list[str]) -> AsyncIterator[tuple[str, list[psutil.Process]]]:
+    """The base URL of the server to load, and the processes of an own one. What goes wrong when that ends is added to
+    `found`."""
     if args.base_url:
-        yield args.base_url
+        yield args.base_url, []
         return
-    server = await start_server(default_model(), args.server_args)
+    server = await start_server(args.model or default_model(), args.server_args)
+    process = psutil.Process(server.process.pid)
     try:
-        yield server.base_url
+        yield server.base_url, [process, *process.children(recursive=True)]
     finally:
         found += await server.stop()
 
 
 async def run(args: argparse.Namespace) -> list[str]:
-    from transformers import AutoTokenizer  # late: takes seconds
-
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or default_model())
+    tokenizer = Single(load_tokenizer(args.tokenizer or str(args.model or default_model())))
     found: list[str] = []
-    async with target(args, found) as base_url:
-        found += await soak(base_url, tokenizer, args)
+    async with target(args, found) as (base_url, processes):
+        found += await soak(base_url, tokenizer, args, processes)
     return found
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Load a server and check that nothing is lost.")
     parser.add_argument("--base-url", help="a running server that nobody else uses (default: start one)")
-    parser.add_argument("--tokenizer", help="the served model's tokenizer (default: the default model's)")
+    parser.add_argument("--model", help="checkpoint folder or hub name to serve (default: the default model)")
+    parser.add_argument("--tokenizer", help="the served model's tokenizer, or `bytes` (default: the model's)")
     parser.add_argument("--dataset", type=Path, help="a ShareGPT file (default: the fetched one)")
-    parser.add_argument("--num-requests", type=int, default=300)
+    parser.add_argument("--num-requests", type=int, default=300, help="in each form (default: 300)")
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=["completion"], help="ways to ask (default: completion)"
+    )
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--cut", type=int, default=0, metavar="N", help="so many clients hang up mid-stream")
     parser.add_argument("--max-prompt-tokens", type=int, help="pass over longer prompts (default: the context)")
@@ -188,8 +190,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout-s", type=float, default=600.0, help="longest silence of a stream")
     parser.add_argument("server_args", nargs="*", metavar="-- FLAG", help="flags of the server that is started")
     args = parser.parse_args(argv)
-    if args.cut > args.num_requests:
-        parser.error(f"--cut {args.cut} is more than --num-requests {args.num_requests}")
+    if args.cut > (most := args.num_requests * len(args.forms)):
+        parser.error(f"--cut {args.cut} is more than the {most} requests")
     if args.server_args and args.base_url:
         parser.error("flags after -- are for a server that is started here: leave out --base-url")
     return args

@@ -11,27 +11,7 @@ from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
-
-from seesaw.clients.datasets import Sample
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request. `cut_after`: hang up after so many chunks, with far more tokens asked for."""
-
-    sample: Sample
-    max_tokens: int
-    cut_after: int | None = None
-
-
-@dataclass
-class Outcome:
-    """What a client saw of its request. Tokens are the server's, from the usage that it streams."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: str | None = None
-    error: str | None = None
+from soak_jobs import Job, Outcome
 
 
 @dataclass(frozen=True)
@@ -94,25 +74,16 @@ class Client:
             await asyncio.sleep(0.2)
 
     async def complete(self, model: str, job: Job) -> Outcome:
-        """Stream one completion. Failures are returned, not raised."""
-        body = {
-            "model": model,
-            "prompt": job.sample.prompt,
-            "max_tokens": job.max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        }
+        """Stream one answer. Failures are returned, not raised."""
         outcome = Outcome()
         try:
-            async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
+            async with self._session.post(self._url + job.path, json=job.body(model)) as response:
                 if response.status != 200:
                     outcome.error = f"HTTP {response.status}: {(await response.text())[:200]}"
                     return outcome
                 num_chunks = 0
                 async for chunk in _events(response):
-                    _read_chunk(chunk, outcome)
+                    outcome.take(chunk)
                     num_chunks += 1
                     if job.cut_after is not None and num_chunks >= job.cut_after:
                         response.close()
@@ -132,13 +103,3 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
             return
         yield json.loads(data)
     raise ValueError("the stream ended without [DONE]")
-
-
-def _read_chunk(chunk: dict[str, Any], outcome: Outcome) -> None:
-    if "error" in chunk:
-        raise ValueError(f"error in the stream: {chunk['error'].get('message')}")
-    if usage := chunk.get("usage"):
-        outcome.prompt_tokens = usage["prompt_tokens"]
-        outcome.completion_tokens = usage["completion_tokens"]
-    for choice in chunk["choices"]:
-        outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason

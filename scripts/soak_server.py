@@ -51,7 +51,7 @@ class Server:
         return found
 
 
-async def start_server(model: Path, flags: Sequence[str]) -> Server:
+async def start_server(model: Path | str, flags: Sequence[str]) -> Server:
     """Serve `model` with P2 -> T2 and return when it is ready. `flags` come last, so they win.
 
     Raises RuntimeError if the server ends or is not ready in time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import batch_throughput
 import pytest
+from memory_growth import MemoryGrowth
 
 
 @pytest.mark.processes
@@ -16,6 +17,6 @@ def test_a_small_job_through_both(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_growth_is_a_slope_of_what_was_seen_once_it_was_warm() -> None:
     samples = [(number, [5_000_000 if number < 20 else 7_000_000 + 10 * number, 1_000_000]) for number in range(101)]
-    [(first_mb, first_slope), (second_mb, second_slope)] = batch_throughput.growth(samples)
+    [(first_mb, first_slope), (second_mb, second_slope)] = MemoryGrowth([], samples).slopes()
     assert (first_mb, first_slope) == pytest.approx((7.001, 10))
     assert (second_mb, second_slope) == (pytest.approx(1), pytest.approx(0, abs=1e-6))

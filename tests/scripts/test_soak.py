@@ -146,10 +146,10 @@ def test_clients_that_hang_up(dataset, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("busy", "request 0 failed: HTTP 503: .*try later"),
-        ("short", r"request 0 got \d+ of \d+ tokens"),
-        ("error", "request 0 failed: .*a worker ended"),
-        ("no done", "request 0 failed: .*without .DONE."),
+        ("busy", "request 0 .completion. failed: HTTP 503: .*try later"),
+        ("short", r"request 0 .completion. got \d+ of \d+ tokens"),
+        ("error", "request 0 .completion. failed: .*a worker ended"),
+        ("no done", "request 0 .completion. failed: .*without .DONE."),
         ("miscount", "the server counted .* generated tokens, the clients"),
         ("leak", "seesaw:device_kv_blocks_used is 3 when all is done, not 0"),
         ("no metric", "/metrics has no seesaw:host_kv_blocks_used"),
