@@ -16,10 +16,10 @@ from seesaw.engine.planning.policy import Mode
 from seesaw.engine.scheduler.batch import Batch
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
-from seesaw.engine.scheduler.room import give_way, make_room
+from seesaw.engine.scheduler.room import give_way, make_room, make_room_to_grow
 from seesaw.engine.scheduler.rotation import MAX_PENDING_TOKENS
 from seesaw.engine.scheduler.rows import Ints
-from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
+from seesaw.engine.scheduler.seq_state import SeqState
 from seesaw.engine.scheduler.sequence import Sequence
 
 # Waiting sequences that others may overtake, since what they wait for is about to be there, and how many of them are
@@ -147,7 +147,7 @@ class Batcher:
         self._blocks.grow(replica, full[:available])
         stuck = full[available:]
         if stuck:
-            self._make_one_leave(replica, leavers)
+            leavers.update(dict.fromkeys(make_room_to_grow(self._lifecycle, replica, stuck, leavers)))
         absent = [seq.slot for seq in (*stuck, *leavers)]
         return slots[~np.isin(slots, absent)] if absent else slots
 
@@ -156,16 +156,6 @@ class Batcher:
         """The first turn in which a sequence can decode."""
         ready = replica.rotation.first_turn(layout.pp)
         return max(ready, replica.next_decode_turn(share.steps, layout.pp), replica.turn + 1)
-
-    def _make_one_leave(self, replica: Replica, leavers: dict[Sequence, None]) -> None:
-        """Take the youngest sequence off a full device, unless somebody's blocks are coming free already."""
-        on_the_way = self._queues.list(SeqState.LEAVING, SeqState.SWAPPING_OUT, SeqState.FINISHED)
-        if leavers or any(seq.replica == replica.index for seq in on_the_way):
-            return
-        here = [seq for seq in self._queues.list(*ON_DEVICE) if seq.replica == replica.index]
-        victim = max(here, key=lambda seq: seq.arrival)
-        self._lifecycle.counters.preemptions += 1
-        leavers[victim] = None
 
     # --- prefill
 

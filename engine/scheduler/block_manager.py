@@ -99,14 +99,15 @@ class BlockManager:
         """Blocks that a new sequence may take, which may be one that `yields`.
 
         Beside those that decode some stay free, for them to grow: where the youngest would have to be computed again,
-        one for each of them, and where there is a host pool, a few.
+        one for each of them, and where there is a host pool, what they need for their next tokens, or a few.
         """
         available = replica.pool.available
         if surge or not replica.rotation:
             return available
         growth = len(replica.rotation)
         if self.host.total:
-            growth = min(growth, 1 + int(self._num_device_blocks * _GROWTH_FRACTION))
+            few = 1 + int(self._num_device_blocks * _GROWTH_FRACTION)
+            growth = min(growth, max(few, replica.rotation.num_full))
         return available - growth - (self._spare if yields else 0)
 
     # --- device

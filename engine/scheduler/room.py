@@ -1,15 +1,19 @@
-"""Who leaves a device so that others have room on it: for a surge, when one begins and whenever it is stuck; and those
-that take what is left, for all others.
+"""Who leaves a device so that others have room on it: for a surge, when one begins and whenever it is stuck; for those
+that grow; and those that take what is left, for all others.
 
 A decode phase may use every block; what a surge needs it takes then, and never before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
 from seesaw.engine.scheduler.seq_state import ON_DEVICE, SeqState
 from seesaw.engine.scheduler.sequence import Sequence
+
+_OVER = SeqState.SWAPPING_OUT, SeqState.LEAVING, SeqState.FINISHED
 
 
 def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blocks: int) -> None:
@@ -40,6 +44,25 @@ def leavers(lifecycle: Lifecycle, replica: Replica, blocks: int) -> list[Sequenc
     return chosen
 
 
+def make_room_to_grow(
+    lifecycle: Lifecycle, replica: Replica, stuck: list[Sequence], leaving: Collection[Sequence]
+) -> list[Sequence]:
+    """Who leaves a full replica, besides those that are about to, so that the stuck ones find a block each in what
+    comes free: the youngest first, and no more of them than it takes."""
+    waiting = set(stuck)
+    missing = len(stuck) - _coming(lifecycle, replica, *_OVER) - sum(len(seq.own_blocks) for seq in leaving)
+    here = [seq for seq in lifecycle.queues.list(*ON_DEVICE) if seq.replica == replica.index and seq not in leaving]
+    here.sort(key=lambda seq: -seq.arrival)
+    chosen: list[Sequence] = []
+    for seq in here:
+        if missing <= 0:
+            break
+        chosen.append(seq)
+        missing -= len(seq.own_blocks) + (seq in waiting)
+    lifecycle.counters.preemptions += len(chosen)
+    return chosen
+
+
 def give_way(lifecycle: Lifecycle, replica: Replica) -> None:
     """Have those that yield leave a replica for the others that wait, the youngest first, as far as one step can start
     these."""
@@ -55,8 +78,7 @@ def give_way(lifecycle: Lifecycle, replica: Replica) -> None:
         lacking += blocks.blocks_for(seq.unfilled_tokens if is_sibling else seq.known)
         before = seq
     seats -= config.max_num_seqs - replica.residents
-    over = SeqState.SWAPPING_OUT, SeqState.LEAVING, SeqState.FINISHED
-    lacking -= blocks.room(replica, surge=False) + _coming(lifecycle, replica, *over)
+    lacking -= blocks.room(replica, surge=False) + _coming(lifecycle, replica, *_OVER)
     if seats <= 0 and lacking <= 0:
         return
     here = [seq for seq in queues.list(*ON_DEVICE) if seq.yields and seq.replica == replica.index]

@@ -114,6 +114,11 @@ class Rotation:
     def _pending(self) -> Ints:
         return self.rows.dispatched[self._order] + 1 - self.rows.known[self._order]
 
+    @property
+    def num_full(self) -> int:
+        """How many have no block for their next position."""
+        return len(self.full(self._order))
+
     def full(self, slots: Ints) -> Ints:
         """Those of these slots without a block for their next position."""
         return slots[self.rows.dispatched[slots] >= self.rows.room[slots]]
