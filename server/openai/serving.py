@@ -244,7 +244,7 @@ class Serving:
         requests = self._fit(prompts, sampling)
         # What the engine would refuse, which a stream could tell only behind its 200.
         sampling.check_vocabulary(self._info.vocab_size)
-        min((fitted for _, fitted in requests), key=lambda fitted: fitted.max_tokens).validate()
+        max(requests, key=lambda request: len(request[0]))[1].validate()  # the one with the least room
         check_priority(priority or 0, self._info.has_priorities)
 
         def make_text(choice: int) -> OutputText:
@@ -283,7 +283,7 @@ class Serving:
         for prompt in prompts:
             room = self.max_model_len - len(prompt)
             most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
-            limit = min(sampling.max_tokens, most)
+            limit = sampling.limit_tokens(most)
             if limit not in fitted:
                 fitted[limit] = msgspec.structs.replace(sampling, max_tokens=limit)
             requests.append((prompt, fitted[limit]))
