@@ -77,8 +77,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """About as many token ids take the room of what it names; there may be more than in a prompt."""
         named = len(self.stop_token_ids) + len(self.logit_bias) + len(self.allowed_token_ids or ())
         form = self.structured_outputs
-        chars = 0 if form is None else len(form.text) + sum(map(len, form.choices))
-        return named + sum(map(len, self.bad_words_token_ids)) + chars // 4
+        num_chars = 0 if form is None else form.num_chars
+        return named + sum(map(len, self.bad_words_token_ids)) + num_chars // 4
 
     def validate(self) -> None:
         """Raise RequestError, naming the field, if a value is out of range."""
