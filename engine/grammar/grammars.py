@@ -24,15 +24,24 @@ from seesaw.engine.sampling.token_masks import mask_words, tokens_of
 from seesaw.engine.values.errors import ConfigError, RequestError
 from seesaw.engine.values.panics import panics_are_errors
 
-MAX_COMPILED = 128
+# Kept, with so many characters of specifications, of which each takes 100 to 400 bytes when it is compiled.
+MAX_COMPILED, MAX_COMPILED_CHARS = 128, 1 << 23
 _TRIES, _TRIED_TOKENS = 3, 16
 
 # llguidance descends a chain of references by recursion: with less, a schema of 20 kB ends the process. Memory that
 # is not touched is not taken.
 _STACK_BYTES = 512 << 20
 
+_MAX_ROW_ITEMS = 2000
+# llguidance's limits that honest schemas meet, in its words and in ours.
+_SAID = {
+    f"max is {_MAX_ROW_ITEMS}": f"there are more than {_MAX_ROW_ITEMS} ways to go on, and an optional property is four",
+    "symbols.len() < u16::MAX": "it has more than 65,525 parts, and an optional property has five",
+}
+
 _LIMITS = LLParserLimits(
     max_lexer_states=50_000,  # of 1 to 2 kB, in each matcher
+    max_items_in_row=_MAX_ROW_ITEMS,  # its own: of so many, a token takes milliseconds
     verbose_errors=False,  # no state of the parser in messages for clients
 )
 
@@ -90,11 +99,11 @@ class Grammars:
         with self._lock:
             grammar = self._compiled.get(spec)
             if grammar is None:
+                while len(self._compiled) >= MAX_COMPILED or self._num_chars >= MAX_COMPILED_CHARS:
+                    self._compiled.popitem(last=False)  # who waits for it still gets it
                 grammar = self._compiled[spec] = Future()
                 self._start_threads()
                 self._jobs.put((spec, grammar))
-                while len(self._compiled) > MAX_COMPILED:
-                    self._compiled.popitem(last=False)  # who waits for it still gets it
             self._compiled.move_to_end(spec)
         return Compilation(self, grammar, param)
 
@@ -102,6 +111,10 @@ class Grammars:
         """Raise RequestError if the specification cannot be enforced. Blocks while it is compiled, which may take for
         ever: `GrammarCheck` is for those of clients."""
         self.start(spec, param).matcher()
+
+    @property
+    def _num_chars(self) -> int:
+        return sum(spec.num_chars for spec in self._compiled)
 
     def _start_threads(self) -> None:
         if self._has_threads:
@@ -164,11 +177,14 @@ def _try_out(grammar: LLMatcher, vocab_size: int) -> None:
                 break
             matcher.accept(int(rng.choice(allowed)))
         if matcher.failure is not None:
-            raise RequestError(f"its texts cannot be followed, {_reason(matcher.failure)}")
+            raise RequestError(f"its texts cannot be followed: {_reason(matcher.failure)}")
 
 
 def _reason(error: str) -> str:
     """The first lines of what llguidance says, as part of a sentence."""
+    for theirs, ours in _SAID.items():
+        if theirs in error:
+            return ours
     lines = [line.strip() for line in error.split("\n") if line.strip()]
     regex = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
     return (regex or lines[0] if lines else "unknown error").rstrip(".")[:300]

@@ -23,7 +23,7 @@ GREEDY_BELOW = 1e-5  # a temperature under which dividing by it could overflow; 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sampling and stopping of one request. Defaults are OpenAI's, so `max_tokens` is 16."""
 
-    max_tokens: int = 16
+    max_tokens: int | None = 16  # None: all that fit behind the prompt
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0 or -1: off
@@ -59,6 +59,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """`stop`, however many they are."""
         return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
+    def limit_tokens(self, room_tokens: int) -> int:
+        """How many it may have where so many fit."""
+        return room_tokens if self.max_tokens is None else min(self.max_tokens, room_tokens)
+
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
@@ -73,12 +77,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         """About as many token ids take the room of what it names; there may be more than in a prompt."""
         named = len(self.stop_token_ids) + len(self.logit_bias) + len(self.allowed_token_ids or ())
         form = self.structured_outputs
-        chars = 0 if form is None else len(form.text) + sum(map(len, form.choices))
-        return named + sum(map(len, self.bad_words_token_ids)) + chars // 4
+        num_chars = 0 if form is None else form.num_chars
+        return named + sum(map(len, self.bad_words_token_ids)) + num_chars // 4
 
     def validate(self) -> None:
         """Raise RequestError, naming the field, if a value is out of range."""
-        if not 1 <= self.max_tokens <= MAX_INT:
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_INT:
             raise RequestError(f"max_tokens must be at least 1 and at most {MAX_INT}.", "max_tokens")
         if not 0.0 <= self.temperature <= MAX_TEMPERATURE:
             raise RequestError(
@@ -111,9 +115,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
                 f"got {self.repetition_penalty}.",
                 "repetition_penalty",
             )
-        if not 0 <= self.min_tokens <= self.max_tokens:
+        if not 0 <= self.min_tokens <= self.limit_tokens(MAX_INT):
             raise RequestError(
-                f"min_tokens must be between 0 and max_tokens ({self.max_tokens}), got {self.min_tokens}.", "min_tokens"
+                f"min_tokens must be between 0 and max_tokens ({self.limit_tokens(MAX_INT)}), got {self.min_tokens}.",
+                "min_tokens",
             )
         if not all(abs(bias) <= MAX_BIAS for bias in self.logit_bias.values()):
             raise RequestError(f"logit_bias must hold numbers of at most {MAX_BIAS:.0f} either way.", "logit_bias")

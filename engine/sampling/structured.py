@@ -33,6 +33,10 @@ class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
     choices: tuple[str, ...] = ()  # of `choice`: the whole text is one of them
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.text) + sum(map(len, self.choices))
+
     @classmethod
     def of(
         cls,

@@ -70,7 +70,7 @@ def make_sequences(
             arrival=arrival,
             arrived_s=now,
             prompt=prompt,
-            max_tokens=min(params.max_tokens, capacity.max_model_len - len(prompt)),
+            max_tokens=params.limit_tokens(capacity.max_model_len - len(prompt)),
             params=params,
             stops=stops,
             row=RowSampling(params.temperature, params.top_p, params.top_k, params.min_p, (seed + index) % MAX_SEED),

@@ -39,9 +39,10 @@ class ChatTemplate:
         self._loading = threading.Lock()  # two threads that import transformers at once may find half of it
 
     @property
-    def is_there(self) -> bool:
-        """Whether it can render a conversation that brings no template of its own."""
-        return bool(self._template or getattr(self._renderer, "chat_template", None))
+    def text(self) -> Any:
+        """What renders a conversation that brings no template of its own; of a checkpoint with several, all by their
+        names. Empty or None: nothing does."""
+        return self._template or getattr(self._renderer, "chat_template", None)
 
     def render(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 import msgspec
 from pydantic import BaseModel, Field
@@ -42,14 +42,6 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 def expires_at(created_at: int, after: ExpiresAfter | None) -> int | None:
     """When a file is deleted; None: when somebody does so."""
     return None if after is None else created_at + after["seconds"]
-
-
-class FileList(msgspec.Struct, frozen=True):
-    data: list[File]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-    object: Literal["list"] = "list"
 
 
 class FileDeleted(msgspec.Struct, frozen=True):
@@ -106,12 +98,32 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in ENDED
 
 
-class BatchList(msgspec.Struct, frozen=True):
-    data: list[Batch]
+T = TypeVar("T", File, Batch)
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """Some of a list, the ids of its ends, and whether there are more."""
+
+    data: list[T]
     first_id: str | None
     last_id: str | None
     has_more: bool
     object: Literal["list"] = "list"
+
+    @classmethod
+    def of(cls, found: list[T], limit: int) -> Self:
+        """Of so many that were found or one more."""
+        data = found[:limit]
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data, first, last, len(found) > limit)
+
+
+class FileList(Page[File], frozen=True):
+    """Of files."""
+
+
+class BatchList(Page[Batch], frozen=True):
+    """Of batches."""
 
 
 class BatchRequest(BaseModel):

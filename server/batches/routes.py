@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
 from seesaw.engine.values.errors import RequestError
 from seesaw.server.batches.jobs import Jobs
-from seesaw.server.batches.objects import Batch, BatchList, BatchRequest, File, FileDeleted, FileList
+from seesaw.server.batches.objects import BatchList, BatchRequest, FileDeleted, FileList
 from seesaw.server.http.body import read_body, receive_body
 from seesaw.server.openai.serving import CLIENT_CLOSED_REQUEST, as_json
 from seesaw.server.threads import Lanes
-
-T = TypeVar("T", File, Batch)
 
 MOST_FILES, MOST_BATCHES = 10_000, 100  # in a list; OpenAI's
 DEFAULT_BATCHES = 20
@@ -51,7 +47,7 @@ class Files:
         if order not in ("asc", "desc"):
             raise RequestError("order must be asc or desc.", "order")
         found = await self._jobs.files(purpose, after, limit + 1, descending=order == "desc")
-        return as_json(FileList(*_page(found, limit)))
+        return as_json(FileList.of(found, limit))
 
     async def retrieve(self, file_id: str) -> Response:
         return as_json(await self._jobs.file(file_id))
@@ -78,20 +74,13 @@ class Batches:
     async def list(self, request: Request) -> Response:
         limit, after = _limit(request, DEFAULT_BATCHES, MOST_BATCHES), request.query_params.get("after")
         found = await self._jobs.batches(after, limit + 1)
-        return as_json(BatchList(*_page(found, limit)))
+        return as_json(BatchList.of(found, limit))
 
     async def retrieve(self, batch_id: str) -> Response:
         return as_json(await self._jobs.batch(batch_id))
 
     async def cancel(self, batch_id: str) -> Response:
         return as_json(await self._jobs.cancel(batch_id))
-
-
-def _page(found: list[T], limit: int) -> tuple[list[T], str | None, str | None, bool]:
-    """Of so many that were found or one more: those to list, the ids of their ends, and whether there are more."""
-    page = found[:limit]
-    first, last = (page[0].id, page[-1].id) if page else (None, None)
-    return page, first, last, len(found) > limit
 
 
 def _limit(request: Request, default: int, most: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import uuid
 from array import array
 from collections.abc import Iterator
 from itertools import islice
@@ -20,6 +19,7 @@ import numpy as np
 from seesaw.engine.values.wording import as_size
 from seesaw.server.batches.inputs import Input
 from seesaw.server.batches.objects import BatchError, BatchErrors
+from seesaw.server.ids import unique_id
 
 MAX_ERRORS = 100  # that a client is told of
 
@@ -73,7 +73,7 @@ class RowResult(msgspec.Struct, frozen=True):
 
 def make_row_id() -> str:
     """Of a result."""
-    return f"batch_req_{uuid.uuid4().hex}"
+    return f"batch_req_{unique_id()}"
 
 
 CANCELLED = RowError("batch_cancelled", "This request was not executed, since the batch was cancelled before.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -20,6 +19,7 @@ from seesaw.server.batches.lengths import Lengths
 from seesaw.server.batches.lookahead import Lookahead, Planned
 from seesaw.server.batches.rows import Row, RowError, RowResponse, RowResult, make_row_id
 from seesaw.server.batches.window import Place, Window
+from seesaw.server.ids import unique_id
 from seesaw.server.link.errors import EngineLostError, RestartingError, ShuttingDownError
 
 MAX_READING = 4  # calls, each of which has rows ahead
@@ -59,7 +59,7 @@ class Sender:
 
     async def _answer(self, planned: Planned, lengths: Lengths, place: Place) -> RowResult:
         request = planned.row.request
-        row_id, request_id, raw = make_row_id(), uuid.uuid4().hex, bytes(request.body)
+        row_id, request_id, raw = make_row_id(), unique_id(), bytes(request.body)
         if request.url not in self._answering.urls:
             error = RowError("invalid_url", f"The url must be one of {', '.join(self._answering.urls)}.")
             return RowResult(row_id, request.custom_id, error=error)

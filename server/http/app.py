@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from seesaw.engine.sampling.defaults import NO_DEFAULTS, SamplingDefaults
-from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import Tokenizer
 from seesaw.engine.values.errors import SeesawError
 from seesaw.engine.wire.messages import EngineInfo
@@ -64,7 +63,7 @@ def create_app(
     status: StatusMaker | None = None
     if config.page:
         open_jobs_of = None if jobs is None else lambda: jobs.feeder.jobs
-        names, has_template = model_names(config, info), chat.has_template
+        names, has_template = model_names(config, info), bool(chat.template)
         status = StatusMaker(bridge, info, names, has_chat_template=has_template, jobs=open_jobs_of)
 
     @contextlib.asynccontextmanager
@@ -118,7 +117,7 @@ def create_app(
 
         add_job_routes(app, jobs, lanes)
     if config.enable_tokenizer_info_endpoint:
-        info_of_tokenizer = tokenizer_info(tokenizer, read_template(config.chat_template))
+        info_of_tokenizer = tokenizer_info(tokenizer, chat.template)
         app.add_api_route("/tokenizer_info", lambda: JSONResponse(info_of_tokenizer), response_model=None, methods=READ)
 
     if status is not None:

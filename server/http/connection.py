@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from seesaw.engine.values.wording import as_size
 from seesaw.server.config import ServerConfig
 from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
+from seesaw.server.http.middleware import is_upload
 
 RESERVED_FILES = 64  # for what is no connection
 
@@ -119,8 +120,7 @@ class Connection(H11Protocol):
     @property
     def _is_uploading(self) -> bool:
         """Whether it sends a file, which may take any time as long as something comes."""
-        scope = self.scope
-        return scope is not None and scope["method"] == "POST" and scope["path"].endswith("/v1/files")
+        return self.scope is not None and is_upload({**self.scope, "root_path": self.limits.root_path})
 
     def _give_up(self, timeout_s: float) -> None:
         if not self.transport.is_closing():

@@ -74,9 +74,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        is_upload = (scope["method"], get_route_path(scope)) == ("POST", "/v1/files")
-        most_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
-        error = self._upload_error if is_upload else self._error
+        sends_file = is_upload(scope)
+        most_bytes = self._max_upload_bytes if sends_file else self._max_body_bytes
+        error = self._upload_error if sends_file else self._error
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > most_bytes:
             return await error.response(scope, receive, send)
@@ -87,11 +87,11 @@ class BodyLimit:
             message = await receive()
             new_bytes = len(message.get("body", b""))
             received_bytes += new_bytes
-            self._total_body_bytes += 0 if is_upload else new_bytes
+            self._total_body_bytes += 0 if sends_file else new_bytes
             if received_bytes > most_bytes:
                 raise HTTPException(413, error.message)
             is_too_much = self._total_body_bytes > self._max_total_body_bytes
-            if is_too_much and received_bytes > SMALL_BODY_BYTES and not is_upload:
+            if is_too_much and received_bytes > SMALL_BODY_BYTES and not sends_file:
                 raise HTTPException(
                     503,
                     "The bodies of the requests in progress take too much memory; try again later.",
@@ -102,7 +102,7 @@ class BodyLimit:
         try:
             await self._app(scope, counted, send)
         finally:
-            self._total_body_bytes -= 0 if is_upload else received_bytes
+            self._total_body_bytes -= 0 if sends_file else received_bytes
 
 
 class ApiKeys:
@@ -125,6 +125,11 @@ class ApiKeys:
         # Constant time: every key is compared, each by its digest.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a request sends a file, which has bounds of its own on bytes and time. Its `root_path` is known."""
+    return (scope["method"], get_route_path(scope)) == ("POST", "/v1/files")
 
 
 def _is_guarded(scope: Scope) -> bool:

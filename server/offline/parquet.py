@@ -1,7 +1,8 @@
 """Rows and results as Parquet, by pyarrow, which is an extra.
 
-An input has the columns `custom_id`, `method`, `url` and `body`, a text of JSON or a struct (what is null in it is left
-out); others are not read. Results have `id`, `custom_id`, `response` and `error`; a response's body is a text of JSON.
+An input has the columns `custom_id`, `method`, `url` and `body`, a text of JSON, a struct or a map (what is null in it
+is left out); others are not read. Results have `id`, `custom_id`, `response` and `error`; a response's body is a text
+of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class ParquetRows:
         """Raises ConfigError without pyarrow. Other columns may hold what no text can stand for."""
         self._path = path
         self._columns = columns
-        self._parquet = _pyarrow(path, "pyarrow.parquet")
+        self._arrow, self._parquet = _pyarrow(path, "pyarrow"), _pyarrow(path, "pyarrow.parquet")
 
     def lines(self, max_row_bytes: int = UNBOUNDED) -> Iterator[tuple[int, bytes]]:
         """Raises OSError, or ValueError if it is no Parquet file."""
@@ -45,9 +46,34 @@ class ParquetRows:
         with self._parquet.ParquetFile(self._path) as file:
             columns = [name for name in self._columns if name in file.schema_arrow.names]
             for batch in file.iter_batches(READ_ROWS, columns=columns):
-                for row in _values(batch):
+                for row in self._rows(batch):
                     number += 1
                     yield number, _line(row)
+
+    def _rows(self, batch: Any) -> list[dict[str, Any]]:
+        """Raises ValueError for what Python or JSON has no values of, such as a date in a million years."""
+        try:
+            rows: list[dict[str, Any]] = batch.to_pylist()  # which makes dicts of maps, too, but ten times as slowly
+            for field in batch.schema:
+                if "map<" in str(field.type):
+                    for row in rows:
+                        row[field.name] = self._with_objects(row[field.name], field.type)
+        except (OverflowError, TypeError) as error:
+            raise ValueError(str(error)) from None
+        return rows
+
+    def _with_objects(self, value: Any, arrow_type: Any) -> Any:
+        """With a dict for each map, which is a list of pairs."""
+        if isinstance(value, dict):
+            return {field.name: self._with_objects(value[field.name], field.type) for field in arrow_type}
+        if not isinstance(value, list):
+            return value
+        if not self._arrow.types.is_map(arrow_type):
+            return [self._with_objects(each, arrow_type.value_type) for each in value]
+        found = {key: self._with_objects(each, arrow_type.item_type) for key, each in value}
+        if len(found) < len(value):
+            raise ValueError("a map has a key twice, which no object of JSON has")
+        return found
 
 
 class ParquetWriter:
@@ -89,15 +115,6 @@ class ParquetWriter:
     def _flush(self) -> None:
         self._writer.write_table(self._arrow.Table.from_pylist(self._rows, self._schema))
         self._rows = []
-
-
-def _values(batch: Any) -> list[dict[str, Any]]:
-    """Raises ValueError for what Python has no values of, such as a date in a million years."""
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except OverflowError as error:
-        raise ValueError(str(error)) from None
-    return rows
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ from seesaw.server.offline.source import Source, check_source, has_results
 from seesaw.server.ray.batch import answer_on_cluster
 from seesaw.server.ray.options import Cluster
 from seesaw.server.service import StopSignal
-from seesaw.server.settings import Parser, add_flags, help_text, read_configs
+from seesaw.server.settings import Parser, add_flags, given_values, help_text, make_configs
 from seesaw.server.threads import OneThread, in_daemon_thread
 
 # What of a server's settings is about rows; a config file may have the others, too.
@@ -61,15 +61,16 @@ def main(argv: Sequence[str], prog: str) -> int:
     cluster = Cluster.parse(given.pop("ray"), given.pop("ray_engines", "")) if "ray" in given else None
     if "ray_engines" in given:
         raise ConfigError("--ray-engines needs --ray")
-    engine, server = read_configs(given)
+    values = given_values(given)
+    engine, server = make_configs(values)
     start_log("%(asctime)s %(levelname)s %(name)s: %(message)s", server.log_level.upper())
     check_files(source, output, folder)
     if cluster is None:  # else they are for other hosts than this
         check_settings(engine, server)
     print_in_background()
-    # Lines of the engine's would tear the bar.
+    # The engine's lines would tear the bar, or say again what the run's own say.
     start_engine = partial(
-        EngineProcess.start, log_level="WARNING" if sys.stderr.isatty() else server.log_level.upper()
+        EngineProcess.start, log_level=server.log_level.upper() if "log_level" in values else "WARNING"
     )
     code = asyncio.run(Run(engine, server, source, output, folder, start_engine, cluster).run())
     if cluster is not None and code:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from fastapi import Request, Response
@@ -58,9 +59,9 @@ class Chat:
         self._trusts_templates = trusts_templates
 
     @property
-    def has_template(self) -> bool:
-        """Whether it takes conversations that bring no template."""
-        return self._template.is_there
+    def template(self) -> Any:
+        """As `ChatTemplate.text`."""
+        return self._template.text
 
     async def create(self, request: Request) -> Response:
         return await self._serving.answer(request, self.parse, self.respond)

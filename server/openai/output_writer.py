@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from seesaw.server.ids import unique_id
 from seesaw.server.openai.protocol.logprobs import ContentLogprob
 from seesaw.server.openai.protocol.responses_answer import (
     ArgumentsDelta,
@@ -100,7 +100,7 @@ class _OpenItem(ABC):
         self._next_number = next_number
         self._pieces: list[str] = []
         self._logprobs: list[ContentLogprob] = []
-        self._id = f"{self.prefix}_{uuid.uuid4().hex}"
+        self._id = f"{self.prefix}_{unique_id()}"
 
     def begin(self) -> Iterator[StreamEvent]:
         yield ItemAdded(sequence_number=self._next_number(), output_index=self._index, item=self.item(IN_PROGRESS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from seesaw.server.config import ServerConfig
 from seesaw.server.http.body import read_body, receive_body
 from seesaw.server.http.errors import error_event
 from seesaw.server.http.streams import EventStream, until_disconnect
+from seesaw.server.ids import unique_id
 from seesaw.server.link.bridge import MOST_LOST, Bridge
 from seesaw.server.link.errors import EngineLostError
 from seesaw.server.link.grammar_check import GrammarCheck
@@ -244,7 +244,7 @@ class Serving:
         requests = self._fit(prompts, sampling)
         # What the engine would refuse, which a stream could tell only behind its 200.
         sampling.check_vocabulary(self._info.vocab_size)
-        min((fitted for _, fitted in requests), key=lambda fitted: fitted.max_tokens).validate()
+        max(requests, key=lambda request: len(request[0]))[1].validate()  # the one with the least room
         check_priority(priority or 0, self._info.has_priorities)
 
         def make_text(choice: int) -> OutputText:
@@ -258,7 +258,7 @@ class Serving:
             )
         prompt_tokens = sum(map(len, prompts))
         header = Header(f"{kind}-{arrival.id}", int(time.time()), self._models.name, prompt_tokens)
-        stream = self._bridge.submit(uuid.uuid4().hex, requests, arrival.time_s, priority or 0, cache_salt or "")
+        stream = self._bridge.submit(unique_id(), requests, arrival.time_s, priority or 0, cache_salt or "")
         arrival.submitted()
         text = TextStream(stream, make_text, self._bridge.metrics, by_token=by_token)
         return Running(header, text, prompts, len(prompts) * sampling.n, sampling)
@@ -283,7 +283,7 @@ class Serving:
         for prompt in prompts:
             room = self.max_model_len - len(prompt)
             most = room if self._defaults.max_tokens is None else min(room, self._defaults.max_tokens)
-            limit = min(sampling.max_tokens, most)
+            limit = sampling.limit_tokens(most)
             if limit not in fitted:
                 fitted[limit] = msgspec.structs.replace(sampling, max_tokens=limit)
             requests.append((prompt, fitted[limit]))

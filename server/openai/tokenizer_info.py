@@ -10,16 +10,15 @@ from seesaw.engine.text.tokenizer import Tokenizer
 _OF_THIS_HOST = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path", "is_local", "local_files_only")
 
 
-def tokenizer_info(tokenizer: Tokenizer, template: str | None) -> dict[str, Any]:
+def tokenizer_info(tokenizer: Tokenizer, template: Any) -> dict[str, Any]:
     """As vLLM tells it: `tokenizer_class`, special tokens as texts, and whatever else its checkpoint says.
 
-    `template` is the operator's, instead of the checkpoint's.
+    `template`: what chats are rendered by, if anything.
     """
     renderer = tokenizer.chat_renderer
     configured = {} if renderer is None else {**renderer.init_kwargs, **renderer.special_tokens_map}
     info = {name: _as_json(value) for name, value in configured.items() if name not in _OF_THIS_HOST}
     info["tokenizer_class"] = type(tokenizer if renderer is None else renderer).__name__
-    template = template or getattr(renderer, "chat_template", None)
     return info | ({"chat_template": template} if template else {})
 
 

@@ -58,6 +58,9 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
         stop = chats[0].outputs[0].text[3:5]
         stopping = SAMPLING | {"stop": [stop], "include_stop_str_in_output": True}
         [stopped] = llm.generate(chats[0].prompt or "", SamplingParams(**stopping))
+        unlimited = SAMPLING | {"max_tokens": None}
+        [longest] = llm.chat(CHATS[0][0], SamplingParams(**unlimited), chat_template=TEMPLATE)
+    assert longest.outputs[0].text.startswith(chats[0].outputs[0].text)
     assert (stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("stop", stop)
     with serving(folder, tmp_path, "--tokenizer=bytes", f"--chat-template={TEMPLATE}", "--max-model-len=256") as served:
         for result, (messages, options) in zip(chats, CHATS, strict=True):
@@ -67,6 +70,10 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
             assert choice["message"]["content"] == result.outputs[0].text
             assert choice["finish_reason"] == result.outputs[0].finish_reason == "length"
             assert post(f"{served.url}/tokenize", body)["tokens"] == result.prompt_token_ids
+        body = {"messages": CHATS[0][0], **unlimited}
+        assert post(f"{served.url}/v1/chat/completions", body)["usage"]["completion_tokens"] == len(
+            longest.outputs[0].token_ids
+        )
         answer = post(f"{served.url}/v1/completions", {"prompt": chats[0].prompt, **stopping})
         served.is_drained()
     [choice] = answer["choices"]

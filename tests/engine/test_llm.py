@@ -40,6 +40,12 @@ def test_results_come_in_the_order_of_the_prompts() -> None:
         assert llm.info.prefill == "P2" and llm.stats().device_blocks_used == 0
 
 
+def test_without_a_limit_a_prompt_has_all_the_context_that_is_left() -> None:
+    with LLM("", executor="simulated", skip_tokenizer=True, max_model_len=64) as llm:
+        results = llm.generate([[1] * 4, [1] * 63], SamplingParams(max_tokens=None, min_tokens=20, ignore_eos=True))
+        assert [len(result.outputs[0].token_ids) for result in results] == [60, 1]
+
+
 def test_an_invalid_prompt_is_refused_before_anything_runs() -> None:
     with LLM("", executor="simulated", skip_tokenizer=True) as llm:
         with pytest.raises(RequestError, match="empty"):

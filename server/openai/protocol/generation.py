@@ -174,7 +174,7 @@ class GenerationRequest(StructuredRequest):
         bias = {token: min(MAX_BIAS, max(-MAX_BIAS, value)) for token, value in (self.logit_bias or {}).items()}
         sampling = SamplingParams(
             **defaults.values | given,
-            max_tokens=MAX_INT if limit is None else limit,
+            max_tokens=limit,
             ignore_eos=self.ignore_eos,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             stop=self.stop,

@@ -67,7 +67,7 @@ class StructuredRequest(Body):
         forms = [*_of_response_format(self.response_format), *_of_body(self.structured_outputs)]
         forms += _forms("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
         for form, param in forms:
-            if len(form.text) + sum(map(len, form.choices)) > MAX_FORM_CHARS:
+            if form.num_chars > MAX_FORM_CHARS:
                 raise RequestError(f"{param} has more than {MAX_FORM_CHARS} characters: simplify it.", param)
         if len(forms) > 1:
             names = " and ".join(param for _, param in forms)

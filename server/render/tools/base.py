@@ -8,13 +8,13 @@ the letter as they come, up to their end: whether they are valid JSON is up to t
 
 from __future__ import annotations
 
-import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
 from typing import ClassVar, TypeVar
 
+from seesaw.server.ids import unique_id
 from seesaw.server.render.events import CallPiece, Content, Event
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class ToolParser(ABC):
     @staticmethod
     def make_id() -> str:
         """An id for a call, which the client sends back with the tool's result."""
-        return f"call_{uuid.uuid4().hex[:24]}"
+        return f"call_{unique_id()[:24]}"
 
     @abstractmethod
     def _read(self) -> Reading[None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seesaw.engine.grammar.closed_schemas import closed
+from seesaw.engine.grammar.descriptions import without_descriptions
 from seesaw.engine.grammar.text import JSON_OPTIONS
 from seesaw.engine.sampling.structured import StructuredOutputs
 from seesaw.engine.values.errors import RequestError
@@ -27,7 +28,10 @@ class Signature(NamedTuple):
     @property
     def schema(self) -> dict[str, Any]:
         """Of an object, even where the client's leaves that open."""
-        return NO_PARAMETERS if self.parameters is None else closed({"type": "object"} | self.parameters)
+        if self.parameters is None:
+            return NO_PARAMETERS
+        schema: dict[str, Any] = closed(without_descriptions({"type": "object"} | self.parameters))
+        return schema
 
 
 class _Call(NamedTuple):
@@ -48,7 +52,7 @@ def forced_calls(
     if any(not 1 <= len(function.name) <= MAX_NAME_CHARS for function in functions):
         raise RequestError(f"The name of a tool must have 1 to {MAX_NAME_CHARS} characters.", "tools")
 
-    if any(function.schema["type"] != "object" for function in functions):
+    if any((function.parameters or {}).get("type", "object") != "object" for function in functions):
         raise RequestError("The parameters of a tool must be an object.", "tools")
 
     def marker(text: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import re
-import string
 
+from seesaw.server.ids import unique_id
 from seesaw.server.render.tools.base import Malformed, Reading
 from seesaw.server.render.tools.json_calls import MAX_NAME_CHARS, JsonCallParser
 
@@ -20,7 +19,7 @@ class MistralParser(JsonCallParser):
 
     @staticmethod
     def make_id() -> str:
-        return "".join(random.choices(string.ascii_letters + string.digits, k=ID_CHARS))
+        return unique_id()[:ID_CHARS]
 
     def _read(self) -> Reading[None]:
         while True:

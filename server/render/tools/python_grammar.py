@@ -40,6 +40,7 @@ class PythonGrammar:
 
     def __init__(self) -> None:
         self._rules: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # of rules, by what they say
         self._root: Schema = True
         self._references: dict[str, str] = {}
 
@@ -85,7 +86,7 @@ class PythonGrammar:
     def _of_type(self, type_: Any, schema: dict[str, Any]) -> str:
         match type_:
             case "boolean":
-                return _either(['"True"', '"False"'])
+                return self._rule('"True" | "False"')
             case "null":
                 return '"None"'
             case "array":
@@ -98,8 +99,8 @@ class PythonGrammar:
                 self._refuse_others(schema, ("type", *_SCALARS[type_]), schema["type"])
                 limits = {key: schema[key] for key in _SCALARS[type_] if key in schema}
                 if not limits and type_ != "string":
-                    return _INTEGER if type_ == "integer" else _NUMBER
-                return f"%json {json.dumps({'type': type_, 'x-guidance': _OPTIONS} | limits)}"
+                    return self._rule(_INTEGER if type_ == "integer" else _NUMBER)
+                return self._rule(f"%json {json.dumps({'type': type_, 'x-guidance': _OPTIONS} | limits)}")
         self._refuse_others(schema, ("type",), [])
         raise RequestError("A tool's schema needs a type, an enum, a const, anyOf or $ref for each value.", "tools")
 
@@ -129,17 +130,17 @@ class PythonGrammar:
 
     def _listed(self, parts: Sequence[tuple[str, str]], required: Sequence[str]) -> str:
         """Named parts in their order, with commas between those that are there."""
-        if missing := set(required) - {name for name, _ in parts}:
+        needed = set(required)
+        if missing := needed - {name for name, _ in parts}:
             raise RequestError(f"A tool's schema requires {min(missing)!r} and does not describe it.", "tools")
+        num_optional_first = next((i for i, (name, _) in enumerate(parts) if name in needed), len(parts))
         # From the end: what may follow after some part, and what if there was none before.
-        following, first = self._rule('""'), self._rule('""')
-        for name, part in reversed(parts):
+        following = first = self._rule('""')
+        for index, (name, part) in reversed([*enumerate(parts)]):
             after, before = following, first
-            if name in required:
-                following, first = self._rule(f'", " {part} {after}'), self._rule(f"{part} {after}")
-            else:
-                following = self._rule(f'(", " {part})? {after}')
-                first = self._rule(f"{part} {after} | {before}")
+            following = self._rule(f'", " {part} {after}' if name in needed else f'(", " {part})? {after}')
+            if index <= num_optional_first:
+                first = self._rule(f"{part} {after}" if name in needed else f"{part} {after} | {before}")
         return first
 
     def _anything(self) -> str:
@@ -172,9 +173,11 @@ class PythonGrammar:
         return found
 
     def _rule(self, body: str) -> str:
-        name = f"part_{len(self._rules)}"
-        self._rules[name] = body
-        return name
+        """The name of the rule that says so."""
+        if body not in self._names:
+            name = self._names[body] = f"part_{len(self._rules)}"
+            self._rules[name] = body
+        return self._names[body]
 
     def _refuse_others(self, schema: dict[str, Any], known: Sequence[str], types: Any = None) -> None:
         """Refuse keywords that are not known here, unless they are another type's of several."""

@@ -112,7 +112,7 @@ def test_schemas_that_cannot_be_enforced_are_refused(schema: Any, reason: str) -
 
 def test_schemas_that_are_none() -> None:
     assert "not valid JSON" in refusal(StructuredOutputs("json_schema", "{"))
-    assert "characters" in refusal(StructuredOutputs("json_schema", json.dumps({"title": "x" * MAX_CHARS})))
+    assert "characters" in refusal(StructuredOutputs("json_schema", json.dumps({"const": "x" * MAX_CHARS})))
     assert "surrogate" in refusal(StructuredOutputs("json_schema", '{"const": "\ud800"}'))
 
 
@@ -315,10 +315,36 @@ def test_many_rows_are_filled_as_one_is() -> None:
 
 
 def test_what_fails_at_its_first_tokens_is_refused() -> None:
-    named = {f"p{i}": {"type": "integer"} for i in range(1500)}
-    for spec in (StructuredOutputs("regex", "a{1000000}"), schema_of({"type": "object", "properties": named})):
-        with pytest.raises(RequestError, match="cannot be followed"):
-            matcher_of(spec)
+    with pytest.raises(RequestError, match="cannot be followed"):
+        matcher_of(StructuredOutputs("regex", "a{1000000}"))
+
+
+def objects(num_properties: int) -> dict[str, Any]:
+    named = {f"p{i}": {"type": "integer", "description": "what it is, " * 10} for i in range(num_properties)}
+    return {"type": "object", "properties": named}
+
+
+def test_a_schema_of_as_many_properties_as_openai_takes() -> None:
+    schema = objects(5000)
+    spec = schema_of(schema | {"required": [*schema["properties"]]})
+    assert allowed(follow(matcher_of(spec), b'{"p0":1,"p1":2,"p'), VOCAB) == [ord("2")]
+
+
+def test_the_limits_that_schemas_meet_are_named() -> None:
+    matcher_of(schema_of(objects(500)))
+    assert "more than 2000 ways" in refusal(schema_of(objects(501)))
+    many = {f"o{i}": objects(400) for i in range(40)}
+    assert "more than 65,525 parts" in refusal(schema_of({"type": "object", "properties": many}))
+
+
+def test_what_is_kept_is_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Grammars("bytes", VOCAB, [EOS])
+    first, second = (StructuredOutputs("regex", letter * 100) for letter in "ab")
+    mine.validate(first)
+    assert mine.start(first).is_done
+    monkeypatch.setattr(grammars_module, "MAX_COMPILED_CHARS", 100)
+    mine.validate(second)
+    assert [*mine._compiled] == [second]
 
 
 def test_masks_that_take_long_are_given_up_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,6 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
     ("field", "value"),
     [
         ("max_tokens", 2.5),
-        ("max_tokens", None),
         ("temperature", "hot"),
         ("ignore_eos", 1),
         ("seed", "a"),

@@ -93,9 +93,10 @@ async def test_who_is_late_with_another_request_is_cut_off() -> None:
         writer.close()
 
 
-async def test_a_body_that_comes_bit_by_bit_has_no_more_time() -> None:
+@pytest.mark.parametrize("path", [b"/", b"/v1/files/x", b"/other/v1/files"])
+async def test_a_body_that_comes_bit_by_bit_has_no_more_time(path: bytes) -> None:
     async with listening(hello, ServerConfig(body_timeout_s=0.2)) as port, asyncio.timeout(PATIENCE_S):
-        reader, writer = await connect(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
+        reader, writer = await connect(port, b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n" % path)
         reading = asyncio.create_task(reader.read())
         while not reading.done():
             writer.write(b"x")
@@ -106,8 +107,9 @@ async def test_a_body_that_comes_bit_by_bit_has_no_more_time() -> None:
 
 
 async def test_a_file_that_comes_bit_by_bit_has_all_time() -> None:
-    head = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-    async with listening(hello, ServerConfig(body_timeout_s=0.5)) as port, asyncio.timeout(PATIENCE_S):
+    head = b"POST /llm/v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    config = ServerConfig(body_timeout_s=0.5, root_path="/llm")
+    async with listening(hello, config) as port, asyncio.timeout(PATIENCE_S):
         reader, writer = await connect(port, head % 100)
         for _ in range(100):
             writer.write(b"x")

@@ -122,6 +122,13 @@ async def test_every_route_is_in_it(make_site: MakeSite, config: ServerConfig, w
     assert described == {each for each in served(site) if each[0] not in ABOUT_ITSELF | FOR_PEOPLE}
 
 
+async def test_lists_are_of_what_they_list(make_site: MakeSite, tmp_path: Path) -> None:
+    document = await read_document(await make_site(ServerConfig(data_dir=str(tmp_path))))
+    schemas = document.document["components"]["schemas"]
+    for name, item in (("FileList", "File"), ("BatchList", "Batch")):
+        assert schemas[name]["properties"]["data"]["items"] == {"$ref": f"#/components/schemas/{item}"}
+
+
 @pytest.mark.parametrize(("path", "body"), BODIES)
 async def test_real_requests_and_answers_are_as_it_says(able: Site, path: str, body: dict[str, Any]) -> None:
     document = await read_document(able)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ from seesaw.server.batches.log import ResultLog
 from seesaw.server.offline import run
 from seesaw.server.offline.partial import Partial
 from seesaw.server.offline.source import check_source
-from tests.server.offline.harness import FLAGS, batch_run, read, request, requests, write
+from tests.server.fake_engine import FakeProcess
+from tests.server.offline.harness import FLAGS, FakeStart, batch_run, read, request, requests, write
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 MIXED = [
@@ -59,6 +61,21 @@ def test_each_row_has_a_result_in_the_order_of_the_input(
     write(source, MIXED[:5])
     assert batch_run(monkeypatch, source, output, *flags) == 2
     assert "out.jsonl is there already: remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "level"), [((), "WARNING"), (("--log-level=info",), "INFO")])
+def test_the_engine_tells_its_progress_only_if_asked(
+    flags: tuple[str, ...], level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(config: Any, log_level: str) -> FakeProcess:
+        levels.append(log_level)
+        return FakeProcess(config)
+
+    levels: list[str] = []
+    monkeypatch.setattr(FakeStart, "start", start)
+    source = write(tmp_path / "in.jsonl", requests(["a"]))
+    assert batch_run(monkeypatch, source, tmp_path / "out.jsonl", *flags) == 0
+    assert levels == [level]
 
 
 def test_what_an_engine_that_dies_leaves_is_gone_on_with(

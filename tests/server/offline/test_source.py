@@ -80,6 +80,28 @@ def test_parquet_of_others(tmp_path: Path) -> None:
         check(path)
 
 
+def test_maps_of_parquet_are_objects(tmp_path: Path) -> None:
+    arrow, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+
+    def write_bodies(values: list[object], arrow_type: object) -> None:
+        columns = {name: [row[name] for row in ROWS[:2]] for name in ("custom_id", "method", "url")}
+        files.write_table(arrow.table({**columns, "body": arrow.array(values, arrow_type)}), path)
+
+    inner = arrow.map_(arrow.string(), arrow.float64())
+    fields = {"prompt": arrow.list_(arrow.int64()), "logit_bias": inner, "many": arrow.list_(inner)}
+    fields["nested"] = arrow.map_(arrow.string(), inner)
+    first = {"prompt": [1], "logit_bias": {"5": 1.0}, "many": [{"a": 1.0}, {}], "nested": {"b": {"c": 2.0}}}
+    write_bodies([first, {"prompt": [2]}], arrow.struct(fields))
+    assert bodies(check(path)) == [first, {"prompt": [2]}]
+    whole = arrow.map_(arrow.string(), arrow.string())
+    write_bodies([{"model": "m", "prompt": "a"}, {"prompt": "b", "user": None}], whole)
+    assert bodies(check(path)) == [{"model": "m", "prompt": "a"}, {"prompt": "b"}]
+    write_bodies([{"prompt": "a"}, [("user", "b"), ("user", "c")]], whole)
+    with pytest.raises(ConfigError, match=r"cannot read .*in\.parquet: a map has a key twice"):
+        check(path)
+
+
 def test_results_as_parquet(tmp_path: Path) -> None:
     files = pytest.importorskip("pyarrow.parquet")
     answered = {"id": "1", "custom_id": "a", "error": None}

@@ -67,7 +67,8 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
 
 
 def _form(num_properties: int) -> dict[str, Any]:
-    return {"type": "object", "properties": {f"p{index}": {"type": "string"} for index in range(num_properties)}}
+    properties = {f"p{index}": {"type": "string", "description": f"number {index}"} for index in range(num_properties)}
+    return {"type": "object", "properties": properties, "required": [*properties]}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from seesaw.engine.text.template_source import read_template
 from seesaw.engine.text.tokenizer import FastTokenizer, Tokenizer
 from seesaw.server.config import ServerConfig
 from tests.engine.text.tokenizers import byte_level
@@ -37,6 +39,22 @@ async def test_a_checkpoints(make_site: MakeSite) -> None:
 
 async def test_the_operators_template_counts(make_site: MakeSite) -> None:
     assert (await ask(make_site, of_checkpoint(), chat_template="{{ 1 }}"))["chat_template"] == "{{ 1 }}"
+
+
+async def test_the_template_is_the_one_that_chats_are_rendered_by(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its file has been changed since."""
+
+    def read_and_change(choice: str) -> str | None:
+        found = read_template(choice)
+        path.write_text("{{ 2 }}")
+        return found
+
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ 1 }}")
+    monkeypatch.setattr("seesaw.server.openai.handlers.read_template", read_and_change)
+    assert (await ask(make_site, of_checkpoint(), chat_template=str(path)))["chat_template"] == "{{ 1 }}"
 
 
 async def test_without_a_checkpoints(make_site: MakeSite) -> None:

@@ -156,6 +156,18 @@ def test_deep_parameters_are_refused() -> None:
         forced_calls("pythonic", [Signature("f", properties(a=schema))], {}, several=True)
 
 
+@pytest.mark.parametrize("parser", ["hermes", "pythonic"])
+def test_as_many_tools_as_openai_takes(parser: str) -> None:
+    types = [{"type": name, "description": "what it is, " * 20} for name in ("string", "integer", "boolean", "number")]
+    named = [{f"property_{tool}_{i}": types[i % 4] for i in range(100)} for tool in range(128)]
+    tools = [
+        Signature(f"tool_{number}", properties(**each) | {"required": [*each][:5]}) for number, each in enumerate(named)
+    ]
+    spec = forced_calls(parser, tools, {}, several=True)
+    assert "what it is" not in spec.text
+    grammars().validate(spec, "tools")
+
+
 def test_schemas_that_cannot_be_enforced_are_refused_when_they_are_compiled() -> None:
     spec = forced_calls("hermes", [Signature("f", properties(a={"not": {}}))], {}, several=True)
     with pytest.raises(RequestError, match="tools cannot be enforced"):
