@@ -132,34 +132,6 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         writer.close()
 
 
-async def test_of_too_many_pipelined_requests_none_is_kept() -> None:
-    async with listening(hello, ServerConfig()) as port, asyncio.timeout(PATIENCE_S):
-        assert len(await answers(port, GET * 1000)) < 1000
-        assert await answers(port, GET[:-2] + b"Connection: close\r\n\r\n") == [b"200"]
-
-
-async def test_who_is_answered_is_not_late_with_the_next_request() -> None:
-    go_on = asyncio.Event()
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-            await send({"type": "http.response.body", "body": b"x", "more_body": True})
-            await go_on.wait()
-            await send({"type": "http.response.body", "body": b"y"})
-
-    for begun in (GET[:9], HALF_BODY):
-        go_on.clear()
-        async with listening(slow, LATE) as port, asyncio.timeout(PATIENCE_S):
-            reader, writer = await connect(port, GET + begun)
-            await reader.readuntil(b"\r\n\r\nx")
-            await asyncio.sleep(4 * LATE.header_timeout_s)
-            go_on.set()
-            assert (await reader.readexactly(1)) == b"y"
-            assert (await reader.read())[9:12] in (b"408", b"200")  # that one answers before the body is here
-            writer.close()
-
-
 async def test_who_was_answered_before_the_body_was_here_hears_nothing_more() -> None:
     async def early(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -170,9 +142,28 @@ async def test_who_was_answered_before_the_body_was_here_hears_nothing_more() ->
 
 
 async def test_an_upgrade_that_is_not_known_is_a_request_like_others() -> None:
-    upgrade = GET[:-2] + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await PlainTextResponse(await Request(scope, receive).body())(scope, receive, send)
+
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    post = b"POST / HTTP/1.1\r\nHost: x\r\n%bContent-Length: 6\r\n\r\nasked!"
+    async with listening(echo, ServerConfig()) as port, asyncio.timeout(PATIENCE_S):
+        reader, writer = await connect(port, post % offer + post % b"")
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\nasked!")
+        writer.close()
+
+
+async def test_what_comes_behind_a_request_does_not_take_its_answer() -> None:
+    async with listening(hello, ServerConfig()) as port:
+        assert await answers(port, GET + b"garbage\r\n\r\n") == [b"200", b"400"]
+
+
+@pytest.mark.parametrize("target", [b"CONNECT x:1", b"GET http://", b"GET http://a:99999999/x"])
+async def test_no_target_ends_a_connection_without_an_answer(target: bytes) -> None:
     async with listening(hello, ServerConfig(keep_alive_s=0.05)) as port:
-        assert (await answers(port, upgrade))[0] == b"200"
+        assert len(await answers(port, target + b" HTTP/1.1\r\nHost: x\r\n\r\n")) == 1
 
 
 async def test_a_connection_that_rests_between_requests_is_not_late() -> None:
