@@ -45,8 +45,9 @@ class PaperPolicy(Policy):
             return False
         if self._surge is None or not self._wants_surge(situation):
             return True
-        # Room on the host comes only when running ones end.
-        return not situation.hosted and not situation.can_surge(self._surge)
+        # Room on the host comes only when running ones end. Whoever is there goes first, or has given way to who waits
+        # (`Transitions.admits`), and would do so again.
+        return not situation.can_surge(self._surge)
 
     def _wants_surge(self, situation: Situation) -> bool:
         return situation.waiting > 0 and situation.waiting_tokens >= self._surge_min_tokens

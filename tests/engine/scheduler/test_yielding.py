@@ -99,3 +99,16 @@ def test_no_more_give_way_than_must() -> None:
     after = engine.core.stats()
     assert 0 < after.preemptions - before.preemptions <= 10 < before.requests_running
     engine.run()
+
+
+def test_who_gave_way_does_not_come_back_before_those_it_gave_way_to() -> None:
+    """The host cannot take both, so that no surge can begin: the waiting one starts where the other decoded."""
+    pools: dict[str, Any] = {"block_size": 1, "num_device_blocks": 100, "num_host_blocks": 96, "surge_min_tokens": 30}
+    engine = Engine("P2", "T2", **pools, max_model_len=96)
+    engine.add("row", prompt_of(random.Random(0), 20), max_tokens=60, priority=LAST)
+    engine.run(turns=10)
+    engine.add("other", prompt_of(random.Random(1), 80), max_tokens=10)
+    engine.run(turns=1000)
+    assert engine.core.is_idle
+    assert engine.core.stats().preemptions == 1
+    engine.run()
