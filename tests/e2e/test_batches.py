@@ -23,7 +23,7 @@ from openai.types import Batch
 from soak_server import still_running
 
 from tests.e2e.served import Served, cmdline, serving
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
@@ -74,6 +74,7 @@ def until(jobs: openai.OpenAI, id: str, num_rows: int) -> Batch:
         if counts is not None and counts.completed + counts.failed >= num_rows:
             break
         assert time.monotonic() < deadline, batch
+        time.sleep(PAUSE_S)
     return batch
 
 
