@@ -9,6 +9,7 @@ import asyncio
 import re
 import signal
 import sys
+import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ import psutil
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 CHILDREN_TIMEOUT_S = 60.0  # nobody waits for them
+PAUSE_S = 0.02  # between two looks at them
 
 
 @dataclass
@@ -86,10 +88,20 @@ def served_url(line: str) -> str | None:
 
 
 def still_running(processes: Sequence[psutil.Process], timeout_s: float) -> dict[psutil.Process, str]:
-    """Those that do not end in time, and their command lines. One that nobody reaps has ended all the same."""
-    left = {}
-    for process in psutil.wait_procs(processes, timeout=timeout_s)[1]:
+    """Those that do not end in time, and their command lines. One that nobody has reaped yet, as the first process of a
+    container may do seconds later, has ended all the same."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(PAUSE_S)
+    commands = {}
+    for process in left:
         with suppress(psutil.NoSuchProcess):  # it ended just now
-            if process.status() != psutil.STATUS_ZOMBIE:
-                left[process] = " ".join(process.cmdline())
-    return left
+            commands[process] = " ".join(process.cmdline())
+    return commands
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

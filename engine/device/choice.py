@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
@@ -18,30 +17,47 @@ from seesaw.engine.values.wording import count
 logger = logging.getLogger(__name__)
 
 
-def choose_device(config: EngineConfig, say: Callable[[str], None]) -> str:
-    """`cuda` or `cpu`. Raises ConfigError if the plan needs more GPUs than there are.
+@dataclass(frozen=True)
+class Gpus:
+    """Those of this host that torch can use."""
+
+    count: int
+    why_none: str  # as `why_no_gpu`
+
+
+def choose_device(config: EngineConfig, look: Callable[[], Gpus], say: Callable[[str], None]) -> str:
+    """`cuda` or `cpu`. Raises ConfigError if the plan needs more GPUs than `look` finds.
 
     Falling back to the CPU is a line to `say`, and a warning where the host has GPUs.
     """
     if config.device == "cpu":
         return "cpu"
-    gpus = torch.cuda.device_count()  # asks NVML; makes no CUDA context
-    if config.device == "auto" and not gpus:
+    gpus = look()
+    if config.device == "auto" and not gpus.count:
         if has_nvidia_device():
-            logger.warning("running on the CPU, although this host has NVIDIA GPUs: %s", why_no_gpu())
+            logger.warning("running on the CPU, although this host has NVIDIA GPUs: %s", gpus.why_none)
         else:
             say("this host has no GPU that torch can use: running on the CPU")
         return "cpu"
     needs = f"plan {config.plan} needs {count(config.plan.world_size, 'GPU')}"
-    if not gpus:
-        raise ConfigError(f"{needs}, and {why_no_gpu()}, or choose --device cpu")
-    if gpus < config.plan.world_size:
-        raise ConfigError(f"{needs} but this host has {gpus}: choose smaller layouts, or --device cpu")
+    if not gpus.count:
+        raise ConfigError(f"{needs}, and {gpus.why_none}, or choose --device cpu")
+    if gpus.count < config.plan.world_size:
+        raise ConfigError(f"{needs} but this host has {gpus.count}: choose smaller layouts, or --device cpu")
     return "cuda"
 
 
+def find_gpus() -> Gpus:
+    """Imports torch."""
+    import torch
+
+    return Gpus(torch.cuda.device_count(), why_no_gpu())  # asks NVML; makes no CUDA context
+
+
 def why_no_gpu() -> str:
-    """For where torch finds no GPU: the reason as far as it is known, and what to change."""
+    """For where torch finds no GPU: the reason as far as it is known, and what to change. Imports torch."""
+    import torch
+
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is a CPU build: on a host with GPUs, remove .venv and run scripts/setup, "

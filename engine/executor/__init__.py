@@ -33,7 +33,7 @@ def check_executor(config: EngineConfig) -> None:
     if config.executor == "simulated":
         fit_model(config, find_shape(config), "simulated")
         return
-    from seesaw.engine.executor.processes import size_up  # imports torch
+    from seesaw.engine.executor.processes import size_up
 
     size_up(config, lambda line: None)
 
@@ -45,6 +45,6 @@ def _make_executor(config: EngineConfig, on_progress: Callable[[str], None] | No
         if config.simulated_step_s:
             return SimulatedExecutor(config, times=constant(config.plan, config.simulated_step_s), real_time=True)
         return SimulatedExecutor(config, instant=instant)
-    from seesaw.engine.executor.processes import ProcessExecutor  # imports torch
+    from seesaw.engine.executor.processes import ProcessExecutor
 
     return ProcessExecutor(config, on_progress)

@@ -16,11 +16,11 @@ from seesaw.engine.awake import AwakeClock, waits
 from seesaw.engine.cost.rank_times import merge
 from seesaw.engine.device.choice import choose_device
 from seesaw.engine.executor.base import Capacity, Executor
-from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.executor.gpus import found_gpus, free_device_bytes
 from seesaw.engine.executor.ranks import Ranks
 from seesaw.engine.executor.speed import speed_lines
 from seesaw.engine.kv.segment import Segment
-from seesaw.engine.parallel.shared_memory import shared_bytes
+from seesaw.engine.parallel.shared_sizes import shared_bytes
 from seesaw.engine.sizing.fit import HostFit, ModelFit, fit_host, fit_model, likely_device
 from seesaw.engine.sizing.host_memory import message_bytes
 from seesaw.engine.sizing.model import find_shape, shape_of
@@ -181,9 +181,9 @@ def size_up(config: EngineConfig, say: Callable[[str], None]) -> tuple[str, Mode
     """
     shape = find_shape(config)
     fit_model(config, shape, likely_device(config))  # whatever the device is, this can be said
-    device = choose_device(config, say)
-    fit = fit_model(config, shape, device)
     num_ranks, timeout_s = config.plan.world_size, config.start_timeout_s
+    device = choose_device(config, lambda: found_gpus(timeout_s), say)
+    fit = fit_model(config, shape, device)
     return device, fit, fit_host(config, fit, device, lambda: free_device_bytes(num_ranks, timeout_s))
 
 

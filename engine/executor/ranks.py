@@ -25,7 +25,7 @@ from seesaw.engine.supervision import ChildWatch, end_children
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, SeesawError
 from seesaw.engine.wire.commands import Command, Failure, FromRank, RankReady, Report, Shutdown
 from seesaw.engine.worker.spec import WorkerSpec
-from seesaw.engine.worker.worker import run_worker
+from seesaw.engine.worker.start import run_worker
 
 DEATHS = "inproc://deaths"
 GRACE_S = 3.0  # for workers to end by themselves

@@ -18,13 +18,14 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import DupFd
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from seesaw.engine.kv.room import check_room, shm_folder, too_small
 from seesaw.engine.values.errors import ConfigError
 from seesaw.engine.values.wording import as_size
+
+if TYPE_CHECKING:  # who creates one needs no torch, workers have it
+    import torch
 
 REGISTER_PIECE_BYTES = 64 << 30  # cudaHostRegister fails on larger ranges on some drivers
 
@@ -61,6 +62,8 @@ class Segment:
 
     def map(self) -> torch.Tensor:
         """All of it as a flat uint8 tensor, which keeps the mapping alive."""
+        import torch
+
         return torch.frombuffer(mmap.mmap(self.fd, self.num_bytes), dtype=torch.uint8)
 
     def close(self) -> None:
@@ -79,6 +82,8 @@ def register(memory: torch.Tensor, cuts: Sequence[int]) -> None:
 
     `cuts`, ascending, are offsets that no single copy reaches across: CUDA refuses one over two registered pieces.
     """
+    import torch
+
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     for start, stop in pieces(memory.numel(), cuts):
         piece = memory[start:stop]

@@ -18,9 +18,8 @@ import torch
 
 from seesaw.engine.parallel.groups import Link, Links, Pending, SingleShard, TensorGroup
 from seesaw.engine.parallel.layout import Layout
+from seesaw.engine.parallel.shared_sizes import LINE_BYTES, PIECE_BYTES, link_bytes, shards_bytes, slots_of
 
-LINE_BYTES = 64  # of a cache: what different ranks write shares none. A semaphore takes 32
-PIECE_BYTES = 1 << 20  # of a tensor that shards add up or gather: stays in a core's cache
 SPINS = 50  # attempts before sleeping, each of which yields the core to whoever may be waited for
 
 # A call through CDLL gives the interpreter's lock back, and another thread of the worker may keep it for milliseconds.
@@ -69,7 +68,7 @@ class SharedShards(TensorGroup):
     """
 
     def __init__(self, size: int, shard: int, memory: torch.Tensor) -> None:
-        """`memory` is uint8, as `num_bytes` says. All shards must have made theirs before one uses it."""
+        """`memory` is uint8, as `shards_bytes` says. All shards must have made theirs before one uses it."""
         self.size, self.shard = size, shard
         lines = size * size * LINE_BYTES
         # [reader][writer]: rounds of the writer that the reader has not waited for
@@ -83,10 +82,6 @@ class SharedShards(TensorGroup):
         self._owes_wait = False  # for the others' posts of the last round
         self._parts_of: Any = None
         self._parts: list[list[torch.Tensor]] = []
-
-    @staticmethod
-    def num_bytes(size: int) -> int:
-        return size * size * LINE_BYTES + 2 * size * PIECE_BYTES
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """As its interface says; `x` is contiguous. Added in shard order, so all shards get the same bits."""
@@ -148,7 +143,7 @@ class SharedLink(Link):
     """
 
     def __init__(self, num_receivers: int, num_slots: int, slot_bytes: int, memory: torch.Tensor, me: int) -> None:
-        """`memory` is uint8, as `num_bytes` says; `me` is a receiver's index, or -1 for the sender."""
+        """`memory` is uint8, as `link_bytes` says; `me` is a receiver's index, or -1 for the sender."""
         lines = 2 * num_receivers * LINE_BYTES
         filled, free = ([Semaphore(line) for line in row] for row in memory[:lines].view(2, num_receivers, LINE_BYTES))
         self._filled, self._free = (filled, free) if me < 0 else ([filled[me]], [free[me]])
@@ -158,10 +153,6 @@ class SharedLink(Link):
         self._slots = list(memory[lines:].view(num_slots, -1)[:, :slot_bytes])
         self._slot_bytes = slot_bytes
         self._count = 0  # of slots that this rank has filled or read
-
-    @staticmethod
-    def num_bytes(num_receivers: int, num_slots: int, slot_bytes: int) -> int:
-        return 2 * num_receivers * LINE_BYTES + num_slots * _whole_lines(slot_bytes)
 
     def send(self, x: torch.Tensor) -> None:
         for piece in self._pieces(x.contiguous()):
@@ -213,14 +204,14 @@ class SharedLinks(Links):
         `hidden_bytes` are those of the hidden states of the largest step, `tokens_bytes` of all that it may sample.
         """
         self._rank = rank
-        self._num_slots = _num_slots(layouts)
+        self._num_slots = slots_of(layouts)
         self._hidden_bytes, self._tokens_bytes = hidden_bytes, tokens_bytes
         self._rest = memory
 
     def shards(self, ranks: Sequence[int]) -> TensorGroup:
         if len(ranks) == 1:
             return SingleShard()
-        memory = self._take(SharedShards.num_bytes(len(ranks)))
+        memory = self._take(shards_bytes(len(ranks)))
         return SharedShards(len(ranks), ranks.index(self._rank), memory) if self._rank in ranks else SingleShard()
 
     def pipe(self, stage: int, following: int, in_flight: int) -> Link | None:
@@ -232,7 +223,7 @@ class SharedLinks(Links):
     def _link(self, sender: int, receivers: Sequence[int], slot_bytes: int) -> Link | None:
         if not receivers:
             return None
-        memory = self._take(SharedLink.num_bytes(len(receivers), self._num_slots, slot_bytes))
+        memory = self._take(link_bytes(len(receivers), self._num_slots, slot_bytes))
         if self._rank not in (sender, *receivers):
             return None
         me = -1 if self._rank == sender else receivers.index(self._rank)
@@ -243,26 +234,3 @@ class SharedLinks(Links):
             raise ValueError(f"the ranks' shared memory ends {num_bytes - len(self._rest)} bytes early")
         taken, self._rest = self._rest[:num_bytes], self._rest[num_bytes:]
         return taken
-
-
-def shared_bytes(layouts: Sequence[Layout], hidden_bytes: int, tokens_bytes: int) -> int:
-    """What `SharedLinks` hands out for these layouts. Pages that nothing is ever written to cost nothing."""
-    total, num_slots = 0, _num_slots(layouts)
-    for layout in layouts:
-        if layout.tp > 1:
-            total += layout.dp * layout.pp * SharedShards.num_bytes(layout.tp)
-        total += layout.dp * layout.tp * (layout.pp - 1) * SharedLink.num_bytes(1, num_slots, hidden_bytes)
-        others = layout.tp if layout.pp > 1 else layout.tp - 1  # whom the sampled tokens are sent to
-        if others:
-            total += layout.dp * SharedLink.num_bytes(others, num_slots, tokens_bytes)
-    return total
-
-
-def _num_slots(layouts: Sequence[Layout]) -> int:
-    # A first-stage rank leaves the tokens of so many steps unread (`TokenBuffer`), whatever its layout: with fewer
-    # slots the sampling rank could wait for a shard that waits for it.
-    return max(layout.max_in_flight for layout in layouts)
-
-
-def _whole_lines(num_bytes: int) -> int:
-    return -(-num_bytes // LINE_BYTES) * LINE_BYTES

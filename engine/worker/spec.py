@@ -1,11 +1,9 @@
-"""What a worker is told at its start. Made by the executor, crosses to the worker's process."""
+"""What a worker is told at its start. Made by the executor, crosses to the worker's process; imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from seesaw.engine.kv.segment import Segment
 from seesaw.engine.model.shapes import ModelShape
@@ -41,7 +39,3 @@ class WorkerSpec:
     @property
     def reports_address(self) -> str:
         return f"ipc://{self.run_dir}/reports"
-
-
-def device_of(spec: WorkerSpec) -> torch.device:
-    return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")

@@ -60,7 +60,7 @@ from seesaw.engine.worker.outbox import Outbox
 from seesaw.engine.worker.rank_timing import time_rank
 from seesaw.engine.worker.reshard import reshard
 from seesaw.engine.worker.runner import Runner
-from seesaw.engine.worker.spec import WorkerSpec, device_of
+from seesaw.engine.worker.spec import WorkerSpec
 
 MORE_ROOM = "more devices (a larger T or P degree) or a smaller model"
 
@@ -94,6 +94,10 @@ def _die(outbox: Outbox, error: BaseException) -> None:
     outbox.fail(error)
     drain()
     os._exit(1)
+
+
+def device_of(spec: WorkerSpec) -> torch.device:
+    return torch.device("cuda", spec.rank) if spec.device == "cuda" else torch.device("cpu")
 
 
 def share_cores(device: torch.device, world_size: int) -> None:

@@ -30,18 +30,9 @@ async def test_totals_equal_the_servers_counters(smollm2: Path, tmp_path: Path, 
     except FetchError as error:
         pytest.skip(str(error))
     command = [sys.executable, "-m", "seesaw.server.cli", "serve", str(smollm2), "--prefill", "P2", "--decode", "T2"]
-    command += [
-        "--port",
-        "0",
-        "--policy",
-        "paper",
-        "--surge-min-tokens",
-        "256",
-        "--max-model-len",
-        "2048",
-        "--log-level",
-        "error",
-    ]
+    command += ["--port", "0", "--policy", "paper", "--surge-min-tokens", "256", "--log-level", "error"]
+    command += ["--max-model-len", "2048", "--num-host-blocks", "256"]
+    command += ["--max-num-batched-tokens", "256", "--max-num-seqs", "8"]  # larger steps take long to time at the start
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

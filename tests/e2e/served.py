@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -19,7 +20,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from soak_server import served_url, still_running
 
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 from tests.shm import named_segments
 
 
@@ -69,6 +70,7 @@ class Served:
             named = {"engine": engines, "fork server": server, "worker 0": workers[:1], "worker 1": workers[1:2]}
             if named[victim]:
                 return named[victim]
+            time.sleep(PAUSE_S)
         raise AssertionError(f"there is no {victim}: {self.log.read_text()}")
 
     def metrics(self) -> dict[str, float]:
@@ -87,13 +89,23 @@ class Served:
         deadline = time.monotonic() + PATIENCE_S
         while not holds(metrics := self.metrics()):  # type: ignore[operator]
             assert time.monotonic() < deadline, f"{what}: {metrics}"
+            time.sleep(PAUSE_S)
+
+    def has_requests(self, count: int) -> None:
+        """Wait until so many have come, and none has ended: what the server has not read yet, it may drop."""
+        deadline, load = time.monotonic() + PATIENCE_S, 0
+        while load < count:
+            assert time.monotonic() < deadline, f"only {load} requests have come"
+            time.sleep(PAUSE_S)
+            with urllib.request.urlopen(f"{self.url}/load", timeout=PATIENCE_S) as response:
+                load = json.load(response)["server_load"]
 
     def log_says(self, text: str) -> None:
         """Wait until the log has it."""
         deadline = time.monotonic() + PATIENCE_S
         while text not in self.log.read_text():
             assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.01)
+            time.sleep(PAUSE_S)
 
     def is_drained(self) -> None:
         """All requests have ended and both pools are empty."""

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.processes
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), vocab=256)
     flags = ["--tokenizer", "bytes", "--prefill", "P2", "--decode", "T2", "--max-model-len", "40"]
+    flags += ["--num-device-blocks", "300", "--num-host-blocks", "100"]
     flags += ["--enable-auto-tool-choice", "--tool-call-parser", "mistral", "--reasoning-parser", "deepseek_r1"]
     flags += ["--served-model-name", "fake", "--chat-template", TEMPLATE]
     with serving(folder, tmp_path_factory.mktemp("served"), *flags) as served:

@@ -23,14 +23,14 @@ from openai.types import Batch
 from soak_server import still_running
 
 from tests.e2e.served import Served, cmdline, serving
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 from tests.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.processes
 
 NUM_KILLS = int(os.environ.get("SEESAW_TEST_KILLS", "2"))
-NUM_ROWS = 200 if NUM_KILLS < 10 else 1000
-NUM_CHATS = 100
+NUM_ROWS = 100 if NUM_KILLS < 10 else 1000
+NUM_CHATS = 50
 FLAGS = ["--prefill", "P2", "--decode", "T2", "--tokenizer", "bytes", "--num-device-blocks", "700"]
 FLAGS += ["--num-host-blocks", "400", "--max-num-seqs", "8", "--served-model-name", "tiny"]
 FLAGS += ["--chat-template", "{% for m in messages %}{{ m.content }}{% endfor %}"]
@@ -74,6 +74,7 @@ def until(jobs: openai.OpenAI, id: str, num_rows: int) -> Batch:
         if counts is not None and counts.completed + counts.failed >= num_rows:
             break
         assert time.monotonic() < deadline, batch
+        time.sleep(PAUSE_S)
     return batch
 
 
@@ -120,7 +121,7 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def test_rows_are_answered_as_requests_are(undisturbed: dict[str, list[tuple[int, Any]]]) -> None:
     assert [len(found) for found in undisturbed.values()] == [NUM_ROWS, NUM_CHATS]
-    assert sum(status == 400 for status, _ in undisturbed["/v1/chat/completions"]) == 4
+    assert sum(status == 400 for status, _ in undisturbed["/v1/chat/completions"]) == 2
 
 
 def test_whatever_is_killed_every_row_has_one_result(

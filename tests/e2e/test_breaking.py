@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.e2e.served import Served, starting
+from tests.e2e.served import starting
 from tests.patience import PATIENCE_S
 from tests.shm import named_segments
 from tests.tiny import write_tiny_checkpoint
@@ -98,7 +98,7 @@ def test_a_process_breaks(
             tokens = 100 if goes_on else LONG
             answers = [pool.submit(complete, served.url, 100 * i + 1, tokens) for i in range(NUM_REQUESTS)]
             if not goes_on:
-                await_accepted(served)
+                served.has_requests(NUM_REQUESTS)
             served.until(f"no {moment}", HAS_BEGUN[moment])
         broken = served.find(victim)
         family = served.children()
@@ -131,16 +131,6 @@ def test_a_process_breaks(
         assert "Traceback" not in log or number == signal.SIGKILL, log
         if code == 1:
             assert "seesaw: error: " in log, log
-
-
-def await_accepted(served: Served) -> None:
-    """All requests have come, and none has ended: what the server has not read yet, it may drop."""
-    deadline = time.monotonic() + PATIENCE_S
-    load = 0
-    while load < NUM_REQUESTS:
-        assert time.monotonic() < deadline, f"only {load} requests have come"
-        with urlopen(f"{served.url}/load", timeout=PATIENCE_S) as response:
-            load = json.load(response)["server_load"]
 
 
 def complete(url: str, num_prompt_tokens: int, max_tokens: int) -> int:

@@ -49,7 +49,7 @@ def start_streaming(served: Served, prompt: str = "Once") -> socket.socket:
     client = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
     client.sendall(
         f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )
     received = b""
     while b"data: " not in received:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,6 @@ def answer(served: Served) -> Any:
         return json.load(response)["choices"]
 
 
-def load(served: Served) -> int:
-    """Requests that the server has."""
-    with urlopen(f"{served.url}/load", timeout=PATIENCE_S) as response:
-        num_requests: int = json.load(response)["server_load"]
-        return num_requests
-
-
 class Engine:
     """One of a server's, and all processes below it."""
 
@@ -74,9 +66,7 @@ def test_an_engine_dies_again_and_again(victims: tuple[str, str, str], checkpoin
         stream = start_streaming(served)
         served.find("worker 0")[0].suspend()  # so that nothing comes of what follows
         waiting = pool.submit(answer, served)
-        deadline = time.monotonic() + PATIENCE_S
-        while load(served) < 2:
-            assert time.monotonic() < deadline
+        served.has_requests(2)
         engines = [Engine(served)]
         served.find(busy)[0].kill()
         rest = b""

@@ -1,72 +1,31 @@
-"""The real model end to end: SmolLM2 served P2 -> T2 over HTTP gives transformers' greedy text."""
+"""The real model, asked over HTTP by the openai package: transformers' answers to chats, also through the other door,
+its log-probabilities of prompts and answers, batches answered as requests are, and sampling that does what it says."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 import torch
 from check_clients_batches import as_online
 from client_checks import Target
-from fetch_sharegpt import sharegpt
 
 from seesaw import LLM, SamplingParams
-from seesaw.clients.datasets import Sample, load_sharegpt
-from tests.e2e.served import serving
+from tests.e2e.served import Served, serving
 
 pytestmark = pytest.mark.model
 
-NUM_PROMPTS = 20
-MAX_PROMPT_TOKENS = 128
-MAX_TOKENS = 16
-BLOCK_SIZE = 16
-# Rounding differs between layouts and batches by about 1e-4 in these logits; where the reference's best two are closer
-# than 20 x that, either is right.
-SURE_GAP = 2e-3
-
-
-@torch.inference_mode()
-def reference_texts(folder: Path, samples: list[Sample]) -> list[tuple[str, str]]:
-    """transformers' greedy text of each prompt, and how much of it is sure: up to the first near tie."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    texts = []
-    for first in range(0, len(samples), 10):
-        batch = tokenizer([s.prompt for s in samples[first : first + 10]], return_tensors="pt", padding=True)
-        out = model.generate(
-            **batch, max_new_tokens=MAX_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        new = out.sequences[:, batch.input_ids.shape[1] :]
-        gaps = torch.stack([step.topk(2).values.diff().abs().squeeze(1) for step in out.logits], dim=1)
-        for tokens, row in zip(new, gaps, strict=True):
-            unsure = (row < SURE_GAP).nonzero()
-            sure = int(unsure[0]) if len(unsure) else len(tokens)
-            whole, part = (tokenizer.decode(t, skip_special_tokens=True) for t in (tokens, tokens[:sure]))
-            texts.append((whole, part.rstrip("\ufffd")))
-    return texts
-
-
-async def complete_all(url: str, prompts: list[str]) -> list[str]:
-    """All prompts at once, every other one streamed."""
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
-
-        async def one(i: int, prompt: str) -> str:
-            if i % 2:
-                stream = await client.completions.create(
-                    model="smollm2", prompt=prompt, max_tokens=MAX_TOKENS, temperature=0, stream=True
-                )
-                return "".join([chunk.choices[0].text async for chunk in stream])
-            done = await client.completions.create(model="smollm2", prompt=prompt, max_tokens=MAX_TOKENS, temperature=0)
-            return done.choices[0].text
-
-        return await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))
-
-
+TOLERANCE = 1e-3
+TOP = 3
+TOKENS = 8
+PROMPTS = ["The capital of France is Paris, and that of Italy is Rome.", "Zażółć gęślą jaźń. 世界 🌍\n\tdef f(x):"]
+MESSAGES: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+MAX_TOKENS = 16  # of a chat
+GREEDY: dict[str, Any] = {"model": "smollm2", "temperature": 0}
 CHATS = [
     [{"role": "user", "content": "What is the capital of France?"}],
     [
@@ -76,6 +35,32 @@ CHATS = [
         {"role": "user", "content": "Name another one."},
     ],
 ]
+
+
+@pytest.fixture(scope="module")
+def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    flags = ["--served-model-name", "smollm2", "--prefill", "P2", "--decode", "T2", "--data-dir", str(folder / "data")]
+    flags += ["--max-model-len", "256", "--num-host-blocks", "64"]
+    flags += ["--max-num-batched-tokens", "256", "--max-num-seqs", "16"]  # larger steps take long to time at the start
+    with serving(smollm2, folder, *flags) as served:
+        yield served
+        served.is_drained()
+
+
+@pytest.fixture(scope="module")
+def api(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=300, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def transformers_model(smollm2: Path) -> tuple[Any, Any]:
+    """The tokenizer and the model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    return AutoTokenizer.from_pretrained(smollm2), model
 
 
 async def chat_all(url: str) -> list[tuple[str, str, int]]:
@@ -93,12 +78,8 @@ async def chat_all(url: str) -> list[tuple[str, str, int]]:
 
 
 @torch.inference_mode()
-def reference_chats(folder: Path) -> list[tuple[str, int]]:
+def reference_chats(tokenizer: Any, model: Any) -> list[tuple[str, int]]:
     """transformers' greedy answer to each conversation, by the checkpoint's template, and the prompt's tokens."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     answers = []
     for messages in CHATS:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -112,60 +93,87 @@ def reference_chats(folder: Path) -> list[tuple[str, int]]:
 def chat_offline(folder: Path) -> list[tuple[str, int]]:
     """Each conversation's answer without HTTP, and the prompt's tokens."""
     params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0)
-    with LLM(str(folder), max_model_len=256, max_num_batched_tokens=256) as llm:
+    with LLM(str(folder), max_model_len=256, max_num_batched_tokens=256, max_num_seqs=16) as llm:
         results = llm.chat(CHATS, params)
     return [(result.outputs[0].text, len(result.prompt_token_ids)) for result in results]
 
 
-def test_chats_give_transformers_answers_through_both_doors(smollm2: Path, tmp_path: Path) -> None:
-    flags = ["--served-model-name", "smollm2", "--max-model-len", "256", "--max-num-batched-tokens", "256"]
-    with serving(smollm2, tmp_path, *flags) as served:
-        answers = asyncio.run(chat_all(served.url))
-        served.is_drained()
-    expected = reference_chats(smollm2)
+def test_chats_give_transformers_answers_through_both_doors(
+    served: Served, smollm2: Path, transformers_model: tuple[Any, Any]
+) -> None:
+    answers = asyncio.run(chat_all(served.url))
+    served.is_drained()
+    expected = reference_chats(*transformers_model)
     assert answers == [(text, text, length) for text, length in expected]
     assert chat_offline(smollm2) == expected
 
 
-def test_batches_are_answered_as_requests_are(smollm2: Path, tmp_path: Path) -> None:
-    flags = ["--served-model-name", "smollm2", "--max-model-len", "64", "--data-dir", str(tmp_path / "data")]
-    flags += ["--max-num-batched-tokens", "256", "--max-num-seqs", "16"]  # larger steps take long to time at the start
-    with serving(smollm2, tmp_path, *flags) as served:
-        target = Target(served.url, "smollm2", smollm2)
-        as_online(target, num_rows=20)
-        served.is_drained()
+def test_batches_are_answered_as_requests_are(served: Served, smollm2: Path) -> None:
+    as_online(Target(served.url, "smollm2", smollm2), num_rows=20)
+    served.is_drained()
 
 
-def test_many_conversations_at_once_give_transformers_text(smollm2: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+@torch.inference_mode()
+def reference(model: Any, tokens: list[int]) -> torch.Tensor:
+    """transformers' log-probabilities of what may follow each of the tokens."""
+    logprobs: torch.Tensor = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return logprobs
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    samples = load_sharegpt(sharegpt(), tokenizer, NUM_PROMPTS, max_prompt_tokens=MAX_PROMPT_TOKENS)
-    prompt_blocks = sum(-(-sample.prompt_tokens // BLOCK_SIZE) for sample in samples)
-    flags = [
-        "--served-model-name",
-        "smollm2",
-        "--prefill",
-        "P2",
-        "--decode",
-        "T2",
-        "--policy",
-        "paper",
-        "--surge-min-tokens",
-        "0",
-    ]
-    flags += ["--max-model-len", "160", "--num-host-blocks", str(prompt_blocks // 3), "--num-device-blocks", "120"]
-    with serving(smollm2, tmp_path, *flags) as served:
-        texts = asyncio.run(complete_all(served.url, [sample.prompt for sample in samples]))
-        served.is_drained()
-        metrics = served.metrics()
-        log = served.log.read_text()
-    expected = reference_texts(smollm2, samples)
-    for got, (whole, sure) in zip(texts, expected, strict=True):
-        assert got == whole or (sure != whole and got.startswith(sure)), (got, whole)
-    assert sum(got == whole for got, (whole, _) in zip(texts, expected, strict=True)) >= NUM_PROMPTS - 2
-    transitions = metrics["transitions_total"]
-    assert transitions >= 4
-    assert len(re.findall(r"prefill P2 -> decode T2|decode T2 -> prefill P2", log)) == transitions
-    assert metrics["swap_bytes_total"] > 0
-    assert metrics["prompt_tokens_total"] == sum(sample.prompt_tokens for sample in samples)
+
+def test_an_echoed_prompt_has_transformers_logprobs(api: openai.OpenAI, transformers_model: tuple[Any, Any]) -> None:
+    tokenizer, model = transformers_model
+    answer = api.completions.create(**GREEDY, prompt=PROMPTS, max_tokens=0, echo=True, logprobs=TOP)
+    assert [choice.text for choice in answer.choices] == PROMPTS
+    assert answer.usage is not None and answer.usage.completion_tokens == 0
+    for choice, prompt in zip(answer.choices, PROMPTS, strict=True):
+        tokens = tokenizer(prompt).input_ids
+        expected = reference(model, tokens)[:-1]
+        told = choice.logprobs
+        assert told is not None and told.token_logprobs is not None and told.top_logprobs is not None
+        assert told.tokens == [tokenizer.decode([token]) for token in tokens]
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        own = expected.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+        assert (torch.tensor(told.token_logprobs[1:]) - own).abs().max() < TOLERANCE
+        for token, tops, row in zip(tokens[1:], told.top_logprobs[1:], expected, strict=True):
+            named: dict[str, float] = {}  # pieces of characters are called the same
+            for one in (token, *row.topk(TOP).indices.tolist()):
+                name = tokenizer.decode([one])
+                named[name] = max(float(row[one]), named.get(name, -torch.inf))
+            assert tops == pytest.approx(named, abs=TOLERANCE)
+
+
+def test_a_chat_has_transformers_logprobs(api: openai.OpenAI, transformers_model: tuple[Any, Any]) -> None:
+    tokenizer, model = transformers_model
+    asked = GREEDY | {"messages": MESSAGES, "max_completion_tokens": TOKENS, "logprobs": True, "top_logprobs": TOP}
+    whole = api.chat.completions.create(**asked, extra_body={"return_token_ids": True})
+    chunks = [chunk.choices[0] for chunk in api.chat.completions.create(**asked, stream=True)]
+    assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.content is not None
+    told = whole.choices[0].logprobs.content
+    streamed = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content or ()]
+    assert [token.token for token in streamed] == [token.token for token in told]
+
+    prompt = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    before = tokenizer(prompt, add_special_tokens=False).input_ids
+    tokens = (whole.choices[0].model_extra or {})["token_ids"]
+    expected = reference(model, before + tokens)[len(before) - 1 : -1]
+    assert len(told) == len(tokens) > 4
+    for token, one, row in zip(tokens, told, expected, strict=True):
+        assert one.token == tokenizer.decode([token])
+        assert abs(one.logprob - float(row[token])) < TOLERANCE
+        best = torch.tensor([top.logprob for top in one.top_logprobs])
+        assert (best - row.topk(TOP).values).abs().max() < TOLERANCE
+
+
+def test_sampling_does_what_it_says(api: openai.OpenAI) -> None:
+    def answer(**more: Any) -> tuple[str, list[int]]:
+        asked = GREEDY | {"prompt": "The capital of France is", "max_tokens": 24}
+        [choice] = api.completions.create(**asked | more, extra_body={"return_token_ids": True}).choices
+        return choice.text, (choice.model_extra or {})["token_ids"]
+
+    text, tokens = answer()
+    assert len(set(tokens)) < len(tokens)  # it repeats itself, which penalties forbid
+    penalized = answer(frequency_penalty=2.0, presence_penalty=2.0)[1]
+    assert len(set(penalized)) > len(set(tokens))
+    assert answer(logit_bias={str(tokens[0]): -100})[1][0] != tokens[0]
+    assert set(answer(logit_bias={str(tokens[0]): 100})[1]) == {tokens[0]}
+    assert answer(stop=["."])[0] == text.partition(".")[0]

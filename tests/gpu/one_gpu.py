@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.executor.gpus import free_device_bytes
 from seesaw.engine.parallel import groups, process_groups
 from seesaw.engine.parallel.groups import Pending
 from seesaw.engine.worker import runner, worker
@@ -25,7 +25,7 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start all workers of this test on the first GPU."""
-    monkeypatch.setattr("seesaw.engine.executor.processes.choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr("seesaw.engine.executor.processes.choose_device", lambda *_: "cuda")
     monkeypatch.setattr("seesaw.engine.executor.processes.free_device_bytes", _shares)
     monkeypatch.setattr("seesaw.engine.executor.ranks.run_worker", run_worker)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import IO
 import psutil
 from soak_server import still_running
 
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +95,4 @@ def wait_for_first_tokens(url: str, count: int) -> None:
         with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=PATIENCE_S) as response:
             if line in response.read().decode():
                 return
+        time.sleep(PAUSE_S)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 from tests.server.served import Served, complete, served, wait_for_first_tokens
 
 Answer = Future[tuple[int, dict[str, Any]]]
@@ -39,6 +39,7 @@ def wait_for_load(url: str, num_requests: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while json.loads(get(url, "/load")[2]) != {"server_load": num_requests}:
         assert time.monotonic() < deadline
+        time.sleep(PAUSE_S)
 
 
 def kill_engine(server: Served) -> None:

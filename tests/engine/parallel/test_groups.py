@@ -13,7 +13,8 @@ from seesaw.engine.kv.segment import Segment
 from seesaw.engine.parallel.groups import LayoutGroups, SingleShard, build_groups, join_world
 from seesaw.engine.parallel.layout import Layout
 from seesaw.engine.parallel.process_groups import ProcessLinks, ShardGroup
-from seesaw.engine.parallel.shared_memory import SharedLinks, shared_bytes
+from seesaw.engine.parallel.shared_memory import SharedLinks
+from seesaw.engine.parallel.shared_sizes import shared_bytes
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.processes

@@ -12,14 +12,8 @@ import torch
 
 from seesaw.engine.parallel.groups import Link, SingleShard, TensorGroup
 from seesaw.engine.parallel.layout import Layout
-from seesaw.engine.parallel.shared_memory import (
-    LINE_BYTES,
-    PIECE_BYTES,
-    SharedLink,
-    SharedLinks,
-    SharedShards,
-    shared_bytes,
-)
+from seesaw.engine.parallel.shared_memory import SharedLink, SharedLinks, SharedShards
+from seesaw.engine.parallel.shared_sizes import LINE_BYTES, PIECE_BYTES, link_bytes, shards_bytes, shared_bytes
 from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")
@@ -27,12 +21,12 @@ PIECE = PIECE_BYTES // 4  # of float32
 
 
 def make_shards(size: int) -> list[SharedShards]:
-    memory = torch.zeros(SharedShards.num_bytes(size), dtype=torch.uint8)
+    memory = torch.zeros(shards_bytes(size), dtype=torch.uint8)
     return [SharedShards(size, shard, memory) for shard in range(size)]
 
 
 def make_link(num_receivers: int, num_slots: int, slot_bytes: int) -> tuple[SharedLink, list[SharedLink]]:
-    memory = torch.zeros(SharedLink.num_bytes(num_receivers, num_slots, slot_bytes), dtype=torch.uint8)
+    memory = torch.zeros(link_bytes(num_receivers, num_slots, slot_bytes), dtype=torch.uint8)
     sender, *receivers = (
         SharedLink(num_receivers, num_slots, slot_bytes, memory, me) for me in range(-1, num_receivers)
     )
@@ -191,4 +185,4 @@ def test_all_of_the_memory_is_handed_out(texts: list[str]) -> None:
 
 
 def test_semaphores_share_no_cache_line() -> None:
-    assert SharedShards.num_bytes(2) % LINE_BYTES == SharedLink.num_bytes(3, 2, 1001) % LINE_BYTES == 0
+    assert shards_bytes(2) % LINE_BYTES == link_bytes(3, 2, 1001) % LINE_BYTES == 0

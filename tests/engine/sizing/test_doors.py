@@ -186,7 +186,7 @@ def test_too_little_host_memory_is_said_before_it_is_taken(
 def test_no_system_of_a_comparison_runs_if_the_last_one_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(processes, "choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr(processes, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(processes, "free_device_bytes", lambda num, timeout_s: [78 * GIB] * num)
     options = {"model": "m", "shape": str(MODELS / "llama3-70b"), "load_format": "dummy", "prefill": "T2"}
     arguments = flags(options | {"dataset": "constant", "input_len": 9, "output_len": 9, "against": "P2,T1"})
@@ -209,7 +209,7 @@ def test_what_gpus_do_not_hold_is_refused_before_a_worker_starts(
 ) -> None:
     """Llama-3-70B on GPUs that have so many GiB free, in every plan, static ones too."""
     free_gib, given, sentence = GPU_FAULTS[fault]
-    monkeypatch.setattr(processes, "choose_device", lambda config, say: "cuda")
+    monkeypatch.setattr(processes, "choose_device", lambda *_: "cuda")
     monkeypatch.setattr(processes, "free_device_bytes", lambda num, timeout_s: [free_gib * GIB] * num)
     options = {"shape": str(MODELS / "llama3-70b"), "load_format": "dummy", "model": "m", **given}
     start = check_executor if check else make_executor

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from seesaw.engine.device import choice
+from seesaw.engine.device.choice import Gpus
+from seesaw.engine.executor import processes
 from seesaw.engine.executor.processes import ProcessExecutor
 from seesaw.engine.executor.ranks import Ranks
 from seesaw.engine.kv import room
@@ -82,7 +83,7 @@ def test_too_little_is_one_sentence_before_anything_is_taken(
 
     monkeypatch.setattr(Segment, "create", never)
     monkeypatch.setattr(Ranks, "start", never)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(processes, "found_gpus", lambda timeout_s: Gpus(0, ""))
     monkeypatch.setattr(choice, "has_nvidia_device", lambda: False)
     set_host(monkeypatch, host_gib, limit_gib)
     file = json.loads((CONFIGS / "llama2-7b-2xl4.json").read_text())

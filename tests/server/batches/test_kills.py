@@ -16,7 +16,7 @@ import openai
 from openai.types import Batch
 from soak_server import still_running
 
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, PAUSE_S
 from tests.server.batches.harness import URL, expected, lines, prompts
 from tests.server.served import served
 
@@ -35,6 +35,7 @@ def until(jobs: openai.OpenAI, id: str, num_rows: int) -> Batch:
         if batch.request_counts is not None and batch.request_counts.completed >= num_rows:
             break
         assert time.monotonic() < deadline, batch
+        time.sleep(PAUSE_S)
     return batch
 
 

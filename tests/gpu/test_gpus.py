@@ -1,13 +1,17 @@
-"""What the GPUs have free, which `weights: auto` goes by."""
+"""The GPUs, and what they have free, which `weights: auto` goes by: as a process that ends at once sees them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from seesaw.engine.executor.memory import free_device_bytes
+from seesaw.engine.executor.gpus import found_gpus, free_device_bytes
 
 pytestmark = pytest.mark.gpu
+
+
+def test_number_of_gpus() -> None:
+    assert found_gpus(timeout_s=60.0).count == torch.cuda.device_count()
 
 
 def test_free_memory_of_every_gpu() -> None:
