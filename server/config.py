@@ -44,8 +44,8 @@ class ServerConfig:
     )
     api_key: tuple[str, ...] = _option(
         (),
-        "key that clients of /v1, /tokenize, /detokenize, /tokenizer_info and /reset_prefix_cache must send; may be "
-        "given several times (default: $SEESAW_API_KEY, else none)",
+        "key that clients of /v1, /tokenize, /detokenize, /tokenizer_info, /status and /reset_prefix_cache must send; "
+        "may be given several times (default: $SEESAW_API_KEY, else none)",
     )
 
     chat_template: str = _option(

@@ -184,6 +184,10 @@ async def test_heads_are_bounded_also_those_that_come_at_once() -> None:
         assert await answers(port, long % (b"x" * (4096 - fixed))) == [b"200"]
         assert await answers(port, long % (b"x" * (4097 - fixed))) == [b"431"]
         assert await answers(port, (long % (b"x" * 70_000))[:-2]) == [b"431"]
+    async with listening(hello, ServerConfig(keep_alive_s=0.01)) as port:
+        assert await answers(port, long % (b"x" * 70_000)) == [b"431"]
+    async with listening(hello, ServerConfig(max_header_bytes=100_000, keep_alive_s=0.01)) as port:
+        assert await answers(port, long % (b"x" * 90_000)) == [b"200"]
 
 
 async def test_what_is_no_request_is_told_so_in_openais_shape() -> None:
