@@ -29,9 +29,13 @@ async def test_others_are_measured_beside_all_kinds_of_clients() -> None:
             writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        crowded = crowd.Crowd(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        told = ""
-        while not {"200", "cut", "left"} <= crowded.outcomes.keys():
-            clients = [crowded.stream(cut=True), crowded.stream(pause_s=0.01), crowded.half_open(), crowded.leave()]
-            told = await crowd.measure(crowded, clients, others=1, seconds=0.1)
+        crowded, gaps_s, told = crowd.Crowd(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), list[float](), ""
+        clients = [crowded.timed(gaps_s), crowded.stream(cut=True), crowded.stream(cut=False), crowded.half_open()]
+        tasks = [asyncio.create_task(crowded.again(client)) for client in (*clients, crowded.leave())]
+        tasks.append(asyncio.create_task(crowded.read_slowly()))
+        while not {"200", "cut", "left"} <= crowded.outcomes.keys() or told in ("", "no tokens came"):
+            told = await crowd.measure(gaps_s, seconds=0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     assert heads and re.fullmatch(r"p50 [\d.]+ ms, p99 [\d.]+ ms, most [\d.]+ ms of \d+ tokens", told)
