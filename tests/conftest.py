@@ -6,9 +6,12 @@ Hypothesis draws the same examples in every run, and does not mind how long a lo
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    # All test modules and what they import: a full collection would walk them for most of a second.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heap_stays_frozen() -> Iterator[None]:
+    """Offline runs, whose clock is a virtual one in most tests, collect before they begin, and thaw the heap behind."""
+    from seesaw.engine.bench import offline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "frozen_heap", nullcontext)
+        yield
 
 
 @pytest.fixture(scope="session")

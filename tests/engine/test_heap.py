@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from seesaw.engine.heap import FULL_COLLECTIONS_SHARE, FullCollections, tame_collector
+from seesaw.engine.heap import FULL_COLLECTIONS_SHARE, FullCollections, frozen_heap, tame_collector
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,13 @@ def test_a_process_is_tamed_once() -> None:
     tame_collector()
     tame_collector()
     assert sum(isinstance(each, FullCollections) for each in gc.callbacks) == 1
+
+
+def test_a_heap_is_frozen_for_a_while() -> None:
+    before = gc.get_freeze_count()
+    with frozen_heap():
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == 0
 
 
 def test_many_long_lived_objects_bring_no_full_collection_before_its_time() -> None:

@@ -10,8 +10,12 @@ import pytest
 from seesaw.engine.bench.workload import Job
 from seesaw.engine.model.config_json import read_shape
 
-# Of hosts of every kind but eight L4s, whose ratios are near eight A10s', and of workloads that are quick to simulate.
-CELLS = [cell for cell in policy_grid.cells() if cell.load in (0.0, 1.2) and cell.host != "8xl4"][::4]
+# Of every plan but those of eight L4s, whose ratios are near eight A10s', and of workloads that are quick to simulate.
+CELLS = [
+    policy_grid.Cell(*plan, ("sharegpt", "long")[number % 2], 0.0)
+    for number, plan in enumerate(plan for plan in policy_grid.HOSTS_AND_PLANS if plan[0] != "8xl4")
+]
+CELLS.append(policy_grid.Cell("2xh100-slow-links", "codellama-34b", "P2", "T2", "long", 1.2))
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

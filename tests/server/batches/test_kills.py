@@ -21,7 +21,7 @@ from tests.server.batches.harness import URL, expected, lines, prompts
 from tests.server.served import served
 
 NUM_KILLS = int(os.environ.get("SEESAW_TEST_KILLS", "2"))
-NUM_ROWS = max(400, 33 * NUM_KILLS)
+NUM_ROWS = max(200, 33 * NUM_KILLS)
 
 
 def client(url: str) -> openai.OpenAI:

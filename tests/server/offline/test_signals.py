@@ -69,11 +69,11 @@ def test_a_signal_keeps_what_is_done(number: signal.Signals, tmp_path: Path) -> 
 
 
 def test_every_row_has_one_result_wherever_it_is_killed(tmp_path: Path) -> None:
-    prompts = [f"prompt {n}" for n in range(400)]
+    prompts = [f"prompt {n}" for n in range(200)]
     source, output = write(tmp_path / "in.jsonl", requests(prompts)), tmp_path / "out.jsonl"
     flags = ["--max-queued-requests=16"]  # so that few rows are in flight
     with running(source, output, tmp_path / "killed", *flags) as process:
-        family = wait_for_results(output, process, 100)
+        family = wait_for_results(output, process, 50)
         process.kill()
         process.wait(PATIENCE_S)
         assert still_running(family, PATIENCE_S) == {}
