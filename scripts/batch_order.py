@@ -132,7 +132,7 @@ def workloads(num_rows: int) -> Iterator[Workload]:
     for name in ("sharegpt", "arxiv"):
         yield Workload(name, read_lengths(CONFIGS / "lengths" / f"{name}.csv", num_rows))
     rng = random.Random(0)
-    for num_prefixes in (num_rows // 8, num_rows // 64):
+    for num_prefixes in (-(-num_rows // 8), -(-num_rows // 64)):
         shared = prefix_repetition(num_rows, 2000, 100, 1, num_prefixes)
         jobs = [Job(job.prompt_tokens, rng.randint(8, 200), prefix=job.prefix) for job in shared.jobs]
         yield Workload(f"{num_prefixes} prefixes of 2000, shuffled", jobs)

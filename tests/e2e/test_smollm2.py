@@ -1,10 +1,12 @@
 """The real model, asked over HTTP by the openai package: transformers' answers to chats, also through the other door,
-its log-probabilities of prompts and answers, batches answered as requests are, and sampling that does what it says."""
+its log-probabilities, batches answered as requests are, a load test that counts as the server does, and sampling."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ from check_clients_batches import as_online
 from client_checks import Target
 
 from seesaw import LLM, SamplingParams
+from seesaw.clients import arguments, load_test
+from seesaw.clients.figures import figures
+from seesaw.clients.record import from_columns
+from seesaw.clients.sharegpt import sharegpt
+from seesaw.clients.wheels import FetchError
 from tests.e2e.served import Served, serving
 
 pytestmark = pytest.mark.model
@@ -41,7 +48,7 @@ CHATS = [
 def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     flags = ["--served-model-name", "smollm2", "--prefill", "P2", "--decode", "T2", "--data-dir", str(folder / "data")]
-    flags += ["--max-model-len", "256", "--num-host-blocks", "64"]
+    flags += ["--max-model-len", "1280", "--num-host-blocks", "100"]
     flags += ["--max-num-batched-tokens", "256", "--max-num-seqs", "16"]  # larger steps take long to time at the start
     with serving(smollm2, folder, *flags) as served:
         yield served
@@ -66,15 +73,16 @@ def transformers_model(smollm2: Path) -> tuple[Any, Any]:
 async def chat_all(url: str) -> list[tuple[str, str, int]]:
     """Each conversation's answer: its text whole and streamed, and the prompt's tokens."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
-        answers = []
-        for messages in CHATS:
+
+        async def one(messages: list[dict[str, str]]) -> tuple[str, str, int]:
             options = {"model": "smollm2", "messages": messages, "temperature": 0, "max_completion_tokens": MAX_TOKENS}
             whole = await client.chat.completions.create(**options)
             options["messages"] = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
             stream = await client.chat.completions.create(**options, stream=True)
             deltas = [chunk.choices[0].delta.content or "" async for chunk in stream]
-            answers.append((whole.choices[0].message.content, "".join(deltas), whole.usage.prompt_tokens))
-        return answers
+            return whole.choices[0].message.content, "".join(deltas), whole.usage.prompt_tokens
+
+        return await asyncio.gather(*map(one, CHATS))
 
 
 @torch.inference_mode()
@@ -164,6 +172,31 @@ def test_a_chat_has_transformers_logprobs(api: openai.OpenAI, transformers_model
         assert (best - row.topk(TOP).values).abs().max() < TOLERANCE
 
 
+def test_a_load_tests_totals_are_the_servers_counters(served: Served, smollm2: Path, tmp_path: Path) -> None:
+    try:
+        path = sharegpt()
+    except FetchError as error:
+        pytest.skip(str(error))
+    flags = ["--base-url", served.url, "--tokenizer", str(smollm2), "--dataset-name", "sharegpt"]
+    flags += ["--dataset-path", str(path), "--num-prompts", "6", "--sharegpt-output-len", "6", "--ignore-eos"]
+    flags += ["--temperature", "0", "--request-rate", "4", "--save-result", "--save-detailed"]
+    flags += ["--result-dir", str(tmp_path), "--result-filename", "x.json"]
+    before = served.metrics()
+    asyncio.run(load_test.run(arguments.parse(flags, "x")))
+    served.is_drained()
+    after = served.metrics()
+    saved = json.loads((tmp_path / "x.json").read_text())
+    assert (saved["completed"], saved["failed"], saved["total_output_tokens"]) == (6, 0, 36)
+    again = figures(from_columns(saved), saved["start_time"])
+    assert {key: saved[key] for key in again} == again
+    for counter, total in (
+        ("prompt_tokens_total", "total_input_tokens"),
+        ("generation_tokens_total", "total_output_tokens"),
+        ("request_success_total", "completed"),
+    ):
+        assert after[counter] - before[counter] == saved[total]
+
+
 def test_sampling_does_what_it_says(api: openai.OpenAI) -> None:
     def answer(**more: Any) -> tuple[str, list[int]]:
         asked = GREEDY | {"prompt": "The capital of France is", "max_tokens": 24}
@@ -172,8 +205,15 @@ def test_sampling_does_what_it_says(api: openai.OpenAI) -> None:
 
     text, tokens = answer()
     assert len(set(tokens)) < len(tokens)  # it repeats itself, which penalties forbid
-    penalized = answer(frequency_penalty=2.0, presence_penalty=2.0)[1]
-    assert len(set(penalized)) > len(set(tokens))
-    assert answer(logit_bias={str(tokens[0]): -100})[1][0] != tokens[0]
-    assert set(answer(logit_bias={str(tokens[0]): 100})[1]) == {tokens[0]}
-    assert answer(stop=["."])[0] == text.partition(".")[0]
+    asked: list[dict[str, Any]] = [
+        {"frequency_penalty": 2.0, "presence_penalty": 2.0},
+        {"logit_bias": {str(tokens[0]): -100}},
+        {"logit_bias": {str(tokens[0]): 100}},
+        {"stop": ["."]},
+    ]
+    with ThreadPoolExecutor(len(asked)) as threads:  # at once, so mostly in one batch
+        penalized, without, only, stopped = threads.map(lambda more: answer(**more), asked)
+    assert len(set(penalized[1])) > len(set(tokens))
+    assert without[1][0] != tokens[0]
+    assert set(only[1]) == {tokens[0]}
+    assert stopped[0] == text.partition(".")[0]

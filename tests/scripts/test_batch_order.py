@@ -23,7 +23,7 @@ def test_rows_that_begin_alike_are_found_in_the_cache() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert batch_order.main(["--num-rows", "64", "--max-num-seqs", "8", "--shuffles", "1"]) == 0
+    assert batch_order.main(["--num-rows", "24", "--max-num-seqs", "8", "--shuffles", "1"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.partition(":")[0] for row in rows][:2] == ["sharegpt", "arxiv"] and len(rows) == 4
     assert all(row.count("found") == 3 for row in rows)

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -129,12 +128,11 @@ def test_a_file_that_is_not_sharegpt(cache, tmp_path):
 
 
 @pytest.mark.model
-def test_the_real_model(smollm2):
+def test_the_real_model(smollm2, monkeypatch, capsys):
     """Its greedy continuation, through transformers."""
-    script = Path(fetch_default_model.__file__)
-    environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}  # an installed project is not needed
-    result = subprocess.run([sys.executable, script, "--verify"], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(smollm2)
+    monkeypatch.setattr(sys, "argv", ["fetch_default_model.py", "--verify"])
+    fetch_default_model.main()
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(smollm2) and "' Paris.'" in printed.err
     config = json.loads((smollm2 / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (12, 4, 64)
