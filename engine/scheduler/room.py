@@ -6,7 +6,7 @@ A decode phase may use every block; what a surge needs it takes then, and never 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 from seesaw.engine.scheduler.lifecycle import Lifecycle
 from seesaw.engine.scheduler.replica import Replica
@@ -29,19 +29,9 @@ def make_room(lifecycle: Lifecycle, replica: Replica, blocks: int, keep_host_blo
 
 def leavers(lifecycle: Lifecycle, replica: Replica, blocks: int) -> list[Sequence]:
     """Who would have to leave for that, the youngest first."""
-    queues = lifecycle.queues
     missing = blocks - replica.pool.available - _coming(lifecycle, replica, SeqState.SWAPPING_OUT, SeqState.LEAVING)
-    if missing <= 0:
-        return []
-    here = [seq for seq in queues.walk(SeqState.RUNNING) if seq.replica == replica.index]
-    here.sort(key=lambda seq: -seq.arrival)
-    chosen: list[Sequence] = []
-    for seq in here:
-        if missing <= 0:
-            break
-        chosen.append(seq)
-        missing -= len(seq.device_blocks)
-    return chosen
+    here = (seq for seq in lifecycle.queues.walk(SeqState.RUNNING) if seq.replica == replica.index)
+    return _youngest(here, missing, lambda seq: len(seq.device_blocks))
 
 
 def make_room_to_grow(
@@ -51,14 +41,9 @@ def make_room_to_grow(
     comes free: the youngest first, and no more of them than it takes."""
     waiting = set(stuck)
     missing = len(stuck) - _coming(lifecycle, replica, *_OVER) - sum(len(seq.own_blocks) for seq in leaving)
-    here = [seq for seq in lifecycle.queues.list(*ON_DEVICE) if seq.replica == replica.index and seq not in leaving]
-    here.sort(key=lambda seq: -seq.arrival)
-    chosen: list[Sequence] = []
-    for seq in here:
-        if missing <= 0:
-            break
-        chosen.append(seq)
-        missing -= len(seq.own_blocks) + (seq in waiting)
+    on_device = (seq for state in ON_DEVICE for seq in lifecycle.queues.walk(state))
+    here = (seq for seq in on_device if seq.replica == replica.index and seq not in leaving)
+    chosen = _youngest(here, missing, lambda seq: len(seq.own_blocks) + (seq in waiting))
     lifecycle.counters.preemptions += len(chosen)
     return chosen
 
@@ -81,14 +66,29 @@ def give_way(lifecycle: Lifecycle, replica: Replica) -> None:
     lacking -= blocks.room(replica, surge=False) + _coming(lifecycle, replica, *_OVER)
     if seats <= 0 and lacking <= 0:
         return
-    here = [seq for seq in queues.list(*ON_DEVICE) if seq.yields and seq.replica == replica.index]
-    here.sort(key=lambda seq: -seq.arrival)
-    for seq in here:
+    here = (seq for seq in queues.list(*ON_DEVICE) if seq.yields and seq.replica == replica.index)
+    for seq in _youngest_first(here):
         if seats <= 0 and lacking <= 0:
             return
         seats, lacking = seats - 1, lacking - len(seq.own_blocks)
         lifecycle.counters.preemptions += 1
         lifecycle.preempt(seq)
+
+
+def _youngest(sequences: Iterable[Sequence], missing: int, frees: Callable[[Sequence], int]) -> list[Sequence]:
+    """Of these the youngest, as many as it takes to free the blocks that are missing."""
+    chosen: list[Sequence] = []
+    if missing > 0:  # else nobody need be looked at
+        for seq in _youngest_first(sequences):
+            if missing <= 0:
+                break
+            chosen.append(seq)
+            missing -= frees(seq)
+    return chosen
+
+
+def _youngest_first(sequences: Iterable[Sequence]) -> list[Sequence]:
+    return sorted(sequences, key=lambda seq: -seq.arrival)
 
 
 def _coming(lifecycle: Lifecycle, replica: Replica, *states: SeqState) -> int:
