@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,7 @@ def tame_collector() -> None:
     a tenth of a second, and the streams of a thousand clients, once a second, as many. What dies young is collected
     as ever.
     """
-    gc.collect()
-    gc.freeze()
+    _freeze()
     if not any(isinstance(each, FullCollections) for each in gc.callbacks):
         gc.callbacks.append(FullCollections())
 
@@ -28,12 +28,16 @@ def tame_collector() -> None:
 @contextmanager
 def frozen_heap() -> Iterator[None]:
     """Leave out what there is for a while, in a process that will drop what it has."""
-    gc.collect()
-    gc.freeze()
+    _freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 class FullCollections:
@@ -43,8 +47,8 @@ class FullCollections:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._thresholds = gc.get_threshold()
-        self._began_s = self._next_s = clock()
-        self._waits = False
+        self._began_s = clock()
+        self._next_s = math.inf  # when one may come again, while none may
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
         now_s = self._clock()
@@ -54,7 +58,6 @@ class FullCollections:
             else:
                 self._next_s = now_s + (now_s - self._began_s) / FULL_COLLECTIONS_SHARE
                 gc.set_threshold(*self._thresholds[:2], NEVER)
-                self._waits = True
-        elif self._waits and now_s >= self._next_s:
+        elif now_s >= self._next_s:
             gc.set_threshold(*self._thresholds)
-            self._waits = False
+            self._next_s = math.inf
