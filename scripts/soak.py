@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from soak_server import start_server
 from seesaw.clients.datasets import load_sharegpt
 from seesaw.clients.sharegpt import sharegpt
 from seesaw.clients.wheels import FetchError
-from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
+from seesaw.engine.text.tokenizer import SingleTexts, load_tokenizer
 
 EMPTY_WHEN_IDLE = (
     "seesaw:num_requests_running",
@@ -42,16 +41,6 @@ EMPTY_WHEN_IDLE = (
 IDLE_TIMEOUT_S = 60.0
 LOOK_EVERY = 50  # requests
 SHOWN_DISCREPANCIES = 20
-
-
-@dataclass(frozen=True)
-class Single:
-    """A tokenizer, one text at a time."""
-
-    tokenizer: Tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode([text])[0]
 
 
 async def run_jobs(
@@ -165,7 +154,7 @@ async def target(args: argparse.Namespace, found: list[str]) -> AsyncIterator[tu
 
 
 async def run(args: argparse.Namespace) -> list[str]:
-    tokenizer = Single(load_tokenizer(args.tokenizer or str(args.model or default_model())))
+    tokenizer = SingleTexts(load_tokenizer(args.tokenizer or str(args.model or default_model())))
     found: list[str] = []
     async with target(args, found) as (base_url, processes):
         found += await soak(base_url, tokenizer, args, processes)

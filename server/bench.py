@@ -36,7 +36,7 @@ from seesaw.engine.executor import check_executor
 from seesaw.engine.logs import start_log
 from seesaw.engine.sizing.fit import check_early
 from seesaw.engine.sizing.model import find_shape
-from seesaw.engine.text.tokenizer import Tokenizer, load_tokenizer
+from seesaw.engine.text.tokenizer import SingleTexts, Tokenizer, load_tokenizer
 from seesaw.engine.values.config import EngineConfig
 from seesaw.engine.values.errors import ConfigError
 from seesaw.server.settings import Parser, add_flags, read_configs
@@ -197,7 +197,7 @@ def _dataset(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenize
 
 
 def _conversations(args: argparse.Namespace, config: EngineConfig, tokenizer: Tokenizer) -> list[Job]:
-    single = _Single(tokenizer)
+    single = SingleTexts(tokenizer)
     try:
         samples = load_sharegpt(
             args.dataset_path or sharegpt(),
@@ -213,16 +213,6 @@ def _conversations(args: argparse.Namespace, config: EngineConfig, tokenizer: To
     if config.load_format == "dummy" or config.executor == "simulated":
         return [Job(s.prompt_tokens, s.output_tokens) for s in samples]  # only lengths count
     return [Job(s.prompt_tokens, s.output_tokens, tuple(single.encode(s.prompt))) for s in samples]
-
-
-class _Single:
-    """The engine's tokenizer as `clients.datasets` wants it: one text at a time."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode([text])[0]
 
 
 def _report(

@@ -110,6 +110,16 @@ class NoTokenizer:
         return ""
 
 
+class SingleTexts:
+    """A tokenizer as `clients.datasets` wants it: one text at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode([text])[0]
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer of a checkpoint folder or hub name; `bytes`, or no name, is the ByteTokenizer.
 
