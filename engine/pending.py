@@ -44,6 +44,8 @@ class PendingRequest:
     def __init__(self, add: Add, prompt: str | None, tokenizer: Tokenizer, arrived_s: float, call: PendingCall) -> None:
         outputs = [CompletionOutput(index) for index in range(add.sampling.n)]
         self.result = RequestOutput(add.id, prompt, add.prompt, outputs, arrived_s)
+        if add.sampling.prompt_logprobs is not None:
+            self.result.prompt_logprobs.append(None)
         self._texts = [OutputText(tokenizer, add.prompt, add.sampling) for _ in outputs]
         self._call = call
 

@@ -64,8 +64,9 @@ def measure(llm: LLM, prompts: list[TokensPrompt]) -> tuple[float, int]:
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     total, count = 0.0, 0
     for result in llm.generate(prompts, params):
-        total += sum(told.logprob for told in result.prompt_logprobs)
-        count += len(result.prompt_logprobs)
+        behind_first = [told.logprob for told in result.prompt_logprobs if told is not None]
+        total += sum(behind_first)
+        count += len(behind_first)
     return math.exp(-total / count), count
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def _explain(self, unknown: str, given: list[str]) -> str:
         if not unknown.startswith("-"):
-            return f"there is no place for {unknown!r}"
+            return f"there is no place for {unknown!r}{self._repeat(given[: given.index(unknown)])}"
         flag, _, value = unknown.partition("=")
         following = given[given.index(unknown) + 1 : given.index(unknown) + 2]
         name = _underscored(flag)
@@ -88,6 +88,12 @@ class Parser(argparse.ArgumentParser):
             return f"there is no flag {flag}: {self.elsewhere[name]}"
         known = [_underscored(option) for option in self._option_string_actions if option.startswith("--")]
         return f"there is no flag {flag}{hint(name, value or ''.join(following), known, as_flag)}"
+
+    def _repeat(self, before: Sequence[str]) -> str:
+        """How to give the flag that comes last another value; others take many behind one flag."""
+        flag = next((word for word in reversed(before) if word.startswith("--")), "")
+        takes_more = isinstance(self._option_string_actions.get(flag), argparse._AppendAction)
+        return f": for another value write {flag} again" if takes_more else ""
 
 
 def add_flags(

@@ -21,6 +21,11 @@ class CompletionOutput:
     token_times_s: list[float] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each token, if they were asked for
 
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Of all tokens together, if log-probabilities were asked for."""
+        return math.fsum(told.logprob for told in self.logprobs) if self.logprobs else None
+
 
 @dataclass
 class RequestOutput:
@@ -34,7 +39,8 @@ class RequestOutput:
     arrived_s: float
     first_token_s: float = math.inf
     finished_s: float = 0.0
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first, if asked for
+    # Of each token, if they were asked for; of the first, which nothing comes before, None.
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     num_cached_tokens: int = 0  # of the prompt, whose KV was found
 
     @property

@@ -58,6 +58,8 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
         stop = chats[0].outputs[0].text[3:5]
         stopping = SAMPLING | {"stop": [stop], "include_stop_str_in_output": True}
         [stopped] = llm.generate(chats[0].prompt or "", SamplingParams(**stopping))
+        telling = SAMPLING | {"logprobs": 1, "prompt_logprobs": 1}
+        [told] = llm.generate(chats[0].prompt or "", SamplingParams(**telling))
         unlimited = SAMPLING | {"max_tokens": None}
         [longest] = llm.chat(CHATS[0][0], SamplingParams(**unlimited), chat_template=TEMPLATE)
     assert longest.outputs[0].text.startswith(chats[0].outputs[0].text)
@@ -74,8 +76,16 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
         assert post(f"{served.url}/v1/chat/completions", body)["usage"]["completion_tokens"] == len(
             longest.outputs[0].token_ids
         )
+        [of_tokens] = post(f"{served.url}/v1/completions", {"prompt": chats[0].prompt, **telling})["choices"]
         answer = post(f"{served.url}/v1/completions", {"prompt": chats[0].prompt, **stopping})
         served.is_drained()
+    assert told.prompt_logprobs[0] is of_tokens["prompt_logprobs"][0] is None
+    for token, here, there in zip(
+        told.prompt_token_ids, told.prompt_logprobs, of_tokens["prompt_logprobs"], strict=True
+    ):
+        assert here is there or (here and here.logprob == pytest.approx(there[str(token)]["logprob"]))
+    assert told.outputs[0].cumulative_logprob == pytest.approx(sum(of_tokens["logprobs"]["token_logprobs"]))
+    assert chats[0].outputs[0].cumulative_logprob is None and not chats[0].prompt_logprobs
     [choice] = answer["choices"]
     assert (choice["text"], choice["stop_reason"]) == (stopped.outputs[0].text, stop)
     assert answer["usage"]["completion_tokens"] == len(stopped.outputs[0].token_ids)

@@ -60,7 +60,8 @@ def test_sizes(text: str, size: int) -> None:
     [
         ([], "no model"),
         (["m", "--prefil", "P2"], "no flag --prefil: did you mean --prefill?; see `seesaw serve --help`"),
-        (["m", "extra"], "no place for 'extra'"),
+        (["m", "extra"], "no place for 'extra'; see"),
+        (["m", "--served-model-name", "a", "b"], "'b': for another value write --served-model-name again; see"),
         (["m", "--tensor-parallel-size", "4"], "as in `--prefill T4`"),
         (["-tp", "4", "m"], "as in `--prefill T4`"),
         (["m", "--pipeline-parallel-size=3"], "as in `--prefill P3`"),
