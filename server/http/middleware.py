@@ -22,6 +22,10 @@ from seesaw.server.http.errors import RETRY_AFTER_S, ErrorInfo
 SMALL_BODY_BYTES = 64 << 10
 REQUEST_ID = "X-Request-Id"
 FORM_BYTES = 1 << 16  # of an upload, beside the file
+# A proxy may take the other one, and the end of the body for a request of its own (RFC 9112, 6.3).
+_TWO_LENGTHS = ErrorInfo(
+    400, "Content-Length and Transfer-Encoding exclude one another: send one.", headers={"Connection": "close"}
+)
 GUARDED = re.compile(r"/(v1|status|tokenize|detokenize|tokenizer_info|reset_prefix_cache)(/|$)")
 
 
@@ -60,7 +64,7 @@ class RequestIds:
 class BodyLimit:
     """413 for a request body of more than `max_body_bytes`, and 503 where those of all requests in progress are more
     than `max_total_body_bytes`. Small bodies always pass: connections are bounded. Uploads of files go to the disk as
-    they come: 413 for more than `max_file_bytes`."""
+    they come: 413 for more than `max_file_bytes`. 400 for a body with two lengths."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_total_body_bytes: int, max_file_bytes: int) -> None:
         self._app = app
@@ -77,7 +81,10 @@ class BodyLimit:
         sends_file = is_upload(scope)
         most_bytes = self._max_upload_bytes if sends_file else self._max_body_bytes
         error = self._upload_error if sends_file else self._error
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
+        if announced and "transfer-encoding" in headers:
+            return await _TWO_LENGTHS.response(scope, receive, send)
         if announced.isdecimal() and int(announced) > most_bytes:
             return await error.response(scope, receive, send)
         received_bytes = 0

@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seesaw.server.config import ServerConfig
+from seesaw.server.http.middleware import BodyLimit
 from tests.patience import PATIENCE_S
 from tests.server.conftest import listening
 
@@ -139,6 +140,13 @@ async def test_who_was_answered_before_the_body_was_here_hears_nothing_more() ->
 
     async with listening(early, LATE) as port:
         assert await answers(port, HALF_BODY) == [b"404"]
+
+
+async def test_a_body_with_two_lengths_is_refused_with_all_that_follows() -> None:
+    limit = BodyLimit(hello, max_body_bytes=100, max_total_body_bytes=100, max_file_bytes=100)
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    async with listening(limit, ServerConfig()) as port:
+        assert await answers(port, post + GET) == [b"400"]
 
 
 async def test_an_upgrade_that_is_not_known_is_a_request_like_others() -> None:
