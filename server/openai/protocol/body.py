@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
-from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_OBJECTS, MAX_VALUES, OBJECT_BYTES, count_values
+from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_KEYS, MAX_OBJECTS, MAX_VALUES, OBJECT_BYTES, count_values
 from seesaw.engine.values.errors import RequestError
 
 # Reading so much takes some milliseconds at worst, whatever it holds; more is counted before.
@@ -55,6 +55,7 @@ def check_size(body: bytes, most_entries: float = MAX_ENTRIES) -> None:
     for number, most, what in (
         (size.values, MAX_VALUES, "values beside numbers"),
         (size.objects, max(MAX_OBJECTS, len(body) // OBJECT_BYTES), "objects"),
+        (size.keys, MAX_KEYS, "keys of objects"),
         (size.entries, most_entries, "entries of lists and objects"),
     ):
         if number > most:

@@ -45,6 +45,15 @@ def objects(node: Any) -> int:
     return isinstance(node, dict) + sum(map(objects, inner))
 
 
+def keys(node: Any) -> int:
+    match node:
+        case dict():
+            return len(node) + sum(map(keys, node.values()))
+        case list():
+            return sum(map(keys, node))
+    return 0
+
+
 @given(node=ANY, piece_bytes=st.integers(1, 30), ascii=st.booleans())
 def test_what_is_counted_is_there(node: Any, piece_bytes: int, ascii: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -53,6 +62,7 @@ def test_what_is_counted_is_there(node: Any, piece_bytes: int, ascii: bool) -> N
             values(node),
             entries(node),
             objects(node),
+            keys(node),
         )
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_OBJECTS, MAX_VALUES, OBJECT_BYTES
+from seesaw.engine.text.json_size import MAX_ENTRIES, MAX_KEYS, MAX_OBJECTS, MAX_VALUES, OBJECT_BYTES
 from seesaw.engine.text.tokenizer import ByteTokenizer
 from seesaw.engine.values.errors import RequestError
 from seesaw.engine.wire.messages import Add
@@ -46,6 +46,7 @@ async def refused(site: Site, path: str, content: bytes) -> str:
     [
         (b"[" + b"[]," * MAX_VALUES + b"1]", f"more than {MAX_VALUES} values"),
         (b"{" + b'"a":1,' * MAX_VALUES + b'"b":1}', f"more than {MAX_VALUES} values"),
+        (b"{" + b'"a":1,' * MAX_KEYS + b'"b":1}', f"more than {MAX_KEYS} keys"),
         (b"[" + b"1," * MAX_ENTRIES + b"1]", f"more than {MAX_ENTRIES} entries"),
         (b"[" + b'{"a":1, "c":1},' * MAX_OBJECTS + b"{}]", f"more than {MAX_OBJECTS} objects"),
     ],
