@@ -15,6 +15,7 @@ from seesaw.server.threads import Lanes
 
 MOST_FILES, MOST_BATCHES = 10_000, 100  # in a list; OpenAI's
 DEFAULT_BATCHES = 20
+MOST_DIGITS = 9  # of a number, which Python reads only up to a length
 READ = ["GET", "HEAD"]
 
 
@@ -86,6 +87,6 @@ class Batches:
 def _limit(request: Request, default: int, most: int) -> int:
     """How many to list."""
     text = request.query_params.get("limit", str(default))
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or not 1 <= int(text) <= most:
         raise RequestError(f"limit must be between 1 and {most}.", "limit")
     return int(text)

@@ -262,7 +262,7 @@ async def test_an_output_is_no_input(server: Server) -> None:
         )
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=100000", "order=up"])
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=100000", "limit=" + "9" * 5000, "order=up"])
 async def test_lists_that_there_are_not(server: Server, query: str) -> None:
     response = await server.http.get(f"/v1/files?{query}")
     assert (response.status_code, response.json()["error"]["param"]) == (400, query.partition("=")[0])
