@@ -20,6 +20,7 @@ INK = "#222222"
 matplotlib.rcParams.update(
     dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 )
+matplotlib.rcParams["text.parse_math"] = False  # a label may have two dollars
 matplotlib.rcParams["svg.fonttype"] = "none"  # text that can be read aloud, found and copied
 
 MOST_SHAPES = 2000  # as shapes; more are painted as a picture, or the page takes tens of megabytes

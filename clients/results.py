@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ def read_results(paths: Sequence[Path]) -> Results:
                 results.timelines[path.stem] = read_trace(path)
                 continue
             content = json.loads(path.read_text(encoding="utf-8-sig"))
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text, and fits no page
         except OSError as error:
             raise ClientError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -90,7 +91,7 @@ def _check_load_test(content: dict[str, Any], path: Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

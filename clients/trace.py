@@ -95,6 +95,8 @@ def read_trace(path: Path) -> Timeline:
 def _args(event: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError if what is drawn is no number."""
     args: dict[str, Any] = event.get("args", {})
+    if not isinstance(args, dict):
+        raise ValueError(f"{event['name']!r} has args that are no object")
     wanted = ("bytes",) if event.get("cat") == "swap" else ()
     for name in {*wanted, *(name for name in QUANTITIES if name in args)}:
         if not isinstance(args.get(name), int | float):

@@ -112,7 +112,6 @@ def make_http_server(app: ASGIApp, server: ServerConfig) -> HTTPServer:
         access_log=server.access_log,
         log_config=None,
         http=connection_class(server),
-        h11_max_incomplete_event_size=server.max_header_bytes + 1,  # it is the connection that refuses
         ws="none",
         backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=server.keep_alive_s,  # type: ignore[arg-type]  # a fraction of a second is a time, too

@@ -116,7 +116,12 @@ class Jobs:
             file = await receive_upload(request, self.folder)
         except OSError as error:
             raise self._no_room(error) from None
-        await self._do(partial(self._store.add_file, file))
+        try:
+            await self._do(partial(self._store.add_file, file))
+        except Exception:  # nobody would hear of it, and it would fill the disk
+            with suppress(OSError):
+                await asyncio.to_thread(self.folder.file(file.id).unlink)
+            raise
         return file
 
     async def file(self, id: str) -> File:

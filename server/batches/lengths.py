@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 UNLIMITED_TOKENS = 1 << 20  # stands for the limit of a row that has none
+MOST_DIGITS = len(str(UNLIMITED_TOKENS))
 LEAST_NUMBER = 4  # of outputs, to tell what others will be
 SPREADS = 2.0  # beyond the mean: what makes a job's end long is a row that turns out to be longer than most
 
@@ -63,11 +64,11 @@ class _Shares(NamedTuple):
 _UNKNOWN = _Shares()
 
 
-def limit_of(*limits: Any) -> int:
-    """The first of a row's limits that is one; nobody has checked them."""
-    return next(
-        (limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED_TOKENS), UNLIMITED_TOKENS
-    )
+def limit_of(*limits: bytes) -> int:
+    """The first of a row's limits that is one. They are JSON as it stands in the row, which nobody has checked: the
+    number may be of any length, and no number at all."""
+    numbers = (int(limit) for limit in limits if limit.isdigit() and len(limit) <= MOST_DIGITS)
+    return next((number for number in numbers if 0 < number < UNLIMITED_TOKENS), UNLIMITED_TOKENS)
 
 
 class _Usage(msgspec.Struct):

@@ -8,7 +8,7 @@ that ended with a long row would have the engine to itself for as long as that t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -81,14 +81,14 @@ class _Prompted(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
 
 
 def _plan(row: Row) -> Planned:
     body = _decode(row.request.body)
     prompt = b"".join((body.tools, body.messages, body.prompt))
-    return Planned(row, prompt, Asked(len(prompt), limit_of(body.max_completion_tokens, body.max_tokens)))
+    return Planned(row, prompt, Asked(len(prompt), limit_of(bytes(body.max_completion_tokens), bytes(body.max_tokens))))
 
 
 _decode = msgspec.json.Decoder(_Prompted).decode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
@@ -10,11 +12,13 @@ from seesaw.engine.values.errors import RequestError
 from seesaw.server.batches.jobs import Jobs
 from seesaw.server.batches.objects import BatchList, BatchRequest, FileDeleted, FileList
 from seesaw.server.http.body import read_body, receive_body
+from seesaw.server.http.errors import NotFoundError
 from seesaw.server.openai.serving import CLIENT_CLOSED_REQUEST, as_json
 from seesaw.server.threads import Lanes
 
 MOST_FILES, MOST_BATCHES = 10_000, 100  # in a list; OpenAI's
 DEFAULT_BATCHES = 20
+MOST_DIGITS = 9  # of a number, which Python reads only up to a length
 READ = ["GET", "HEAD"]
 
 
@@ -55,7 +59,11 @@ class Files:
     async def content(self, file_id: str) -> Response:
         file = await self._jobs.file(file_id)
         path = self._jobs.folder.file(file.id)
-        return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+        try:
+            found = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no file {file_id[:100]!r} any more.", "file_id") from None
+        return FileResponse(path, media_type="application/octet-stream", filename=file.filename, stat_result=found)
 
     async def delete(self, file_id: str) -> Response:
         await self._jobs.delete_file(file_id)
@@ -86,6 +94,6 @@ class Batches:
 def _limit(request: Request, default: int, most: int) -> int:
     """How many to list."""
     text = request.query_params.get("limit", str(default))
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or not 1 <= int(text) <= most:
         raise RequestError(f"limit must be between 1 and {most}.", "limit")
     return int(text)

@@ -161,10 +161,13 @@ def test_a_trace_that_was_cut_off(files: list[Path]) -> None:
         '{"output_throughput": "1", "request_throughput": 1, "total_token_throughput": 1}',
         '{"output_throughput": NaN, "request_throughput": 1, "total_token_throughput": 1}',
         '{"output_throughput": 1, "request_throughput": 1, "total_token_throughput": 1, "p99_ttft_ms": "x"}',
+        f'{{"output_throughput": {10**400}, "request_throughput": 1, "total_token_throughput": 1}}',
+        '{"output_throughput": 1, "request_throughput": 1, "total_token_throughput": 1, "label": "\\ud800"}',
         '{"a": ' * 100_000,
         '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "swap"}]}',
         '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "step", "args": ["tokens"]}]}',
         '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "step", "args": {"tokens": "9"}}]}',
+        '{"traceEvents": [{"ts": 1, "ph": "X", "name": "a", "cat": "phase", "args": "x"}]}',
         '{"traceEvents": [{"ts": "1"}]}',
         '{"traceEvents": [{"ts": 1}]}',
         '{"traceEvents": [{"ts": 1, "ph": "C", "name": "a", "args": {"b": []}}]}',
@@ -224,3 +227,9 @@ def test_the_page(files: list[Path], tmp_path: Path) -> None:
     assert "a &lt; b" in text
     assert "<td>P2-&gt;T2 at 1.000 s</td><td>0.25</td><td>0.2</td>" in text
     assert "<td>T2</td><td>2</td><td>1</td><td>0.5</td>" in text  # half of the first system's rate
+
+
+def test_a_label_may_cost_dollars(tmp_path: Path) -> None:
+    workloads = [workload | {"workload": "$5_{$"} for workload in OFFLINE["workloads"]]
+    (tmp_path / "x.json").write_text(json.dumps(OFFLINE | {"workloads": workloads}))
+    assert report.main([str(tmp_path / "x.json"), "-o", str(tmp_path / "x.html")]) == 0

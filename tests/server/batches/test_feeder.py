@@ -14,10 +14,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fastapi import Request
+from starlette.types import Message
 
 from seesaw.engine.values.errors import ConfigError, EngineDeadError, QueueFullError, RequestError, SeesawError
 from seesaw.server.batches import log, outputs, sender
-from seesaw.server.batches.objects import Batch, BatchRequest
+from seesaw.server.batches.objects import Batch, BatchRequest, File
 from seesaw.server.batches.store import Store
 from seesaw.server.http.errors import ConflictError, NoRoomError, NotFoundError
 from seesaw.server.link.errors import EngineLostError, GenerationError, RestartingError, ShuttingDownError
@@ -244,6 +246,24 @@ async def test_clients_are_told_of_a_full_disk(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(NoRoomError):
             await begin(jobs, lines(["a"]))
         assert not list((tmp_path / "batches").iterdir())
+
+
+async def test_a_file_that_nobody_hears_of_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, Echo()) as jobs:
+
+        def broken(file: File) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        async def receive() -> Message:
+            part = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+            body = part % (b"purpose", b"batch") + part % (b"file", b"x") + b"--B--\r\n"
+            return {"type": "http.request", "body": body}
+
+        monkeypatch.setattr(jobs._store, "add_file", broken)
+        headers = [(b"content-type", b"multipart/form-data; boundary=B")]
+        with pytest.raises(sqlite3.OperationalError):
+            await jobs.add_file(Request({"type": "http", "headers": headers}, receive))
+        assert not list((tmp_path / "files").iterdir())
 
 
 async def test_a_bad_input_fails_and_says_where(tmp_path: Path) -> None:

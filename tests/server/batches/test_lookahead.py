@@ -39,6 +39,12 @@ def test_those_that_may_be_the_longest_go_first() -> None:
     assert all_of(Lookahead(rows, Lengths())) == [3, 5, 1, 4, 2, 0]  # without a limit that holds: as long as may be
 
 
+@pytest.mark.parametrize("limit", [b"9" * 5000, b"1e999", b'"\xff"', b'{"a": 1e999}', b"[[1]]", b"true", b"-1", b"0"])
+def test_a_limit_that_is_none_is_the_longest(limit: bytes) -> None:
+    odd = row(1)._replace(request=Request("odd", "POST", "/v1/completions", msgspec.Raw(b'{"max_tokens":%b}' % limit)))
+    assert all_of(Lookahead(iter([row(0, max_tokens=80), odd]), Lengths())) == [1, 0]
+
+
 def test_rows_of_conversations_too() -> None:
     rows = (
         row(number, messages=[{"role": "user", "content": f"{number}"}], max_completion_tokens=number, max_tokens=9)

@@ -170,6 +170,13 @@ async def test_files(server: Server) -> None:
             await call(first.id)
 
 
+async def test_a_file_that_is_deleted_while_somebody_asks_for_it(server: Server, tmp_path: Path) -> None:
+    file = await server.client.files.create(file=b"x", purpose="batch")
+    (tmp_path / "files" / file.id).unlink()  # and the database hears of it later
+    with pytest.raises(openai.NotFoundError, match="any more"):
+        await server.client.files.content(file.id)
+
+
 async def test_when_files_expire(server: Server) -> None:
     after: Any = {"anchor": "created_at", "seconds": 3600}
     file = await server.client.files.create(file=b"{}", purpose="batch", expires_after=after)
@@ -262,7 +269,7 @@ async def test_an_output_is_no_input(server: Server) -> None:
         )
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=100000", "order=up"])
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=100000", "limit=" + "9" * 5000, "order=up"])
 async def test_lists_that_there_are_not(server: Server, query: str) -> None:
     response = await server.http.get(f"/v1/files?{query}")
     assert (response.status_code, response.json()["error"]["param"]) == (400, query.partition("=")[0])

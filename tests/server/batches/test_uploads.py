@@ -113,11 +113,24 @@ async def test_an_empty_file_is_one(folder: DataFolder) -> None:
         (b"", "form"),
         (b"{}", "form"),
         (b"x" * 1_000_000, "form"),
+        (b"\n" * 1_000_000, "form"),
+        (form(*(part(f"f{number}", b"x") for number in range(1000))), "form"),
+        (form(part("_charset_", b"x" * 100)), "form"),
+        (form(part("purpose", b"x" * 4097)), "4096 bytes"),
+        (form(part("purpose", b"batch"), part("purpose", b"batch")), "more than one 'purpose'"),
+        (form(part("file", DATA, "x"), part("file", DATA, "y")), "more than one 'file'"),
+        (form(part("file", DATA, "x" * 256)), "255 bytes"),
     ],
 )
 async def test_other_forms_are_refused(folder: DataFolder, body: bytes, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         await send(folder, body)
+
+
+@pytest.mark.parametrize("name", [b'"\xe4.jsonl"', b"*=unicode_escape''%5cudce4.jsonl"])
+async def test_a_name_that_is_no_text_becomes_one(folder: DataFolder, name: bytes) -> None:
+    named = WHOLE.replace(b'="in.jsonl"', name if name[:1] == b"*" else b"=" + name)
+    assert (await send(folder, named)).filename == "?.jsonl"
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "", "multipart/form-data; boundary="])

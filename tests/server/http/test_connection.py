@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seesaw.server.config import ServerConfig
+from seesaw.server.http import connection
 from seesaw.server.http.middleware import BodyLimit
 from tests.patience import PATIENCE_S
 from tests.server.conftest import listening
@@ -140,6 +141,23 @@ async def test_who_was_answered_before_the_body_was_here_hears_nothing_more() ->
 
     async with listening(early, LATE) as port:
         assert await answers(port, HALF_BODY) == [b"404"]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "number", "status"),
+    [
+        (b"1\r\nx\r\n", connection.FREE_CHUNKS, b"200"),
+        (b"1\r\nx\r\n", 2 * connection.FREE_CHUNKS, b"400"),
+        (b"40\r\n" + b"x" * 0x40 + b"\r\n", 2 * connection.FREE_CHUNKS, b"200"),
+    ],
+)
+async def test_chunks_may_be_small_or_many(chunk: bytes, number: int, status: bytes) -> None:
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with listening(hello, ServerConfig()) as port, asyncio.timeout(PATIENCE_S):
+        reader, writer = await connect(port)
+        writer.write(post + chunk * number + b"0\r\n\r\n")
+        assert (await reader.readline())[9:12] == status
+        writer.close()
 
 
 async def test_a_body_with_two_lengths_is_refused_with_all_that_follows() -> None:
