@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 MAX_CHARS = 1 << 20
 
 JSON_OPTIONS: JsonCompileOptions = {
-    # Bounded, since a model that has lost the thread writes white space until it runs out of tokens.
-    "whitespace_pattern": r"[ \n\r\t]{1,64}",
+    # A blank, or a new line and how far it is indented, as JSON is written. Small models that may write more do: empty
+    # lines between all parts, until they run out of tokens.
+    "whitespace_pattern": r"[ \t]|\r?\n[ \t]{0,64}",
     # No `\u0061`: so each string can be written in one way only, and no additional property can take, in
     # disguise, the name of one that the schema describes.
     "json_allowed_escapes": 'nrbtf\\"',
 }
 
 _EXACT = 2**53  # below which llguidance's numbers, which are doubles, hold every integer
+# What llguidance takes for those of all scripts. As JavaScript has them, and with it a schema's `pattern`, and vLLM.
+_ASCII_CLASSES = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
 _EMBEDDED_SCHEMA = re.compile(r"%json\s*")
 _UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")  # in JSON: characters that only `\u` could escape
 
@@ -55,7 +59,8 @@ def grammar_text(spec: StructuredOutputs) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)
         case "regex":
-            return LLMatcher.grammar_from_regex(spec.text)
+            ascii_only = _ESCAPE.sub(lambda escape: _ASCII_CLASSES.get(escape[0], escape[0]), spec.text)
+            return LLMatcher.grammar_from_regex(ascii_only)
         case "choice":
             if not all(spec.choices) or not spec.choices:
                 raise RequestError("there must be choices, and none of them empty")

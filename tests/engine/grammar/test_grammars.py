@@ -139,7 +139,9 @@ def test_any_json_object() -> None:
 def test_white_space_is_bounded() -> None:
     spec = StructuredOutputs("json_object")
     assert accepts(spec, '{\n        "a": [1,\t2]\r\n}')
-    assert not accepts(spec, "{" + " " * 65 + "}")
+    assert accepts(spec, '{ "a" : [\n] , "b": 1 }')
+    for space in ("\n" + " " * 65, "\n\n", "  ", " \n"):
+        assert not accepts(spec, "{" + space + "}")
 
 
 def test_a_name_cannot_be_disguised_by_escapes() -> None:
@@ -154,6 +156,17 @@ def test_a_name_cannot_be_disguised_by_escapes() -> None:
 def test_a_regular_expression_is_matched_by_the_whole_text(pattern: str) -> None:
     for text in texts(StructuredOutputs("regex", pattern), 8):
         assert re.fullmatch(pattern, text)
+
+
+def test_classes_of_a_regular_expression_are_ascii_as_those_of_a_schema() -> None:
+    for spec in (
+        StructuredOutputs("regex", r"\d[\d_]\w\D\W[^\d]\\d"),
+        schema_of({"type": "string", "pattern": r"^\d[\d_]\w\D\W[^\d]\\d$"}),
+    ):
+        quote, backslash = ('"', r"\\") if spec.kind == "json_schema" else ("", "\\")
+        assert accepts(spec, f"{quote}1_z\u0663\u00e9x{backslash}d{quote}")
+        for wrong in ("\u0663_za x", "1\u0663za x", "1_\u00e9a x", "1_z1 x", "1_zaax", "1_za 1"):
+            assert not accepts(spec, f"{quote}{wrong}{backslash}d{quote}")
 
 
 def test_broken_regular_expressions() -> None:
