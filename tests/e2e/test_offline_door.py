@@ -91,6 +91,12 @@ def test_both_doors_say_the_same(tmp_path: Path) -> None:
     assert answer["usage"]["completion_tokens"] == len(stopped.outputs[0].token_ids)
 
 
+def test_beside_a_folder_of_its_name_the_package_is_found(tmp_path: Path) -> None:
+    (tmp_path / "seesaw").mkdir()  # a clone has no `__init__.py`
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", "from seesaw import LLM"], cwd=tmp_path, env=environment, check=True)
+
+
 SCRIPT = """
 import psutil
 from seesaw import LLM, SamplingParams

@@ -89,7 +89,10 @@ def test_setup_installs_torch_first_and_pins_it_and_then_does_nothing(skeleton):
     assert log(skeleton) == [
         "venv",
         "pip install --no-compile torch==2.13.0",
-        f"pip install --no-compile --constraint {venv}/constraints.txt --editable {skeleton}/repo[dev]",
+        (
+            f"pip install --no-compile --constraint {venv}/constraints.txt --config-settings editable_mode=compat "
+            f"--editable {skeleton}/repo[dev]"
+        ),
     ]
     assert (venv / "constraints.txt").read_text() == "torch==2.13.0+cpu\n"
     again = run(skeleton, "setup")
