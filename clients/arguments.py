@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,21 @@ CHAT = "openai-chat"
 WITHOUT_EOS = ("random", "constant", "prefix_repetition", "csv", "timed_trace")
 
 
+LIKE = 0.65  # how like a flag must be to be meant
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ClientError(f"{message}; see `{self.prog} --help`")
+
+    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            like = " or ".join(difflib.get_close_matches(flag, self._option_string_actions, 2, cutoff=LIKE))
+            what = "flag" if flag.startswith("-") else "place for"
+            self.error(f"there is no {what} {flag}" + (f": did you mean {like}?" if like else ""))
+        return found
 
 
 def parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:

@@ -46,6 +46,8 @@ from seesaw.clients.workloads import (
 )
 
 READY_POLL_S = 0.5
+# What a server says of the client's key, of the model, of its load and of a prompt's length.
+_OTHER_REFUSAL = re.compile(r"HTTP (401|403|404|429|503)\b|.*\bcontext\b", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m seesaw.clients.load_test") -> int:
@@ -57,6 +59,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m seesaw.client
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     return 0 if result["completed"] else 1
+
+
+def _may_not_take_ids(records: Sequence[Record]) -> bool:
+    """Whether token ids may be what a server refuses: not if it says no to the client, the model or the length."""
+    refusals = [record.error for record in records if record.error.startswith("HTTP")]
+    return any(not _OTHER_REFUSAL.match(error) for error in refusals)
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +104,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         print(summary(result, counted, args.percentile_metrics, args.metric_percentiles))
         if path is not None:
             print(f"saved {path}")
-        if args.tokenize_prompt and not result["completed"] and any(r.error.startswith("HTTP") for r in records):
+        if args.tokenize_prompt and not result["completed"] and _may_not_take_ids(records):
             hint = "if it takes no token ids, send text: --no-tokenize-prompt --tokenizer NAME"
             print(f"the server refused all prompts; {hint}", file=sys.stderr)
         return result

@@ -96,6 +96,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     args = _parser(prog).parse_args(argv)
     args.provenance = provenance(prog, argv)
+    if args.config is not None and not _names_a_file(args.config):
+        if args.model is not None:
+            raise ConfigError(f"the model is named twice: {args.config} and --model {args.model}")
+        args.config, args.model = None, args.config
     if not args.workload:
         args.dataset = args.dataset or "sharegpt"
         args.num_requests = args.num_requests or NUM_REQUESTS
@@ -107,9 +111,16 @@ def _parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
     return args
 
 
+def _names_a_file(config_or_model: str) -> bool:
+    return config_or_model.endswith(".json") or (os.path.exists(config_or_model) and not os.path.isdir(config_or_model))
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description="Run requests through the engine without HTTP.", allow_abbrev=False)
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="JSON file with the engine's settings")
+    parser.elsewhere = {"num_prompts": "use --num-requests", "dataset_name": "use --dataset"}
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG|MODEL", help="JSON file with the engine's settings, or as --model"
+    )
     add = parser.add_argument_group("benchmark").add_argument
     add_workload_flag(add)
     add("--dataset", choices=DATASETS, help="without --workload (default: sharegpt)")

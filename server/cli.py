@@ -28,6 +28,7 @@ BATCH_TOOLS = {
     "run": ("seesaw.server.offline.run", "answer a file of requests without a server, as often cut off as need be"),
 }
 TOOLS = {"bench": BENCH_TOOLS, "batch": BATCH_TOOLS}
+OF_OTHERS = {"run-batch": "batch run", "bench throughput": "bench offline", "bench latency": "bench offline"}  # vLLM's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A server that was ready ends the process itself.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = vars(make_parser().parse_args(argv))
+        parser = make_parser()
+        if not argv:
+            parser.print_help(sys.stderr)
+            return 2
+        for theirs, ours in OF_OTHERS.items():
+            if theirs.split() == list(argv[: len(theirs.split())]):
+                raise ConfigError(f"there is no `seesaw {theirs}`: it is `seesaw {ours}`")
+        arguments = vars(parser.parse_args(argv))
         command = arguments.pop("command")
         if command in TOOLS:
             return _run_tool(command, **arguments)

@@ -27,7 +27,7 @@ MAX_MESSAGE_CHARS = 300
 RETRY_AFTER_S = 1
 ENDPOINTS = (
     "Use POST /v1/chat/completions, /v1/responses, /v1/completions, /tokenize, /detokenize or /reset_prefix_cache, "
-    "or GET /v1/models, /health, /ready, /load, /metrics or /version."
+    "or GET /v1/models, /health, /ready, /load, /metrics or /version; with --data-dir also /v1/files and /v1/batches."
 )
 # What must be asked for at the start, by how a path ends or begins.
 TOKENIZER_INFO = "Start the server with --enable-tokenizer-info-endpoint."

@@ -97,7 +97,8 @@ async def test_failed_requests_are_counted_with_their_reason(
     saved = await run(site, tmp_path)
     assert (saved["completed"], saved["failed"]) == (0, 6)
     assert saved["errors"] == ["HTTP 503: come back later"] * 6
-    assert "6 x HTTP 503: come back later" in capsys.readouterr().out
+    printed, hint = capsys.readouterr()
+    assert "6 x HTTP 503: come back later" in printed and "--no-tokenize-prompt" not in hint
 
 
 class Halves:
@@ -258,7 +259,9 @@ def test_default_names_need_no_quotes(flags: list[str], name: str) -> None:
         (["--goodput", "itl:3"], "knows ttft"),
         (["--metadata", "x"], "KEY=VALUE"),
         (["--percentile-metrics", "x"], "is none of"),
-        (["--nonsense"], "unrecognized arguments"),
+        (["--nonsense"], "there is no flag --nonsense; see"),
+        (["--num-prompt", "2"], "there is no flag --num-prompt: did you mean --num-prompts"),
+        (["--dataset=random"], "no flag --dataset: did you mean --dataset-path or --dataset-name?"),
         (["--dataset-name", "prefix_repetition", "--num-prompts", "9"], "must be at most --num-prompts"),
         (["--dataset-name", "prefix_repetition", "--input-len", "9"], "no --input-len"),
         (["--dataset-name", "prefix_repetition", "--prefix-repetition-suffix-len", "0"], "a whole number from 1"),

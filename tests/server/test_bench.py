@@ -97,6 +97,12 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HF_TOKEN"] == "secret"
 
 
+def test_a_model_stands_alone_as_it_does_for_the_server(tmp_path: Path) -> None:
+    args = bench._parse([str(tmp_path), "--dummy-weights", "--shape", "configs/models/llama2-7b"], "x")
+    assert bench._config(args).model == str(tmp_path)
+    assert bench._parse(["configs/llama2-7b-2xl4.json"], "x").model is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -119,6 +125,9 @@ def test_the_originals_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--limits", "/none", "--executor", "processes"], "no model is named"),
         (["--limits", "/none", "--shape", "configs/models/llama3-8b"], "cannot read /none"),
         (["/none.json"], "cannot read the config file"),
+        (["/none", "--executor", "processes"], "/none"),
+        (["/none", "--model", "hub/name"], "the model is named twice: /none and --model hub/name"),
+        (["--num-prompts", "3"], "no flag --num-prompts: use --num-requests"),
         (["--max-num-seq", "3"], "no flag --max-num-seq: did you mean --max-num-seqs?"),
     ],
 )

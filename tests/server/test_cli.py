@@ -273,6 +273,14 @@ def test_a_benchmark_without_a_name_is_told_them(capsys: pytest.CaptureFixture[s
     assert "are required: {serve,report,offline,limits}; see" in capsys.readouterr().err
 
 
+def test_commands_of_others_are_told_what_they_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+    for theirs, ours in (("run-batch -i a", "batch run"), ("bench throughput --model m", "bench offline")):
+        assert cli.main(theirs.split()) == 2
+        assert f"it is `seesaw {ours}`" in capsys.readouterr().err
+    assert cli.main([]) == 2
+    assert "serve a model over" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(argv: list[str], prog: str) -> int:
         raise KeyboardInterrupt
