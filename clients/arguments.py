@@ -28,8 +28,6 @@ ENDPOINTS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-cha
 CHAT = "openai-chat"
 # Random tokens mean nothing: a model would stop anywhere, and no two servers would do the same work.
 WITHOUT_EOS = ("random", "constant", "prefix_repetition", "csv", "timed_trace")
-
-
 LIKE = 0.65  # how like a flag must be to be meant
 
 

@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m seesaw.client
 
 def _may_not_take_ids(records: Sequence[Record]) -> bool:
     """Whether token ids may be what a server refuses: not if it says no to the client, the model or the length."""
-    refusals = [record.error for record in records if record.error.startswith("HTTP")]
-    return any(not _OTHER_REFUSAL.match(error) for error in refusals)
+    return any(record.error.startswith("HTTP") and not _OTHER_REFUSAL.match(record.error) for record in records)
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv:
             parser.print_help(sys.stderr)
             return 2
-        for theirs, ours in OF_OTHERS.items():
-            if theirs.split() == list(argv[: len(theirs.split())]):
-                raise ConfigError(f"there is no `seesaw {theirs}`: it is `seesaw {ours}`")
+        for theirs in (argv[0], " ".join(argv[:2])):
+            if theirs in OF_OTHERS:
+                raise ConfigError(f"there is no `seesaw {theirs}`: it is `seesaw {OF_OTHERS[theirs]}`")
         arguments = vars(parser.parse_args(argv))
         command = arguments.pop("command")
         if command in TOOLS:
